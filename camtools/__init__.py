@@ -1,0 +1,47 @@
+"""camtools: class activation maps, masks and boxes for classifiers that people already have.
+
+`explain(model, image)` says where a classifier sees a class; `Explainer` is its reusable form; `wrap(model)` gives the
+classifier's last features, class weights and maps, differentiable; `Pipeline` and `steps` change how maps are made.
+"""
+
+from camtools import steps
+from camtools.adapter import Adapter, FeatureSpec
+from camtools.decomposition import Decomposition
+from camtools.errors import CamtoolsError, InputError, ModelError, PipelineError, TargetError, WeightsError
+from camtools.explainer import Explainer, explain
+from camtools.explanation import Explanation
+from camtools.geometry import Geometry
+from camtools.layout import Layout
+from camtools.loading import LoadedModel, load_model
+from camtools.model import CamModel, wrap
+from camtools.pipeline import Pipeline
+from camtools.preprocess import Preprocess
+from camtools.presets import PRESETS, preset
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "Adapter",
+    "CamModel",
+    "CamtoolsError",
+    "Decomposition",
+    "Explainer",
+    "Explanation",
+    "FeatureSpec",
+    "Geometry",
+    "InputError",
+    "Layout",
+    "LoadedModel",
+    "ModelError",
+    "Pipeline",
+    "PipelineError",
+    "Preprocess",
+    "TargetError",
+    "WeightsError",
+    "explain",
+    "load_model",
+    "preset",
+    "steps",
+    "wrap",
+]

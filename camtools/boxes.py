@@ -1,0 +1,87 @@
+"""Bounding boxes of the connected parts of masks, for a whole batch at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from camtools.errors import InputError
+
+IntArray = NDArray[np.int64]
+
+
+def boxes_from_masks(masks: Tensor) -> list[Tensor]:
+    """Return one box for each 8-connected component of each mask.
+
+    The masks are cut into horizontal runs, all in one pass; runs that touch, diagonally included, are joined in a
+    sparse graph. The cost therefore depends on the length of the masks' outlines, not on their number.
+
+    Args:
+        masks: (..., H, W) bool, on any device; copied to the CPU once.
+
+    Returns:
+        One tensor for each mask, in row-major order over the leading dimensions: (N, 4) int64 on the CPU, the columns
+        x0, y0, x1, y1 in pixels, half-open (x1 and y1 are the first column and row outside; width = x1 - x0). The
+        largest component, by its number of pixels, comes first; among equals the one whose first pixel is topmost, then
+        leftmost. An empty mask gives (0, 4).
+
+    Raises:
+        InputError: `masks` is not a bool tensor of at least two dimensions.
+    """
+    if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.dim() < 2:
+        got = f"{tuple(masks.shape)} {masks.dtype}" if isinstance(masks, Tensor) else type(masks).__name__
+        raise InputError(
+            f"boxes_from_masks needs a bool tensor of shape (..., H, W), got {got}. Compare scores with a threshold "
+            "first: maps > threshold."
+        )
+    *leading, height, width = masks.shape
+    count = int(np.prod(leading, dtype=np.int64))
+    # One row and one column of background after each mask keep rows and masks apart in the flat order.
+    padded = np.zeros((count, height + 1, width + 1), dtype=bool)
+    padded[:, :height, :width] = masks.detach().cpu().numpy().reshape(count, height, width)
+    starts, ends = _runs(padded)
+    component, order = _components(starts, ends, width + 1)
+    boxes, owner = _boxes(starts[order], ends[order], component[order], height + 1, width + 1)
+    sizes = np.bincount(owner, minlength=count).tolist()
+    return [part.clone() for part in torch.from_numpy(boxes).split(sizes)]  # no tensor keeps the whole batch alive
+
+
+def _runs(padded: NDArray[np.bool_]) -> tuple[IntArray, IntArray]:
+    """Return flat positions where runs of foreground start and (half-open) end, ascending."""
+    flat = padded.ravel()
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1  # ends in background: only the start may lack its change
+    if flat.size and flat[0]:
+        changes = np.concatenate([[0], changes])
+    return changes[0::2], changes[1::2]
+
+
+def _components(starts: IntArray, ends: IntArray, stride: int) -> tuple[IntArray, IntArray]:
+    """Return each run's component, and the order that puts a component's runs together, topmost and leftmost first."""
+    # A run touches a range of the next row's runs: those that end at or after its start and start at or before its end.
+    first = np.searchsorted(ends, starts + stride, side="left")
+    number = np.maximum(np.searchsorted(starts, ends + stride, side="right") - first, 0)
+    offsets = np.concatenate([[0], np.cumsum(number)])
+    touched = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], number)
+    graph = csr_array((np.ones(len(touched), dtype=np.int8), touched, offsets), shape=(len(starts), len(starts)))
+    component = connected_components(graph, directed=False)[1]
+    return component, np.argsort(component, kind="stable")
+
+
+def _boxes(starts: IntArray, ends: IntArray, component: IntArray, rows: int, stride: int) -> tuple[IntArray, IntArray]:
+    """Return the boxes (N, 4) of runs sorted by component, and each box's mask, in the final order."""
+    heads = np.flatnonzero(np.diff(component, prepend=-1))  # each component's first run
+    if not len(heads):
+        return np.zeros((0, 4), dtype=np.int64), np.zeros(0, dtype=np.int64)
+    row, left = np.divmod(starts, stride)
+    lengths = ends - starts
+    area = np.add.reduceat(lengths, heads)
+    x0 = np.minimum.reduceat(left, heads)
+    x1 = np.maximum.reduceat(left + lengths, heads)
+    mask, y0 = np.divmod(row[heads], rows)
+    y1 = np.maximum.reduceat(row, heads) - mask * rows + 1
+    final = np.lexsort((starts[heads], -area, mask))
+    return np.stack([x0, y0, x1, y1], axis=1)[final], mask[final]

@@ -1,0 +1,60 @@
+"""Percentiles of maps, equal to NumPy's, batched and on the maps' own device."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from camtools.errors import PipelineError
+
+
+def percentile_of(maps: Tensor, percentile: float) -> Tensor:
+    """Return a percentile of each map, interpolated linearly between the two pixels around it.
+
+    Equals `numpy.percentile(map, percentile)` up to rounding. A partial selection from the nearer end: several times
+    faster than `torch.quantile`, which sorts, and without the limit of 16 million elements of its earlier releases.
+
+    Args:
+        maps: (..., H, W) float, at least one pixel each.
+        percentile: Percent of the pixels, in [0, 100].
+
+    Returns:
+        (...) in the maps' dtype, differentiable; NaN where a map contains a NaN.
+
+    Raises:
+        PipelineError: `percentile` is not a number in [0, 100].
+    """
+    check_percentile(percentile, "percentile_of")
+    values = maps.flatten(-2)
+    position = percentile / 100 * (values.shape[-1] - 1)
+    rank = math.floor(position)  # of the lower neighbour, counted from the smallest
+    fraction = position - rank
+    from_top = 2 * rank >= values.shape[-1]
+    count = values.shape[-1] - rank if from_top else min(rank + 2, values.shape[-1])
+    selected = values.topk(count, dim=-1, largest=from_top, sorted=False).values
+    # The two neighbours are the selection's innermost values: the smallest two of the top, the largest two of the rest.
+    pair = selected.topk(min(2, count), dim=-1, largest=not from_top).values
+    lower, upper = (pair[..., 0], pair[..., -1]) if from_top else (pair[..., -1], pair[..., 0])
+    result = lower if fraction == 0 else torch.lerp(lower, upper, fraction)
+    return torch.where(values.amax(-1).isnan(), math.nan, result)
+
+
+def check_percentile(value: object, owner: str, *, below_100: bool = False) -> None:
+    """Refuse anything that is no percentile.
+
+    Args:
+        value: What a caller gave.
+        owner: Whose parameter it is; named in the error.
+        below_100: Whether 100 itself is refused too.
+
+    Raises:
+        PipelineError: `value` is not a number in [0, 100], or in [0, 100) with `below_100`.
+    """
+    if isinstance(value, Real) and 0 <= float(value) <= 100 and not (below_100 and value == 100):
+        return
+    allowed = "0 <= percentile < 100" if below_100 else "0 <= percentile <= 100"
+    hint = " It is in percent: 90, not 0.9." if isinstance(value, Real) else ""
+    raise PipelineError(f"{owner}(percentile={value!r}): percentile must be a number, {allowed}.{hint}")

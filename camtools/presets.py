@@ -1,0 +1,79 @@
+"""Pipelines by name, and the one place where anything a caller may name becomes a pipeline."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from camtools.errors import PipelineError
+from camtools.pipeline import Pipeline
+from camtools.steps import CAM, NWC, AbsoluteNegative, AdaptiveThreshold, FixedThreshold, MinMax, PaS, Step
+
+
+class Preset(NamedTuple):
+    """A pipeline that has a name.
+
+    Attributes:
+        factory: Builds the pipeline, a new one at every call.
+        description: What it does, in one line.
+    """
+
+    factory: Callable[[], Pipeline]
+    description: str
+
+
+def _cam() -> Pipeline:
+    return Pipeline([CAM(), MinMax(), FixedThreshold(0.2)])
+
+
+def _rcam() -> Pipeline:
+    return Pipeline([NWC(), CAM(), MinMax(), PaS(98)])
+
+
+def _adaptive() -> Pipeline:
+    return Pipeline([AbsoluteNegative(), CAM(), MinMax(), AdaptiveThreshold()])
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "cam": Preset(_cam, "Plain CAM, kept above 20% of its maximum (Zhou et al., 2016)."),
+        "rcam": Preset(_rcam, "Negative weights clamped, threshold from the 98th percentile (Bae et al., 2020)."),
+        "adaptive": Preset(
+            _adaptive, "Absolute weights, threshold where the boundary's values jump (Zhang et al., 2022)."
+        ),
+    }
+)
+"""Every preset by its name."""
+
+
+def preset(name: str) -> Pipeline:
+    """Return a new pipeline by its name.
+
+    Args:
+        name: A key of `PRESETS`.
+
+    Raises:
+        PipelineError: There is no preset of that name; says which there are and which is closest.
+    """
+    if name in PRESETS:
+        return PRESETS[name].factory()
+    close = difflib.get_close_matches(str(name).lower(), PRESETS, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise PipelineError(f"There is no pipeline {name!r}.{hint} Presets: {', '.join(map(repr, PRESETS))}.")
+
+
+def as_pipeline(pipeline: str | Pipeline | Step | Iterable[Step]) -> Pipeline:
+    """Return the pipeline that a caller means.
+
+    Args:
+        pipeline: A preset's name; a pipeline, which is returned as it is; one step; or several. What steps leave out is
+            filled in, see `Pipeline`.
+
+    Raises:
+        PipelineError: The name is unknown, or the steps can't form a pipeline.
+    """
+    if isinstance(pipeline, str):
+        return preset(pipeline)
+    return pipeline if isinstance(pipeline, Pipeline) else Pipeline(pipeline)

@@ -1,0 +1,25 @@
+"""The steps a pipeline is made of, one file a mechanism."""
+
+from camtools.steps.absolute_negative import AbsoluteNegative
+from camtools.steps.adaptive_threshold import AdaptiveThreshold
+from camtools.steps.base import Stage, State, Step
+from camtools.steps.cam import CAM
+from camtools.steps.fixed_threshold import FixedThreshold
+from camtools.steps.ivr import IVR
+from camtools.steps.minmax import MinMax
+from camtools.steps.nwc import NWC
+from camtools.steps.pas import PaS
+
+__all__ = [
+    "CAM",
+    "IVR",
+    "NWC",
+    "AbsoluteNegative",
+    "AdaptiveThreshold",
+    "FixedThreshold",
+    "MinMax",
+    "PaS",
+    "Stage",
+    "State",
+    "Step",
+]

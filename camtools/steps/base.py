@@ -1,0 +1,102 @@
+"""The one state that steps hand on, and what a step is.
+
+A pipeline is a list of small callables. Each declares the stage at which it acts and takes and returns a
+`State`; no step holds hooks, models or anything else that outlives the call.
+"""
+
+from __future__ import annotations
+
+import abc
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from camtools.errors import PipelineError
+
+Resolution = Literal["feature", "image"]
+
+
+class Stage(IntEnum):
+    """Where in the pipeline a step acts; stages only ever go up."""
+
+    WEIGHTS = 0
+    MAP = 1
+    REFINE = 2
+    THRESHOLD = 3
+
+
+@dataclass(frozen=True)
+class State:
+    """A batch of B pictures with K' classes each, on its way from features to masks.
+
+    Attributes:
+        features: The tensor F that enters the classifier's pooling, (B, C, h, w).
+        weights: Class weights, (B or 1, K', C), or (B or 1, K', C, h, w) where they vary over positions.
+        maps: Class maps, signed, (B, K', h, w) at feature resolution, (B, K', H, W) after `resize`.
+        raw_maps: The maps as they left the map stage, before any refinement, (B, K', h, w).
+        images: The pictures, (B, 3, H, W), RGB in [0, 1], at original resolution; only for steps that need them.
+        masks: Where the object is, (B, K', H, W) bool.
+        thresholds: The value each map was compared with, (B, K'); `masks` is `maps > thresholds`.
+        resize: Takes maps (B, K', h, w) from the feature grid to the original pictures' pixels, (B, K', H, W).
+            None leaves them at feature resolution.
+    """
+
+    features: Tensor | None = None
+    weights: Tensor | None = None
+    maps: Tensor | None = None
+    raw_maps: Tensor | None = None
+    images: Tensor | None = None
+    masks: Tensor | None = None
+    thresholds: Tensor | None = None
+    resize: Callable[[Tensor], Tensor] | None = None
+
+    def replace(self, **changes: Any) -> State:
+        """Return a new state with the given fields changed; this one stays as it is."""
+        return replace(self, **changes)
+
+    def require(self, field: str, step: object) -> Tensor:
+        """Return a tensor field, or say which step misses it.
+
+        Args:
+            field: Name of one of the tensor attributes.
+            step: Who asks; named in the error.
+
+        Raises:
+            PipelineError: The field is None.
+        """
+        value = getattr(self, field)
+        if value is None:
+            raise PipelineError(
+                f"{step!r} needs {field}, but this state has none. Put a step that makes them before it, "
+                f"or start the pipeline from a State with {field}=..."
+            )
+        return value
+
+
+class Step(abc.ABC):
+    """One mechanism of a pipeline.
+
+    A subclass sets `stage`, takes its parameters as keyword-able constructor arguments stored under the same
+    names, and implements `__call__` without changing the state it is given.
+
+    Attributes:
+        stage: Where in the pipeline the step acts.
+        resolution: Whether it works on the feature grid ("feature") or on the original picture's pixels ("image").
+        needs_image: Whether `State.images` must be filled.
+    """
+
+    stage: ClassVar[Stage]
+    resolution: ClassVar[Resolution] = "feature"
+    needs_image: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def __call__(self, state: State) -> State:
+        """Apply the step to a batch and return the new state."""
+
+    def __repr__(self) -> str:
+        names = inspect.signature(type(self)).parameters
+        return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"

@@ -1,0 +1,169 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from skimage.measure import label, regionprops
+
+from camtools.boxes import boxes_from_masks
+from camtools.errors import InputError
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")],
+    ),
+]
+
+
+def mask_of(*rows):
+    return torch.tensor([[character == "#" for character in row] for row in rows])
+
+
+def with_opencv(mask):
+    """Boxes by OpenCV in our order: area falling, then the first pixel in reading order."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    first = [np.flatnonzero(labels.ravel() == k)[0] for k in range(1, count)]
+    order = sorted(range(1, count), key=lambda k: (-stats[k, cv2.CC_STAT_AREA], first[k - 1]))
+    return [[x, y, x + w, y + h] for x, y, w, h, _ in stats[order].tolist()]
+
+
+def with_skimage(mask):
+    """The same by scikit-image."""
+    regions = regionprops(label(mask, connectivity=2))
+    regions.sort(key=lambda r: (-r.area, tuple(r.coords[np.lexsort((r.coords[:, 1], r.coords[:, 0]))[0]])))
+    return [[r.bbox[1], r.bbox[0], r.bbox[3], r.bbox[2]] for r in regions]
+
+
+def checkerboard(height, width):
+    return (torch.arange(height)[:, None] + torch.arange(width)) % 2 == 0
+
+
+def spiral():
+    mask = torch.zeros(41, 41, dtype=torch.bool)
+    mask[0::4] = True
+    mask[:, 0] = mask[:, -1] = True
+    mask[1::8, 0] = mask[5::8, -1] = False
+    return mask
+
+
+def smooth(*shape):
+    generator = torch.Generator().manual_seed(2)
+    values = torch.randn(*shape[:-2], shape[-2] // 8 + 2, shape[-1] // 8 + 2, generator=generator)
+    return F.interpolate(values.flatten(0, -3)[None], shape[-2:], mode="bicubic").view(shape) > 0.3
+
+
+GENERATOR = torch.Generator().manual_seed(1)
+MASKS = {
+    "empty": torch.zeros(6, 7, dtype=torch.bool),
+    "full": torch.ones(6, 7, dtype=torch.bool),
+    "checkerboard": checkerboard(9, 12),
+    "even pixels": (torch.arange(9)[:, None] % 2 == 0) & (torch.arange(12) % 2 == 0),
+    "one pixel": torch.ones(1, 1, dtype=torch.bool),
+    "one empty pixel": torch.zeros(1, 1, dtype=torch.bool),
+    "corners": mask_of("#..#", "....", "#..#"),
+    "diagonal": torch.eye(8, dtype=torch.bool),
+    "both diagonals": torch.eye(8, dtype=torch.bool) | torch.eye(8, dtype=torch.bool).flip(0),
+    "row ends": mask_of("..##", "#...", "...#", "##.."),  # neighbours in flat order, not in the picture
+    "first and last": mask_of("#...", "....", "...#"),
+    "one row": mask_of("##.#..###."),
+    "one column": mask_of("##.#..###.").T,
+    "ring in a ring": mask_of("#######", "#.....#", "#.###.#", "#.#.#.#", "#.###.#", "#.....#", "#######"),
+    "comb": mask_of("#.#.#.#", "#.#.#.#", "#######"),
+    "comb upside down": mask_of("#######", "#.#.#.#", "#.#.#.#"),
+    "spiral": spiral(),
+    "smooth": smooth(1, 60, 50)[0],
+    **{f"noise {p}": torch.rand(23, 31, generator=GENERATOR) < p for p in (0.02, 0.1, 0.3, 0.5, 0.7, 0.95)},
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_equals_opencv_and_skimage(name):
+    mask = MASKS[name]
+    (boxes,) = boxes_from_masks(mask)
+    assert boxes.dtype == torch.int64 and boxes.shape[1:] == (4,)
+    assert boxes.tolist() == with_opencv(mask.numpy()) == with_skimage(mask.numpy())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(4, 3, 40, 33), (1, 1, 17, 90), (6, 64, 64)])
+def test_batches_equal_one_mask_at_a_time(shape, device):
+    masks = smooth(*shape)
+    masks |= torch.rand(shape, generator=torch.Generator().manual_seed(4)) < 0.02
+    masks[0, ...] = False
+    result = boxes_from_masks(masks.to(device))
+    flat = masks.flatten(0, -3)
+    assert len(result) == len(flat)
+    for boxes, mask in zip(result, flat, strict=True):
+        assert boxes.device.type == "cpu" and boxes.tolist() == with_opencv(mask.numpy())
+
+
+def test_hand_worked():
+    mask = mask_of(
+        "#....##",
+        ".#...##",
+        "....#..",
+        "##.....",
+    )
+    (boxes,) = boxes_from_masks(mask)
+    # five pixels top right (the diagonal neighbour included), then two of two pixels, the topmost first
+    assert boxes.tolist() == [[4, 0, 7, 3], [0, 0, 2, 2], [0, 3, 2, 4]]
+
+
+def test_ties_go_to_the_topmost_then_leftmost_first_pixel():
+    mask = mask_of(
+        "......#",
+        "##....#",
+        ".......",
+        "....##.",
+        "##.....",
+    )
+    (boxes,) = boxes_from_masks(mask)
+    assert boxes.tolist() == [[6, 0, 7, 2], [0, 1, 2, 2], [4, 3, 6, 4], [0, 4, 2, 5]]
+    (boxes,) = boxes_from_masks(mask_of("..#.#.#"))
+    assert boxes[:, 0].tolist() == [2, 4, 6]
+
+
+def test_masks_in_a_row_do_not_touch():
+    masks = torch.zeros(3, 4, 4, dtype=torch.bool)
+    masks[0, -1], masks[1, 0], masks[2] = True, True, True
+    assert [b.tolist() for b in boxes_from_masks(masks)] == [[[0, 3, 4, 4]], [[0, 0, 4, 1]], [[0, 0, 4, 4]]]
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 5), (2, 0, 4, 4)])
+def test_no_masks_no_boxes(shape):
+    assert boxes_from_masks(torch.zeros(shape, dtype=torch.bool)) == []
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 5), (2, 5, 0)])
+def test_masks_without_pixels_have_no_boxes(shape):
+    assert [tuple(b.shape) for b in boxes_from_masks(torch.zeros(shape, dtype=torch.bool))] == [(0, 4), (0, 4)]
+
+
+def test_strided_masks_and_input_untouched():
+    masks = smooth(2, 30, 40)
+    before = masks.clone()
+    for ours, mask in zip(boxes_from_masks(masks.mT[:, ::2]), masks, strict=True):
+        assert ours.tolist() == with_opencv(mask.T[::2].contiguous().numpy())
+    assert masks.equal(before)
+
+
+def test_boxes_do_not_share_memory():
+    first, second = boxes_from_masks(torch.ones(2, 3, 3, dtype=torch.bool))
+    assert first.untyped_storage().nbytes() == first.nbytes
+    first += 1
+    assert second.tolist() == [[0, 0, 3, 3]]
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (torch.zeros(3, 3), r"\(3, 3\) torch.float32"),
+        (torch.zeros(3, dtype=torch.bool), r"\(3,\) torch.bool"),
+        (np.zeros((3, 3), bool), "ndarray"),
+    ],
+)
+def test_anything_else_is_refused(value, got):
+    with pytest.raises(InputError, match=rf"needs a bool tensor of shape \(\.\.\., H, W\), got {got}"):
+        boxes_from_masks(value)
