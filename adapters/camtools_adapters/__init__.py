@@ -1,0 +1,1 @@
+"""The adapters that come with camtools: timm, torchvision, and generic for any other classifier."""

@@ -1,0 +1,271 @@
+"""Finding F in a model nobody described, by watching one forward and the gradients that come back through it.
+
+F is the last tensor with picture positions through which everything the classifier knows about the picture passes,
+and whose positions all reach the logits. Both are read off autograd: a tensor lets everything through if the
+picture's gradient by way of it alone equals the picture's gradient, and a position reaches the logits if its own
+gradient is not zero. Class tokens after the last attention fail the second test, side branches the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from camtools.adapter import FeatureSpec
+from camtools.decomposition import linear_head
+from camtools.errors import ModelError
+from camtools.guard import untouched
+from camtools.layout import Layout, is_grid, to_nchw, token_grid
+from camtools.logits import class_scores, tensors_in
+
+MAX_PREFIX_TOKENS = 16
+# Share of positions whose gradient must not be zero. Max pooling leaves some positions out, dead ReLUs too.
+REACHING = 0.25
+# Relative error at which the gradient by way of one tensor counts as the whole gradient.
+SAME = 1e-3
+# How far, as a share of the picture, corner cells must look to the wrong side to count as turned.
+APART = 0.05
+# How many tensors to try before giving up; each costs one backward pass.
+TRIES = 40
+
+
+@dataclass
+class Seen:
+    """A tensor that went into or came out of a module, and how to get hold of it again."""
+
+    layer: str
+    side: Literal["input", "output"]
+    index: int
+    tensor: Tensor
+    gradient: Tensor | None = None
+
+
+def observe(model: nn.Module, example: Tensor) -> FeatureSpec:
+    """Find F by one forward and a few backward passes over a single picture.
+
+    Args:
+        model: Any classifier; left as it was.
+        example: One input, (1, C, H, W), C > 0, on the model's device.
+
+    Returns:
+        Where F lives, and the linear classifier after it if there is one.
+
+    Raises:
+        ModelError: The model returns no class scores, or no tensor in it has positions that reach them.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), untouched(model):
+        picture = example.detach().clone().requires_grad_()
+        with _Recorder(model) as recorder:
+            logits = class_scores(model(picture), picture.shape[0])
+        seen = [s for s in recorder.tensors() if s.tensor.requires_grad and s.tensor.shape[0] == picture.shape[0]]
+        if not logits.requires_grad:
+            raise ModelError(
+                f"the scores of {type(model).__name__} do not depend on the picture through autograd (its forward runs "
+                "under torch.no_grad() or is not made of torch operations), so its features cannot be found by "
+                "observing it. Pass wrap(model, spec=FeatureSpec(layer=...)) or register an adapter for it"
+            )
+        score = logits[0, logits[0].argmax()]
+        whole = _note_gradients(score, seen, picture)
+        if whole is None or not bool(whole.abs().sum() > 0):
+            raise ModelError(
+                f"the scores of {type(model).__name__} do not change with the picture (gradient is zero everywhere; "
+                "heads that start at zero do this until they are trained). Load trained weights first"
+            )
+        spec = _last_cut(seen, picture, whole)
+        if spec is None:
+            raise ModelError(
+                f"{type(model).__name__} has no tensor with picture positions that all reach the class scores: "
+                "it mixes or drops positions before any layer camtools can see. Pass "
+                "wrap(model, spec=FeatureSpec(layer=...)) to choose a layer, or register an adapter for it"
+            )
+        return _with_classifier(model, spec, recorder, picture, logits)
+
+
+def _note_gradients(score: Tensor, seen: list[Seen], picture: Tensor) -> Tensor | None:
+    """Fill in the gradient of the score at each tensor and return the one at the picture.
+
+    By hooks that copy: asking torch.autograd.grad for all of them at once gave wrong gradients where a sum hands one
+    gradient to two branches (EfficientFormer, torch 2.15). The hooks hold no tensor of the graph and come off again,
+    since a cycle through the graph would never be freed.
+    """
+    gradients: dict[int, Tensor] = {}
+
+    def note(number: int) -> Any:
+        return lambda gradient: gradients.__setitem__(number, gradient.clone())
+
+    handles = [s.tensor.register_hook(note(number)) for number, s in enumerate(seen)]
+    (whole,) = torch.autograd.grad(score, picture, retain_graph=True, allow_unused=True)
+    for handle in handles:
+        handle.remove()
+    for number, gradient in gradients.items():
+        seen[number].gradient = gradient
+    return whole
+
+
+class _Recorder:
+    """Notes every tensor at every module's border during one forward."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.notes: list[Seen] = []
+
+    def __enter__(self) -> _Recorder:
+        self.handles = []
+        for name, module in self.model.named_modules():
+            self.handles.append(module.register_forward_pre_hook(self._note_input(name), with_kwargs=True))
+            self.handles.append(module.register_forward_hook(self._note_output(name)))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def tensors(self) -> list[Seen]:
+        """Return each tensor once, in the order they came up, named by the outermost module that made it.
+
+        A tensor that no module made (a sum of branches) is named by the first module it enters.
+        """
+        first: dict[int, int] = {}
+        kept: list[Seen] = []
+        for note in self.notes:
+            if not note.tensor.is_floating_point() or note.tensor.dim() not in (3, 4):
+                continue
+            place = first.setdefault(id(note.tensor), len(kept))
+            if place == len(kept):
+                kept.append(note)
+            elif note.side == "output" and _contains(note.layer, kept[place]):
+                kept[place] = note
+        return kept
+
+    def _note_input(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self.notes.extend(Seen(name, "input", i, t) for i, t in enumerate(tensors_in((args, kwargs))))
+
+        return hook
+
+    def _note_output(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            # Adaptive pooling to a grid larger than 1 x 1 (VGG) resamples F: its input is the finer map.
+            if not isinstance(module, nn.AdaptiveAvgPool2d):
+                self.notes.extend(Seen(name, "output", i, t) for i, t in enumerate(tensors_in(output)))
+
+        return hook
+
+
+def _last_cut(seen: list[Seen], picture: Tensor, whole: Tensor) -> FeatureSpec | None:
+    """Return the last tensor with positions that everything passes through."""
+    size = (picture.shape[2], picture.shape[3])
+    tries = 0
+    for number, s in reversed(list(enumerate(seen))):
+        if s.gradient is None or s.tensor is picture:
+            continue
+        for layout, prefix in _layouts(s.tensor.shape, size):
+            if _reaching(to_nchw(s.gradient, layout, size, prefix)) < REACHING:
+                continue
+            tries += 1
+            if tries > TRIES:
+                return None
+            (through,) = torch.autograd.grad(s.tensor, picture, s.gradient, retain_graph=True)
+            if _differs(through, whole) or _is_turned(s.tensor, layout, prefix, picture):
+                continue
+            if prefix:
+                s = _attention_input(seen[number + 1 :], s, prefix)
+            return FeatureSpec(s.layer, s.side, layout, prefix, s.index)
+    return None
+
+
+def _attention_input(later: list[Seen], block: Seen, prefix: int) -> Seen:
+    """Return the last tensor of the block's shape by which its positions reach the logits.
+
+    The residual stream lets everything through, but the positions' share of it flows through the normalised tensor
+    that enters the attention, which is better conditioned than the stream itself.
+    """
+    assert block.gradient is not None
+    positions = block.gradient[:, prefix:]
+    for s in reversed(later):
+        if s.gradient is None or s.tensor.shape != block.tensor.shape:
+            continue
+        of_positions = torch.cat([torch.zeros_like(s.gradient[:, :prefix]), s.gradient[:, prefix:]], dim=1)
+        if not bool(of_positions.abs().sum() > 0):
+            continue
+        (through,) = torch.autograd.grad(s.tensor, block.tensor, of_positions, retain_graph=True, allow_unused=True)
+        if through is not None and not _differs(through[:, prefix:], positions):
+            return s
+    return block
+
+
+def _layouts(shape: torch.Size, size: tuple[int, int]) -> Iterator[tuple[Layout, int]]:
+    """Yield the layouts a tensor of this shape can have over a picture of `size`, likeliest first."""
+    if len(shape) == 4:
+        if is_grid(shape[2], shape[3], size):
+            yield Layout.NCHW, 0
+        if is_grid(shape[1], shape[2], size):
+            yield Layout.NHWC, 0
+        return
+    for prefix in range(min(MAX_PREFIX_TOKENS, shape[1] - 4) + 1):
+        if token_grid(shape[1] - prefix, size) is not None:
+            yield Layout.NLC, prefix
+            return
+
+
+def _is_turned(tensor: Tensor, layout: Layout, prefix: int, picture: Tensor) -> bool:
+    """Tell whether corner cells look at each other's corner of the picture: rows taken for columns.
+
+    Compares where the gradients of the top right and the bottom left cell have their centre in the picture. Only a
+    clear contradiction counts; untrained global attention sees the whole picture from everywhere.
+    """
+    height, width = picture.shape[2], picture.shape[3]
+    cells = to_nchw(tensor, layout, (height, width), prefix)[0]
+    direction = torch.randn(cells.shape[0], generator=torch.Generator().manual_seed(0)).to(cells)
+    centres = []
+    for row, column in ((0, -1), (-1, 0)):
+        (gradient,) = torch.autograd.grad((cells[:, row, column] * direction).sum(), picture, retain_graph=True)
+        energy = gradient[0].double().square().sum(0)
+        energy = energy / energy.sum().clamp_min(1e-300)
+        y = float((energy.sum(1) * torch.arange(height).to(energy)).sum())
+        x = float((energy.sum(0) * torch.arange(width).to(energy)).sum())
+        centres.append((y, x))
+    (top, right), (bottom, left) = centres
+    return left - right > APART * width and top - bottom > APART * height
+
+
+def _with_classifier(
+    model: nn.Module, spec: FeatureSpec, recorder: _Recorder, picture: Tensor, logits: Tensor
+) -> FeatureSpec:
+    """Add the linear classifier and the function before the pooling, where they reproduce the logits."""
+    note = next(n for n in reversed(recorder.notes) if _is(n, spec))
+    features = to_nchw(note.tensor.detach(), spec.layout, (picture.shape[2], picture.shape[3]), spec.prefix_tokens)
+    names = [name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    ran = {n.layer for n in recorder.notes}
+    claims = [replace(spec, classifier=name) for name in reversed(names) if name in ran]
+    claims += [replace(claim, activation=torch.relu) for claim in claims]
+    if features.shape[1] == logits.shape[1]:
+        claims.insert(0, replace(spec, pool="identity"))
+    for claim in claims:
+        f = features if claim.activation is None else claim.activation(features)
+        head = linear_head(model, claim, f, logits.detach())
+        if head is not None and head.is_exact(features.dtype, logits.dtype):
+            return claim
+    return spec
+
+
+def _contains(layer: str, made: Seen) -> bool:
+    """Tell whether `layer` is an outer module of the one that made, or first met, a tensor."""
+    return layer == "" or made.layer.startswith(f"{layer}.")
+
+
+def _is(note: Seen, spec: FeatureSpec) -> bool:
+    return (note.layer, note.side, note.index) == (spec.layer, spec.side, spec.index)
+
+
+def _reaching(gradient: Tensor) -> float:
+    """Share of positions with a gradient, of a gradient in NCHW."""
+    return float((gradient.abs().sum(1) > 0).float().mean())
+
+
+def _differs(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).float().norm() > SAME * b.float().norm())

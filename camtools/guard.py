@@ -1,0 +1,85 @@
+"""Leaving a caller's model exactly as it was found, after errors too."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Registries of nn.Module: buffers are put back separately; parameters and submodules are never touched here.
+_REGISTRIES = frozenset({"_parameters", "_buffers", "_modules"})
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode for a while and leave no trace of it.
+
+    Restored on the way out, whatever happened inside: the `training` flag of every module, hooks, plain attributes
+    that a forward set or cached (a cache filled here must not outlive the call, it may be stale by the next), and
+    buffers, in value and in identity. Parameters are never written here; `param.grad` is put back by reference.
+
+    Args:
+        model: Any module. Its `train()` and `eval()` are not called, since models override them with side effects.
+    """
+    modules = [(module, _Attributes(module), dict(module._buffers)) for module in model.modules()]
+    buffers = [(b, _version(b), b.detach().clone()) for _, _, named in modules for b in named.values() if b is not None]
+    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for module, _, _ in modules:
+        module.__dict__["training"] = False
+    try:
+        yield
+    finally:
+        for module, attributes, named in modules:
+            attributes.restore()
+            module._buffers.clear()
+            module._buffers.update(named)
+        with torch.no_grad():
+            for buffer, version, before in buffers:
+                if version < 0 or buffer._version != version:
+                    buffer.copy_(before)
+        for parameter, grad in grads:
+            if parameter.grad is not grad:
+                parameter.grad = grad
+
+
+class _Attributes:
+    """A module's plain attributes as they were; containers one level deep."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.now = module.__dict__
+        self.before = {key: value for key, value in self.now.items() if key not in _REGISTRIES}
+        self.contents = {
+            key: copy.copy(value) for key, value in self.before.items() if isinstance(value, (dict, list, set))
+        }
+
+    def restore(self) -> None:
+        for key in [key for key in self.now if key not in self.before and key not in _REGISTRIES]:
+            del self.now[key]
+        for key, value in self.before.items():
+            if self.now.get(key) is not value or key not in self.now:
+                self.now[key] = value
+        for key, contents in self.contents.items():
+            value = self.before[key]
+            if not _same(value, contents):  # refill the caller's own container: others may hold it
+                value.clear()
+                value.extend(contents) if isinstance(value, list) else value.update(contents)
+
+
+def _same(current: Any, before: Any) -> bool:
+    """Tell whether two containers of one type hold the same objects."""
+    if len(current) != len(before):
+        return False
+    if isinstance(before, dict):
+        return all(key in current and current[key] is value for key, value in before.items())
+    if isinstance(before, list):
+        return all(a is b for a, b in zip(current, before, strict=True))
+    return {id(item) for item in current} == {id(item) for item in before}
+
+
+def _version(buffer: Tensor) -> int:
+    """Return the in-place version counter, or -1 where there is none (inference tensors)."""
+    return -1 if buffer.is_inference() else buffer._version

@@ -1,0 +1,359 @@
+"""The classifier plus its last features, class weights and maps: `CamModel`, made by `wrap`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camtools.adapter import Adapter, FeatureSpec, find_adapter
+from camtools.capture import Capture
+from camtools.decomposition import Decomposition, classifier_weights, head_gradient, linear_head
+from camtools.errors import ModelError, TargetError
+from camtools.guard import untouched
+from camtools.layout import to_nchw
+from camtools.logits import class_scores
+from camtools.steps.base import State
+from camtools.steps.cam import CAM
+
+Targets = int | Sequence[int] | Tensor | None
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What one forward gave: logits, features, and the class weights between them.
+
+    Attributes:
+        logits: The model's own class scores, (B, K).
+        features: F as (B, C, h, w).
+        decomposition: How the logits come from F.
+    """
+
+    logits: Tensor
+    features: Tensor
+    decomposition: Decomposition
+    _captured: Tensor = field(repr=False)
+    _spec: FeatureSpec = field(repr=False)
+    _weight: Tensor | None = field(repr=False)
+    _input_size: tuple[int, int] = field(repr=False)
+
+    def weights(self, targets: Targets = None) -> Tensor:
+        """Return the class weights.
+
+        Args:
+            targets: Class indices: one for all pictures, one per picture (B,), or several per picture (B, K').
+                None gives all classes.
+
+        Returns:
+            Exact heads: the classifier's own weights, (B, K', C), or (1, K, C) for all classes. Linearised heads:
+            h·w · d logit / d F, (B, K', C, h, w).
+
+        Raises:
+            TargetError: A class index out of range, or a list of the wrong length.
+        """
+        if self._weight is not None:
+            return self._weight[None] if targets is None else self._weight[self._targets(targets)]
+        return self._gradient(self._targets(targets))
+
+    def maps(self, targets: Targets = None) -> Tensor:
+        """Return class maps M_k = sum_c W[k, c] F_c, signed, without bias (B, K', h, w); see `weights`."""
+        if self._weight is not None:
+            return self._cam(self.weights(targets))
+        # One class at a time: a linearised head has a weight per position, C times the size of the map.
+        columns = self._targets(targets).split(1, dim=1)
+        return torch.cat([self._cam(self._gradient(column)) for column in columns], dim=1)
+
+    def _cam(self, weights: Tensor) -> Tensor:
+        return CAM()(State(features=self.features, weights=weights)).require("maps", "CAM")
+
+    def _gradient(self, targets: Tensor) -> Tensor:
+        raw = head_gradient(self._captured, self.logits, targets, create_graph=torch.is_grad_enabled())
+        spec, positions = self._spec, self.features.shape[2] * self.features.shape[3]
+        nchw = to_nchw(raw.flatten(0, 1), spec.layout, self._input_size, spec.prefix_tokens)
+        return nchw.unflatten(0, tuple(targets.shape)) * positions
+
+    def _targets(self, targets: Targets) -> Tensor:
+        return target_indices(targets, *self.logits.shape).to(self.logits.device)
+
+
+def target_indices(targets: Targets, batch: int, classes: int) -> Tensor:
+    """Return class indices as (B, K') int64 on the CPU or the tensor's own device.
+
+    Args:
+        targets: None for all classes, one index, one per picture (B,), or several per picture (B, K').
+        batch: B, number of pictures.
+        classes: K, number of classes.
+
+    Raises:
+        TargetError: An index out of range, or a list of the wrong length.
+    """
+    if targets is None:
+        return torch.arange(classes).expand(batch, classes)
+    indices = torch.as_tensor(targets)
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise TargetError(f"targets must be whole numbers, got {indices.dtype}; pass class indices")
+    indices = indices.long()
+    if indices.dim() == 0:
+        indices = indices.expand(batch)
+    if indices.dim() == 1:
+        indices = indices[:, None]
+    if indices.dim() != 2 or indices.shape[0] != batch or indices.shape[1] == 0:
+        raise TargetError(
+            f"targets of shape {tuple(torch.as_tensor(targets).shape)} do not go with {batch} pictures; pass one index, "
+            f"one per picture ({batch},), or several per picture ({batch}, n)"
+        )
+    wrong = indices[(indices < 0) | (indices >= classes)]
+    if len(wrong):
+        raise TargetError(
+            f"class index {int(wrong[0])} is out of range: the model has {classes} classes, 0 to {classes - 1}"
+        )
+    return indices
+
+
+class CamModel(nn.Module):
+    """A classifier with its last features, class weights and class maps within reach, all differentiable.
+
+    Calling it is calling the wrapped model; its `state_dict` has the wrapped model's own keys. Everything else runs
+    one forward of the wrapped model in whatever mode it is in.
+
+    Args:
+        model: A classifier. DataParallel, DistributedDataParallel and torch.compile wrappers are seen through: maps
+            come from the eager module inside, plain calls go through the wrapper.
+        spec: Where the features live; None asks the adapter.
+        adapter: Who knows; None asks the installed ones.
+
+    Raises:
+        ModelError: `model` is not a module, or no adapter knows it.
+    """
+
+    def __init__(self, model: nn.Module, spec: FeatureSpec | None = None, adapter: Adapter | None = None) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+        self.model = model
+        self.adapter = adapter or find_adapter(unwrapped(model))
+        self._spec = spec
+        self._decomposition: Decomposition | None = None
+        self.register_state_dict_post_hook(_drop_prefix)
+        self.register_load_state_dict_pre_hook(_add_prefix)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the wrapped model's own output, unchanged."""
+        return self.model(*args, **kwargs)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return F, the tensor that enters the classifier's pooling.
+
+        Args:
+            x: Model inputs, (B, 3, H, W), normalised as the model expects.
+
+        Returns:
+            (B, C, h, w), on the autograd graph where gradients are enabled.
+
+        Raises:
+            ModelError: The model has no map, or returns no class scores.
+        """
+        return self.activations(x).features
+
+    def maps(self, x: Tensor, targets: Targets = None) -> Tensor:
+        """Return class maps from one forward.
+
+        Args:
+            x: Model inputs, (B, 3, H, W), normalised as the model expects.
+            targets: One class index for all pictures, one per picture (B,), several per picture (B, K'), or None for
+                all K classes.
+
+        Returns:
+            M_k = sum_c W[k, c] F_c (Zhou et al. 2016, eq. 2), signed and without bias, (B, K', h, w); on the autograd
+            graph where gradients are enabled.
+
+        Raises:
+            ModelError: The model has no map, or returns no class scores.
+            TargetError: A class index out of range, or a list of the wrong length.
+        """
+        return self.activations(x).maps(targets)
+
+    @property
+    def class_weights(self) -> Tensor:
+        """The classifier's own weights, (K, C): the parameter itself, so gradients reach it.
+
+        Raises:
+            ModelError: The head is linearised, so its weights depend on the picture.
+        """
+        decomposition, spec = self.decomposition, self._spec
+        reference = next(iter(self.model.parameters())).new_empty(1, decomposition.channels, 1, 1)
+        claim = classifier_weights(unwrapped(self.model), spec, reference) if decomposition.exact and spec else None
+        if claim is None:
+            raise ModelError(
+                f"{decomposition!r} has no fixed class weights: they depend on the picture. "
+                "Use activations(x).weights(targets) or maps(x, targets)"
+            )
+        return claim[0]
+
+    @property
+    def decomposition(self) -> Decomposition:
+        """How the logits come from the features; found on a random example if no picture went through yet."""
+        if self._decomposition is None:
+            self.locate(self.example())
+        assert self._decomposition is not None
+        return self._decomposition
+
+    def locate(self, x: Tensor) -> Decomposition:
+        """Find the features and check the head on one input, in eval mode; the model is left as it was.
+
+        Args:
+            x: One model input, (1, 3, H, W).
+
+        Raises:
+            ModelError: The model has no map, or returns no class scores.
+        """
+        model = unwrapped(self.model)
+        with untouched(model), torch.no_grad():
+            self._decomposition = self._run(model, x[:1], check=True).decomposition
+        return self._decomposition
+
+    def example(self) -> Tensor:
+        """Return a random input of the size the model was built for, (1, C, H, W), the same at every call."""
+        config = self.adapter.data_config(unwrapped(self.model))
+        size = config.get("input_size", (3, 224, 224)) if isinstance(config, dict) else None
+        if size is None:
+            crop = getattr(config, "crop_size", [224])
+            size = (3, crop[0], crop[-1])
+        reference = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
+        noise = torch.randn((1, *size), generator=torch.Generator().manual_seed(0))
+        return noise.to(reference.device, reference.dtype)
+
+    def activations(self, x: Tensor) -> Activations:
+        """Run one forward and return logits, features and class weights together.
+
+        Args:
+            x: Model inputs, (B, 3, H, W), normalised as the model expects.
+
+        Raises:
+            ModelError: The model has no map, or returns no class scores.
+        """
+        model = unwrapped(self.model)
+        training = any(module.training for module in model.modules())
+        if self._decomposition is None and training:
+            self.locate(x)  # dropout and batch statistics would blur the check
+        return self._run(model, x, check=not training)
+
+    def _run(self, model: nn.Module, x: Tensor, *, check: bool) -> Activations:
+        with torch.inference_mode(False):
+            if x.is_inference():
+                x = x.clone()
+            if self._spec is None:
+                self._spec = self.adapter.locate(model, x[:1].detach())
+            known = self._decomposition is not None and self._decomposition.exact
+            found = self._forward(model, self._spec, x, cut=not known, check=check)
+            if known and not found.decomposition.exact:  # the head was changed since: linearise it
+                found = self._forward(model, self._spec, x, cut=True, check=check)
+            self._decomposition = found.decomposition
+            return found
+
+    def _forward(self, model: nn.Module, spec: FeatureSpec, x: Tensor, *, cut: bool, check: bool) -> Activations:
+        capture = Capture(model, spec, cut=cut)
+        with capture, _eager(x):
+            logits = class_scores(_call(model, x), x.shape[0])
+        size = (x.shape[-2], x.shape[-1])
+        features = to_nchw(capture.features, spec.layout, size, spec.prefix_tokens)
+        if spec.activation is not None:
+            features = spec.activation(features)
+        if check or self._decomposition is None:
+            decomposition = self._decompose(model, spec, features.detach(), logits.detach())
+        else:
+            grid = (features.shape[2], features.shape[3])
+            decomposition = replace(self._decomposition, grid=grid)
+        claim = classifier_weights(model, spec, features) if decomposition.exact else None
+        return Activations(logits, features, decomposition, capture.features, spec, claim and claim[0], size)
+
+    def _decompose(self, model: nn.Module, spec: FeatureSpec, features: Tensor, logits: Tensor) -> Decomposition:
+        head = linear_head(model, spec, features, logits)
+        exact = head is not None and head.is_exact(features.dtype, logits.dtype)
+        words = spec.head or "layers that are not pooling + linear"
+        if exact and head is not None:
+            words = f"{head.pool} pooling + Linear({head.weight.shape[1]}, {head.weight.shape[0]})"
+        if exact and spec.pool == "identity":
+            words = f"avg pooling of {logits.shape[1]} class maps"
+        return Decomposition(
+            exact=exact,
+            residual=None if head is None else head.residual,
+            layer=spec.layer,
+            side=spec.side,
+            layout=spec.layout,
+            head=words,
+            adapter=self.adapter.name,
+            channels=features.shape[1],
+            grid=(features.shape[2], features.shape[3]),
+        )
+
+
+def wrap(model: nn.Module, *, spec: FeatureSpec | None = None, adapter: Adapter | None = None) -> CamModel:
+    """Return the classifier with its last features, class weights and class maps within reach.
+
+    Args:
+        model: Any classifier; one that is wrapped already is returned as it is.
+        spec: Where the features live, for layers of your own choice (`FeatureSpec("layer3")`); None asks the adapter.
+        adapter: Who knows; None asks the installed ones, by priority.
+
+    Raises:
+        ModelError: `model` is not a module, or no adapter knows it.
+
+    Example:
+        >>> cam_model = camtools.wrap(torchvision.models.resnet50())
+        >>> cam_model.maps(x, targets=[3, 7]).shape  # x: (2, 3, 224, 224)
+        torch.Size([2, 1, 7, 7])
+    """
+    if isinstance(model, CamModel) and spec is None and adapter is None:
+        return model
+    return CamModel(model, spec, adapter)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside DataParallel, DistributedDataParallel, torch.compile and CamModel wrappers."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(model, CamModel):
+            model = model.model
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
+
+
+@contextmanager
+def _eager(x: Tensor) -> Iterator[None]:
+    """Run compiled parts eagerly, since they would not see the hook, and keep autocast's weight cache clean."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            # Casts made without gradients must not be served to the caller's own training step afterwards.
+            stack.enter_context(torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False))
+        yield
+
+
+def _call(model: nn.Module, x: Tensor) -> Any:
+    """Call the model; parameters made under inference mode are cloned, since autograd refuses them."""
+    frozen = {name: p for name, p in [*model.named_parameters(), *model.named_buffers()] if p.is_inference()}
+    if frozen:
+        return torch.func.functional_call(model, {name: p.clone() for name, p in frozen.items()}, (x,))
+    return model(x)
+
+
+def _drop_prefix(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    """Give `state_dict` the wrapped model's own keys."""
+    inner = f"{prefix}model."
+    for key in [key for key in state_dict if key.startswith(inner)]:
+        state_dict[prefix + key.removeprefix(inner)] = state_dict.pop(key)
+
+
+def _add_prefix(module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Take the wrapped model's own keys when loading."""
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        state_dict[f"{prefix}model.{key.removeprefix(prefix)}"] = state_dict.pop(key)
