@@ -35,7 +35,7 @@ class Pipeline(Sequence[Step]):
             NWC(),
             CAM(relu=False),
             MinMax(),
-            PaS(percentile=90, threshold=0.2),
+            PaS(percentile=90, threshold=0.45),
         ])
     """
 

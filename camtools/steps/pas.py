@@ -24,7 +24,8 @@ class PaS(Step):
     Args:
         percentile: i, in percent of the map's pixels, in [0, 100], interpolated linearly as by `numpy.percentile`.
             At 100 this is `FixedThreshold(theta=threshold)`.
-        threshold: theta, the fraction of the percentile, in [0, 1].
+        threshold: theta, the fraction of the percentile, in [0, 1]. The slides give none; 0.45 with NWC is near the best
+            for both MobileNetV2 on ILSVRC validation pictures and its fine-tune on CUB training pictures (400 each).
 
     Raises:
         PipelineError: A parameter is not a number in its range; or, when called, the state has no maps.
@@ -33,7 +34,7 @@ class PaS(Step):
     stage = Stage.THRESHOLD
     resolution = "image"
 
-    def __init__(self, percentile: float = 98, threshold: float = 0.2) -> None:
+    def __init__(self, percentile: float = 98, threshold: float = 0.45) -> None:
         check_percentile(percentile, "PaS")
         if not (isinstance(threshold, float | Real) and 0 <= threshold <= 1):
             raise PipelineError(f"PaS(threshold={threshold!r}): threshold must be a number, 0 <= threshold <= 1.")

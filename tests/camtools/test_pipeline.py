@@ -130,10 +130,10 @@ def test_needs_image():
     ("steps", "words"),
     [
         ([CAM(), NWC()], "NWC() (weights) can't come after CAM(relu=False) (map). Put NWC() before CAM(relu=False)"),
-        ([PaS(90), MinMax()], "MinMax() (refine) can't come after PaS(percentile=90, threshold=0.2) (threshold). Put"),
+        ([PaS(90), MinMax()], "MinMax() (refine) can't come after PaS(percentile=90, threshold=0.45) (threshold). Put"),
         ([NWC(), MinMax(), CAM()], "CAM(relu=False) (map) can't come after MinMax() (refine). Put CAM(relu=False)"),
         ([CAM(), CAM(relu=True)], "CAM(relu=False) and CAM(relu=True) both make the maps"),
-        ([FixedThreshold(), PaS()], "FixedThreshold(theta=0.2) and PaS(percentile=98, threshold=0.2) both threshold"),
+        ([FixedThreshold(), PaS()], "FixedThreshold(theta=0.2) and PaS(percentile=98, threshold=0.45) both threshold"),
         ([MinMax(), OnFeatures()], "OnFeatures() works on the feature grid and can't come after MinMax()"),
         ([MinMax(), OnFeatures()], "Put OnFeatures() before MinMax()"),
     ],

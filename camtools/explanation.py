@@ -1,0 +1,203 @@
+"""The result: one class in one picture, as map, mask and boxes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from camtools.coco import coco_annotations
+from camtools.errors import InputError
+from camtools.inputs import Picture
+from camtools.overlay import draw_overlay
+from camtools.preprocess import Transform, display_image
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Where one class is in one picture. Tensors are on the model's device, boxes on the CPU.
+
+    Attributes:
+        label: Class index.
+        name: Class name; the index as text where no names are known.
+        score: The model's probability for the class, in [0, 1].
+        map: Normalised map at the original picture's resolution, (H, W) float32 in [0, 1].
+        raw_map: The class map before normalisation, signed, at feature resolution, (h, w) float32.
+        threshold: What `map` was compared with.
+        mask: `map > threshold`, (H, W) bool.
+        boxes: One box per connected part of the mask, the part with the most pixels first, (N, 4) int64: x0, y0, x1,
+            y1 in pixels of the original picture, half-open. (0, 4) where the mask is empty.
+        exact: Whether the map comes from the classifier's own weights (True) or from its head linearised (False).
+        layer: Dotted name of the layer the features come from.
+        logits: All class scores of the model, (K,).
+        picture: What came in.
+        transform: What made it ready for the model.
+    """
+
+    label: int
+    name: str
+    score: float
+    map: Tensor
+    raw_map: Tensor
+    threshold: float
+    mask: Tensor
+    boxes: Tensor
+    exact: bool
+    layer: str
+    logits: Tensor
+    picture: Picture
+    transform: Transform
+
+    @property
+    def box(self) -> Tensor | None:
+        """The box of the mask's largest part, (4,) int64 xyxy half-open; None where the mask is empty."""
+        return self.boxes[0] if len(self.boxes) else None
+
+    @property
+    def image(self) -> Image.Image:
+        """The original picture, RGB; a ready tensor is shown with its normalisation undone, as far as it is known."""
+        return display_image(self.picture, self.transform)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the original picture in pixels."""
+        return self.picture.size
+
+    @property
+    def source(self) -> str | None:
+        """The picture's path, or None where it did not come from a file."""
+        return self.picture.source
+
+    def cpu(self) -> Explanation:
+        """Return the same explanation with every tensor on the CPU."""
+        return replace(
+            self, map=self.map.cpu(), raw_map=self.raw_map.cpu(), mask=self.mask.cpu(), logits=self.logits.cpu()
+        )
+
+    def overlay(
+        self, alpha: float = 0.5, colormap: str = "inferno", boxes: Literal["largest", "all", "none"] = "largest"
+    ) -> Image.Image:
+        """Draw map, box, class and score over the picture.
+
+        Args:
+            alpha: Weight of the map's colours, in [0, 1].
+            colormap: Name of a matplotlib colour map.
+            boxes: Which boxes to draw.
+
+        Returns:
+            RGB picture of the original's size.
+
+        Raises:
+            InputError: `alpha` is out of range, or the colour map is unknown.
+        """
+        chosen = {"largest": self.boxes[:1], "all": self.boxes, "none": self.boxes[:0]}
+        if boxes not in chosen:
+            raise InputError(f"boxes={boxes!r}: expected one of {', '.join(map(repr, chosen))}")
+        text = f"{self.name} {self.score:.1%}"
+        return draw_overlay(self.image, self.map.cpu().numpy(), chosen[boxes].tolist(), text, alpha, colormap)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the arrays, ready for JSON."""
+        return {
+            "source": self.source,
+            "height": self.size[0],
+            "width": self.size[1],
+            "label": self.label,
+            "name": self.name,
+            "score": self.score,
+            "box": None if self.box is None else self.box.tolist(),
+            "boxes": self.boxes.tolist(),
+            "threshold": self.threshold,
+            "exact": self.exact,
+            "layer": self.layer,
+            "map_size": list(self.raw_map.shape),
+        }
+
+    def to_coco(
+        self, image_id: int = 1, *, first_annotation_id: int = 1, category_id: int | None = None
+    ) -> dict[str, Any]:
+        """Return a COCO data set of this one picture: what annotation tools import.
+
+        Args:
+            image_id: Number of the picture.
+            first_annotation_id: Number of the first annotation; every part of the mask is one.
+            category_id: Number of the class; `label + 1` by default, since 0 is reserved for background in many tools.
+
+        Returns:
+            "images", "annotations" (bbox as x, y, width, height; segmentation as uncompressed run lengths; score) and
+            "categories".
+        """
+        category = self.label + 1 if category_id is None else category_id
+        name = Path(self.source).name if self.source else f"{image_id}"
+        image = {"id": image_id, "file_name": name, "height": self.size[0], "width": self.size[1]}
+        found = coco_annotations(self.mask.cpu().numpy())
+        annotations = [
+            {"id": number, "image_id": image_id, "category_id": category, "score": self.score, **annotation}
+            for number, annotation in enumerate(found, first_annotation_id)
+        ]
+        return {"images": [image], "annotations": annotations, "categories": [{"id": category, "name": self.name}]}
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write `overlay.png`, `mask.png`, `map.npy` and `manifest.json`, all or nothing.
+
+        An explanation that is there already is replaced; other files in the directory stay. The manifest is written
+        last: where it is, the others are whole.
+
+        Args:
+            directory: Made if it is missing.
+
+        Returns:
+            The directory.
+
+        Raises:
+            InputError: It cannot be written to.
+        """
+        target = Path(directory)
+        stage: Path | None = None
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            stage = Path(tempfile.mkdtemp(prefix=".camtools-", dir=target))
+            self.overlay().save(stage / "overlay.png")
+            Image.fromarray(self.mask.cpu().numpy().astype(np.uint8) * 255).save(stage / "mask.png")
+            np.save(stage / "map.npy", self.map.cpu().numpy())
+            files = {"overlay": "overlay.png", "mask": "mask.png", "map": "map.npy"}
+            text = json.dumps({**self.to_dict(), "files": files}, indent=2, ensure_ascii=False)
+            (stage / "manifest.json").write_text(text + "\n", encoding="utf-8")
+            (target / "manifest.json").unlink(missing_ok=True)
+            for name in (*files.values(), "manifest.json"):
+                (stage / name).replace(target / name)
+        except OSError as error:
+            raise InputError(
+                f"{target} cannot be written ({error.strerror or error}): expected a directory with room for the "
+                "results. Choose another, or free the space; nothing half-written was left"
+            ) from error
+        finally:
+            if stage is not None:
+                shutil.rmtree(stage, ignore_errors=True)
+        return target
+
+    def __repr__(self) -> str:
+        box = "none" if self.box is None else str(tuple(self.box.tolist()))
+        kind = "exact" if self.exact else "linearised"
+        return (
+            f"Explanation({self.label} {self.name!r}, score={self.score:.3f}, box={box} of {len(self.boxes)}, "
+            f"map={self.size[0]} x {self.size[1]} from {self.raw_map.shape[0]} x {self.raw_map.shape[1]}, {kind} at "
+            f"{self.layer!r}{f', {self.source!r}' if self.source else ''})"
+        )
+
+
+def probabilities(logits: Tensor, activation: Literal["softmax", "sigmoid"]) -> Tensor:
+    """Turn logits (B, K) into probabilities; a model with one class has a sigmoid whatever is asked."""
+    scores = logits.float()
+    if activation == "sigmoid" or logits.shape[1] == 1:
+        return torch.sigmoid(scores)
+    return torch.softmax(scores, dim=1)

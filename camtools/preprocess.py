@@ -1,0 +1,362 @@
+"""Model-ready tensors of pictures, each with the geometry that takes its map back to the original pixels."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, Protocol, cast, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from camtools.errors import InputError
+from camtools.geometry import Geometry, measure_geometry
+from camtools.inputs import Picture
+
+CropMode = Literal["center", "squash", "border"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_RESAMPLING = {r.name.lower(): r for r in Image.Resampling} | {"nearest-exact": Image.Resampling.NEAREST}
+_PIXEL_OPTIONS = ("crop_border_pixels", "tf_preprocessing", "naflex", "patchify")  # of timm; not followed
+
+
+class Transform(Protocol):
+    """What makes a model-ready tensor of a picture, and says where in the picture it lies."""
+
+    def __call__(self, picture: Picture) -> tuple[Tensor, Geometry]:
+        """Give the input, (C, h, w) float32, and where it lies in the picture."""
+        ...
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, centre crop and normalise, pixel for pixel as torchvision and timm do on PIL images.
+
+    Attributes:
+        input_size: (height, width) of the network's input; a resized picture is cropped to it about its centre, or
+            padded where it is smaller. None: take the picture as the resize leaves it.
+        resize: The short side in pixels (an int), keeping the aspect; or a (height, width) that `crop_mode` interprets;
+            or None: the picture keeps its size.
+        interpolation: "nearest", "bilinear", "bicubic", "box", "hamming" or "lanczos"; antialiased, as PIL always is.
+        mean, std: Of values in [0, 1], one per channel: x becomes (x - mean) / std.
+        channels: 3, or 1 for a greyscale model (the picture becomes PIL's mode "L" first).
+        crop_mode: What a pair in `resize` means, in timm's words. "squash": just this size, whatever the aspect;
+            "center": keep the aspect and cover it; "border": keep the aspect and fit into it, padding with the mean.
+            By default "squash" for a pair, "center" otherwise.
+
+    Raises:
+        InputError: A parameter is out of range or does not fit the others.
+    """
+
+    input_size: tuple[int, int] | None = (224, 224)
+    resize: int | tuple[int, int] | None = 256
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    channels: int = 3
+    crop_mode: CropMode | None = None
+
+    def __post_init__(self) -> None:
+        pair = isinstance(self.resize, tuple)
+        object.__setattr__(self, "crop_mode", self.crop_mode or ("squash" if pair else "center"))
+        resize = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+        sides = {"input_size": self.input_size, "resize": resize}
+        for name, value in sides.items():
+            if value is not None and (not isinstance(value, tuple) or len(value) != 2 or min(value) < 1):
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r}: expected (height, width), pixels above 0. Correct it"
+                )
+        if self.interpolation not in _RESAMPLING:
+            raise InputError(
+                f"interpolation is {self.interpolation!r}: expected one of {'/'.join(_RESAMPLING)}. Pick one"
+            )
+        if self.crop_mode not in get_args(CropMode):
+            raise InputError(
+                f"crop_mode is {self.crop_mode!r}: expected one of {'/'.join(get_args(CropMode))}. Pick one"
+            )
+        if self.crop_mode != "center" and not pair:
+            raise InputError(
+                f"crop_mode is {self.crop_mode!r} and resize {self.resize!r}: expected a pair. Pass (height, width)"
+            )
+        if self.channels not in (1, 3):
+            raise InputError(f"channels is {self.channels}: expected 1 or 3. Pass ready tensors to other models")
+        if not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
+            raise InputError(
+                f"mean is {self.mean} and std {self.std}: expected {self.channels} values each, as channels="
+                f"{self.channels}, and std above 0. Give one per channel"
+            )
+
+    @classmethod
+    def imagenet(
+        cls,
+        size: int | tuple[int, int] = 224,
+        squash: bool = False,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+    ) -> Preprocess:
+        """The usual evaluation transform: short side to size / 0.875 and centre crop, or the whole picture squashed.
+
+        Args:
+            size: (height, width) of the network's input, or one side of a square.
+            squash: Resize to `size` whatever the aspect, so that nothing is cut off.
+            mean: Of values in [0, 1], three; or one, which makes it a greyscale model.
+            std: As many.
+        """
+        config = {"input_size": (len(mean), *((size, size) if isinstance(size, int) else size)), "mean": mean}
+        crop = {"crop_pct": 1.0, "crop_mode": "squash"} if squash else {"crop_pct": 0.875, "crop_mode": "center"}
+        return cls.from_timm({**config, **crop, "std": std, "interpolation": "bilinear"})
+
+    @classmethod
+    def from_timm(cls, data_config: Mapping[str, Any]) -> Preprocess:
+        """The same pixels as `timm.data.create_transform(**data_config, is_training=False)`.
+
+        Args:
+            data_config: What `timm.data.resolve_model_data_config(model)` gives: input_size (C, h, w), interpolation,
+                mean, std, crop_pct, crop_mode. With C = 1, three means and stds are averaged.
+
+        Raises:
+            InputError: An option that changes pixels in another way is set, or a value is out of range.
+        """
+        unknown = [name for name in _PIXEL_OPTIONS if data_config.get(name)]
+        if unknown:
+            raise InputError(f"data_config sets {', '.join(unknown)}, which Preprocess does not follow. Pass the timm "
+                             f"transform itself: timm.data.create_transform(**data_config)")  # fmt: skip
+        size = data_config.get("input_size", (3, 224, 224))
+        channels, height, width = size if not isinstance(size, int) else (3, size, size)
+        mean = tuple(data_config.get("mean") or IMAGENET_MEAN)
+        std = tuple(data_config.get("std") or IMAGENET_STD)
+        if channels == 1:
+            mean, std = ((sum(mean) / len(mean),), (sum(std) / len(std),))
+        mode: Any
+        crop_pct, mode = data_config.get("crop_pct") or 0.875, data_config.get("crop_mode") or "center"
+        scaled = (math.floor(height / crop_pct), math.floor(width / crop_pct))
+        short = mode == "center" and scaled[0] == scaled[1]  # timm then takes torchvision's Resize, which truncates
+        return cls(
+            input_size=(height, width),
+            resize=scaled[0] if short else scaled,
+            interpolation=data_config.get("interpolation") or "bilinear",
+            mean=mean,
+            std=std,
+            channels=channels,
+            crop_mode=mode,
+        )
+
+    @classmethod
+    def from_torchvision(cls, preset: Any) -> Preprocess:
+        """The same pixels as torchvision's `ImageClassification` preset on PIL images.
+
+        Args:
+            preset: `weights.transforms()` of a torchvision classification weights enum.
+
+        Raises:
+            InputError: It is another kind of object.
+        """
+        if not _is_torchvision_preset(preset):
+            raise InputError(f"got {preset!r}: expected an ImageClassification preset. Pass weights.transforms()")
+        crop, mean, std = (tuple(v) for v in (preset.crop_size, preset.mean, preset.std))
+        return cls(
+            input_size=(crop[0], crop[-1]),
+            resize=preset.resize_size[0] if len(preset.resize_size) == 1 else tuple(preset.resize_size),
+            interpolation=preset.interpolation.value,
+            mean=mean,
+            std=std,
+            channels=len(mean),
+        )
+
+    def __call__(self, picture: Picture) -> tuple[Tensor, Geometry]:
+        """Make one picture ready for the model.
+
+        Args:
+            picture: From `camtools.inputs`; a ready tensor is passed on, as float32.
+
+        Returns:
+            The input, (C, h, w) float32, and where it lies in the picture.
+
+        Raises:
+            InputError: A ready tensor has another number of channels.
+        """
+        if picture.image is None:
+            return _ready(picture, self.channels)
+        image = picture.image.convert("L") if self.channels == 1 else picture.image
+        height, width = resized = self._resized(picture.size)
+        if resized != picture.size:
+            image = image.resize((width, height), _RESAMPLING[self.interpolation])
+        geometry = Geometry.from_resize_crop(picture.size, resized, self.input_size or resized)
+        if geometry.input_size != resized:
+            fill = tuple(round(255 * m) if self.crop_mode == "border" else 0 for m in self.mean)
+            canvas = Image.new(image.mode, geometry.input_size[::-1], fill if self.channels == 3 else fill[0])
+            canvas.paste(image, (int(geometry.offset[1]), int(geometry.offset[0])))
+            image = canvas
+        pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, self.channels).permute(2, 0, 1)
+        normalised = (pixels.float() / 255 - _per_channel(self.mean)) / _per_channel(self.std)
+        return normalised.contiguous(), geometry
+
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) after the resize, with torchvision's truncation and timm's rounding; at least 1 x 1."""
+        if self.resize is None:
+            return size
+        if isinstance(self.resize, int):
+            long = int(self.resize * max(size) / min(size))
+            return (self.resize, long) if size[0] <= size[1] else (long, self.resize)
+        if self.crop_mode == "squash":
+            return self.resize
+        ratios = size[0] / self.resize[0], size[1] / self.resize[1]
+        ratio = min(ratios) if self.crop_mode == "center" else max(ratios)
+        return max(1, round(size[0] / ratio)), max(1, round(size[1] / ratio))
+
+
+class MeasuredTransform:
+    """Any deterministic callable from PIL images to tensors, its geometry measured once per size of picture.
+
+    Measuring runs it eight to twelve times on synthetic pictures; a `Preprocess` knows its geometry for nothing.
+
+    Args:
+        transform: Takes an RGB PIL image to a floating (C, h, w), or (1, C, h, w).
+    """
+
+    def __init__(self, transform: Callable[[Image.Image], Any]) -> None:
+        self.transform = transform
+        self._geometry = lru_cache(maxsize=4096)(self._measure)
+
+    def __call__(self, picture: Picture) -> tuple[Tensor, Geometry]:
+        """Make one picture ready for the model; arguments and returns as in `Preprocess`.
+
+        Raises:
+            InputError: The transform is random, flips, turns, shears or warps, does not give a floating (C, h, w), or
+                gives another size than for other pictures of this size.
+        """
+        if picture.image is None:
+            return _ready(picture, None)
+        geometry, tensor = self._geometry(picture.size), self._apply(picture.image)
+        if tuple(tensor.shape[1:]) != geometry.input_size:
+            raise InputError(
+                f"the transform gives {tuple(tensor.shape[1:])} for this picture, {geometry.input_size} for others of "
+                f"its size {picture.size}: expected a size that does not depend on the content. Pass such a transform"
+            )
+        return tensor.float(), geometry
+
+    def __repr__(self) -> str:
+        return f"MeasuredTransform(transform={self.transform!r})"
+
+    def _measure(self, size: tuple[int, int]) -> Geometry:
+        noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        before, first, after = _random_state(), self._apply(noise), _random_state()
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if before != after or not torch.equal(first, self._apply(noise)):
+            seen = "it draws random numbers" if before != after else "it gives two results for one picture"
+            raise InputError(
+                f"the transform {self.transform!r} is random: {seen}. Expected a deterministic one; pass that of the "
+                f"evaluation, without flips, jitter or random crops"
+            )
+        return measure_geometry(lambda image: self._apply(image).detach().float().cpu(), size)
+
+    def _apply(self, image: Image.Image) -> Tensor:
+        try:
+            output = self.transform(image)
+        except Exception as error:
+            raise InputError(
+                f"the transform {self.transform!r} failed on a PIL image of {image.width} x {image.height} ({error}): "
+                f"expected a callable from a PIL image to a tensor. Wrap it in one, e.g. lambda image: ..."
+            ) from error
+        if isinstance(output, Tensor) and output.ndim == 4 and len(output) == 1:
+            output = output[0]
+        if not isinstance(output, Tensor) or output.ndim != 3 or not output.is_floating_point():
+            got = (
+                f"{output.dtype} of shape {tuple(output.shape)}"
+                if isinstance(output, Tensor)
+                else type(output).__name__
+            )
+            raise InputError(
+                f"the transform {self.transform!r} gives {got}: expected a floating tensor (C, h, w). End it in "
+                f"ToTensor(), or ToImage() and ToDtype(torch.float32, scale=True), and Normalize(...)"
+            )
+        return output.as_subclass(Tensor)
+
+
+def as_transform(transform: Any) -> Transform:
+    """Turn whatever the caller preprocesses with into a `Transform`.
+
+    Args:
+        transform: A `Preprocess` or `MeasuredTransform`; torchvision's `ImageClassification` preset; or any
+            deterministic callable from an RGB PIL image to a floating (C, h, w), whose geometry is then measured.
+
+    Raises:
+        InputError: It is none of these.
+    """
+    if isinstance(transform, Preprocess | MeasuredTransform):
+        return transform
+    if _is_torchvision_preset(transform):
+        return Preprocess.from_torchvision(transform)
+    if not callable(transform) or isinstance(transform, type):
+        raise InputError(
+            f"transform is {transform!r}: expected a Preprocess, or a callable from a PIL image to a tensor. "
+            f"Pass e.g. weights.transforms(), timm.data.create_transform(...) or Preprocess.imagenet()"
+        )
+    return MeasuredTransform(cast(Callable[[Image.Image], Any], transform))
+
+
+def display_image(picture: Picture, preprocess: Transform | None = None) -> Image.Image:
+    """Give an RGB image to draw on.
+
+    A ready tensor is un-normalised with the mean and std of `preprocess`, if it has some and 99 % of the values then
+    lie in [0, 1]. Otherwise values that all lie in [0, 1] stay as they are, others are stretched from their minimum to
+    their maximum. Other than three channels are averaged to grey.
+
+    Args:
+        picture: From `camtools.inputs`.
+        preprocess: What the caller's tensors were, presumably, normalised with; only a `Preprocess` knows its mean.
+    """
+    if picture.image is not None:
+        return picture.image
+    pixels = _tensor(picture).detach().float().cpu()
+    if isinstance(preprocess, Preprocess) and preprocess.channels == len(pixels):
+        restored = pixels * _per_channel(preprocess.std) + _per_channel(preprocess.mean)
+        plausible = ((restored > -0.02) & (restored < 1.02)).float().mean() >= 0.99
+        pixels = restored if plausible else pixels
+    low, high = float(pixels.min()), float(pixels.max())
+    if low < -0.02 or high > 1.02:
+        pixels = (pixels - low) / max(high - low, 1e-12)
+    if len(pixels) != 3:
+        pixels = pixels.mean(0, keepdim=True).expand(3, -1, -1)
+    levels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
+
+
+def _tensor(picture: Picture) -> Tensor:
+    if picture.tensor is None:
+        raise InputError("the picture has neither image nor tensor: expected one. Make it with read_picture(...)")
+    return picture.tensor
+
+
+def _ready(picture: Picture, channels: int | None) -> tuple[Tensor, Geometry]:
+    """A ready tensor as the model takes it."""
+    tensor = _tensor(picture)
+    if channels is not None and len(tensor) != channels:
+        raise InputError(
+            f"a ready tensor has shape {tuple(tensor.shape)}, so {len(tensor)} channels: expected {channels}, as the "
+            f"model takes. Select or repeat channels"
+        )
+    return tensor.float(), Geometry.identity(picture.size)
+
+
+def _per_channel(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values)[:, None, None]
+
+
+def _random_state() -> bytes:
+    """Where Python's, numpy's and torch's global generators stand."""
+    return pickle.dumps((random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()))
+
+
+def _is_torchvision_preset(value: object) -> bool:
+    return type(value).__name__ == "ImageClassification" and type(value).__module__.startswith("torchvision.transforms")

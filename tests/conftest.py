@@ -1,0 +1,112 @@
+"""Fixtures that all tests share; tests are collected in importlib mode, so this is the only shared module."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+REPO = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where there is none, with the reason."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Make every test's random numbers its own, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The repository's root."""
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real pictures and weights beside the repository; skips where it is absent."""
+    path = REPO.parent / "shared"
+    if not (path / "data").is_dir():
+        pytest.skip("needs the shared pictures and weights (../shared), which are not here")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cuda() -> torch.device:
+    """A CUDA device; skips where there is none."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and there is none")
+    return torch.device("cuda")
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device there is, the CPU always."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and there is none")
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No host name resolves, no proxy is set, and the download caches are empty."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("Name or service not known")
+
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    torch_home = torch.hub.get_dir()
+    torch.hub.set_dir(str(tmp_path / "torch"))
+    yield
+    torch.hub.set_dir(torch_home)
+
+
+class TinyNet(nn.Module):
+    """One convolution, average pooling, one linear layer: logits = W · mean(F) + b with F = relu(conv(x)).
+
+    The input is 4 times as large as F on either side.
+    """
+
+    def __init__(self, num_classes: int = 3, channels: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels, kernel_size=4, stride=4)
+        self.relu = nn.ReLU()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pool(self.relu(self.conv(x))).flatten(1))
+
+
+@pytest.fixture
+def make_tiny() -> Callable[..., TinyNet]:
+    """Builds a `TinyNet(num_classes=3, channels=4)` with random weights, the same at every call, in eval mode."""
+
+    def make(num_classes: int = 3, channels: int = 4) -> TinyNet:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            return TinyNet(num_classes, channels).eval()
+
+    return make
+
+
+@pytest.fixture
+def tiny(make_tiny: Callable[..., TinyNet]) -> TinyNet:
+    """A `TinyNet` of 3 classes in eval mode."""
+    return make_tiny()
