@@ -110,7 +110,8 @@ def installed_adapters() -> tuple[Adapter, ...]:
             ) from error
         if not isinstance(adapter, Adapter):
             raise ModelError(
-                f"adapter {point.name!r} ({point.value}) lacks {', '.join(_missing(adapter))}; see camtools.adapter.Adapter"
+                f"adapter {point.name!r} ({point.value}) lacks {', '.join(_missing(adapter))}; "
+                "see camtools.adapter.Adapter for what it must have"
             )
         found.append(adapter)
     return tuple(sorted(found, key=lambda adapter: (-adapter.priority, adapter.name)))

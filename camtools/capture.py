@@ -40,6 +40,11 @@ class Capture:
                 f"{type(model).__name__} has no layer {spec.layer!r}, where its adapter says the features are. "
                 "If the model was edited after it was wrapped, wrap it again"
             ) from error
+        if spec.side == "input" and getattr(self._module, "inplace", False):
+            raise ModelError(
+                f"layer {spec.layer!r} changes its input in place, so that there are no features left to look at. Take "
+                'what it makes of them (side="output"), or the output of the layer before'
+            )
 
     def __enter__(self) -> Capture:
         self._grad_mode = torch.is_grad_enabled()
@@ -75,9 +80,8 @@ class Capture:
 
     def _on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         tensor = self._pick(output)
-        recorded = self._record(tensor)
-        # A clone, so that an in-place operation right after (DenseNet's ReLU) is not one on a leaf.
-        return None if recorded is tensor else replace_tensor(output, tensor, recorded.clone())
+        # The model goes on with a clone: an in-place operation right after (DenseNet's ReLU) would change F otherwise.
+        return replace_tensor(output, tensor, self._record(tensor).clone())
 
     def _pick(self, value: Any) -> Tensor:
         found = list(tensors_in(value))
@@ -96,6 +100,6 @@ class Capture:
             if self.spec.side == "input" and not tensor.requires_grad and not tensor.is_inference():
                 tensor = tensor.requires_grad_()
             else:
-                tensor = tensor.detach().requires_grad_()
+                tensor = (tensor.clone() if tensor.is_inference() else tensor.detach()).requires_grad_()
         self._recorded = tensor
         return tensor

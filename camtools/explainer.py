@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import groupby, islice, repeat
+from threading import Lock
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from camtools.boxes import boxes_from_masks
@@ -29,11 +32,13 @@ from camtools.steps.base import State, Step
 Target = int | str
 
 READERS = 4  # threads that read pictures ahead of the model
+_ONE_READER = Lock()  # PIL images load their files when asked to, which two threads must not do at once
 
 
 class _Ready(NamedTuple):
     """One picture on its way to the model."""
 
+    name: str  # for messages
     picture: Picture
     tensor: Tensor  # (C, h, w)
     geometry: Geometry
@@ -59,6 +64,7 @@ class Explainer:
         ModelError: No module, or no adapter knows it.
         PipelineError: The pipeline is unknown or impossible.
         InputError: The transform or an argument cannot be used.
+        TargetError: `class_names` is not a list of names.
     """
 
     def __init__(
@@ -82,7 +88,7 @@ class Explainer:
         self.activation: Literal["softmax", "sigmoid"] = activation
         adapter, inner = self.model.adapter, unwrapped(self.model)
         self.transform = as_transform(_own_transform(adapter.data_config(inner)) if transform is None else transform)
-        self.class_names = adapter.class_names(inner) if class_names is None else list(class_names)
+        self.class_names = adapter.class_names(inner) if class_names is None else _names(class_names)
 
     def __call__(
         self,
@@ -107,9 +113,10 @@ class Explainer:
             TargetError: A class does not exist, or `target` has the wrong length.
             ModelError: The model cannot be explained.
         """
-        pictures, single = read_pictures(images, channels=_channels(self.transform))
+        pictures, single = read_pictures(images)
         targets = _per_picture(target, len(pictures), single)
-        found = list(self._run(iter(pictures), iter(targets), top_k))
+        numbered = iter([(None, images)] if single else enumerate(images))
+        found = list(self._run(numbered, iter(targets), top_k))
         if top_k is None and not any(map(_is_list, targets)):
             ones = [one[0] for one in found]
             return ones[0] if single else ones
@@ -129,50 +136,63 @@ class Explainer:
             What a call would give for each picture, in order.
 
         Raises:
-            InputError: A picture cannot be used.
+            InputError: A picture cannot be used; those before it have been yielded by then.
             TargetError: A class does not exist.
             ModelError: The model cannot be explained.
         """
-        channels = _channels(self.transform)
-        pictures = (read_picture(image, channels=channels, index=i) for i, image in enumerate(images))
+        if isinstance(target, (Tensor, np.ndarray)):
+            target = target.tolist()
         several = top_k is not None or _is_list(target)
-        for one in self._run(pictures, repeat(target), top_k):
+        for one in self._run(iter(enumerate(images)), repeat(target), top_k):
             yield one if several else one[0]
 
     def _run(
-        self, pictures: Iterator[Picture], targets: Iterator[Any], top_k: int | None
+        self, images: Iterator[tuple[int | None, Any]], targets: Iterator[Any], top_k: int | None
     ) -> Iterator[list[Explanation]]:
-        """Yield the explanations of each picture, one a class; pictures are prepared ahead in threads."""
+        """Yield the explanations of each picture, one a class; pictures are read and prepared ahead in threads."""
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
             raise TargetError(f"top_k={top_k!r}: expected a whole number of at least 1")
-        paired = zip(pictures, targets, strict=False)
+        paired = zip(images, targets, strict=False)
         ahead: list[Future[_Ready]] = []
+        failure: BaseException | None = None
         with ThreadPoolExecutor(READERS) as pool:
-            while True:
+            while failure is None:
                 more = islice(paired, 2 * self.batch_size - len(ahead))
-                ahead += [pool.submit(self._prepare, picture, target, top_k) for picture, target in more]
+                ahead += [pool.submit(self._prepare, *image, target, top_k) for image, target in more]
                 if not ahead:
                     return
-                batch = [future.result() for future in ahead[: self.batch_size]]
+                batch = []
+                for future in ahead[: self.batch_size]:
+                    failure = future.exception()
+                    if failure is not None:
+                        break
+                    batch.append(future.result())
                 ahead = ahead[self.batch_size :]
                 for _, same in groupby(batch, key=lambda ready: ready.tensor.shape):
                     yield from self._explain(list(same), top_k)
+        raise failure
 
-    def _prepare(self, picture: Picture, target: Any, top_k: int | None) -> _Ready:
-        """Turn a picture into what the model takes."""
+    def _prepare(self, index: int | None, image: Any, target: Any, top_k: int | None) -> _Ready:
+        """Read a picture and turn it into what the model takes."""
         if target is not None and top_k is not None:
             raise TargetError(f"both target={target!r} and top_k={top_k} were given; give one of them")
         wanted = None if target is None else list(target) if _is_list(target) else [target]
         if wanted == []:
             raise TargetError("the target list of a picture is empty; name at least one class, or pass None")
-        targets = None if wanted is None else [resolve_target(t, self.class_names) for t in wanted]
+        # The model says how many classes there are, so indices are checked against it, later.
+        targets = wanted and [resolve_target(t, self.class_names if isinstance(t, str) else None) for t in wanted]
+        channels = self.transform.channels if isinstance(self.transform, Preprocess) else None
+        with _ONE_READER if isinstance(image, Image.Image) else nullcontext():
+            picture = read_picture(image, channels=channels, index=index)
         tensor, geometry = self.transform(picture)
-        return _Ready(picture, tensor, geometry, targets)
+        name = picture.source or ("the picture" if index is None else f"picture {index}")
+        return _Ready(name, picture, tensor, geometry, targets)
 
     def _explain(self, batch: list[_Ready], top_k: int | None) -> list[list[Explanation]]:
         """Explain pictures whose tensors have one shape: one forward, then batched steps for each picture size."""
         inner = unwrapped(self.model)
-        x = _to_model(torch.stack([ready.tensor for ready in batch]), inner)
+        home = batch[0].tensor.device  # ready tensors may come from anywhere
+        x = _to_model(torch.stack([ready.tensor.to(home) for ready in batch]), inner)
         with torch.inference_mode(False), torch.no_grad():
             with untouched(inner):
                 activations = self.model.activations(x)
@@ -328,6 +348,8 @@ def _on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device={device!r} cannot be used: {reason}. Pass 'cpu', 'cuda' or 'auto'") from error
+    if wanted.type == "meta":
+        raise InputError(f"device={device!r} holds no values: expected one that computes. Pass 'cpu', 'cuda' or 'auto'")
     there = {p.device.type for p in model.parameters()} == {wanted.type}
     there = there and wanted.index in (None, *(p.device.index for p in model.parameters()))
     return model if there else copy.deepcopy(model).to(wanted)
@@ -340,8 +362,12 @@ def _own_transform(config: Any) -> Any:
     return Preprocess.from_timm(config) if isinstance(config, dict) else config
 
 
-def _channels(transform: Any) -> int | None:
-    return transform.channels if isinstance(transform, Preprocess) else None
+def _names(names: Any) -> list[str]:
+    """Check class names that the caller gives."""
+    listed = [] if isinstance(names, (str, Mapping)) or not isinstance(names, Iterable) else list(names)
+    if not listed or not all(isinstance(name, str) for name in listed):
+        raise TargetError(f"class_names={names!r}: expected a list of one name per class, in the order of the scores")
+    return listed
 
 
 def _is_list(target: Any) -> bool:
@@ -372,8 +398,8 @@ def _check_scores(logits: Tensor, batch: list[_Ready]) -> None:
     """Refuse scores that are not numbers."""
     bad = (~torch.isfinite(logits)).any(1).nonzero().flatten().tolist()
     if bad:
-        sources = ", ".join(batch[i].picture.source or f"picture {i} of the batch" for i in bad[:3])
+        names = ", ".join(batch[i].name for i in bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         raise ModelError(
-            f"the model returned NaN or infinite class scores for {sources}. Check its weights; in float16 try "
+            f"the model returned NaN or infinite class scores for {names}. Check its weights; in float16 try "
             "bfloat16 or float32"
         )

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +22,9 @@ from camtools.errors import InputError
 from camtools.inputs import Picture
 from camtools.overlay import draw_overlay
 from camtools.preprocess import Transform, display_image
+
+FILES = {"overlay": "overlay.png", "mask": "mask.png", "map": "map.npy"}  # what `save` writes
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,28 +167,25 @@ class Explanation:
             InputError: It cannot be written to.
         """
         target = Path(directory)
-        stage: Path | None = None
         try:
-            target.mkdir(parents=True, exist_ok=True)
-            stage = Path(tempfile.mkdtemp(prefix=".camtools-", dir=target))
-            self.overlay().save(stage / "overlay.png")
-            Image.fromarray(self.mask.cpu().numpy().astype(np.uint8) * 255).save(stage / "mask.png")
-            np.save(stage / "map.npy", self.map.cpu().numpy())
-            files = {"overlay": "overlay.png", "mask": "mask.png", "map": "map.npy"}
-            text = json.dumps({**self.to_dict(), "files": files}, indent=2, ensure_ascii=False)
-            (stage / "manifest.json").write_text(text + "\n", encoding="utf-8")
-            (target / "manifest.json").unlink(missing_ok=True)
-            for name in (*files.values(), "manifest.json"):
-                (stage / name).replace(target / name)
+            with _staging(target) as stage:
+                self._write(stage)
+                _swap(stage, target)
         except OSError as error:
             raise InputError(
                 f"{target} cannot be written ({error.strerror or error}): expected a directory with room for the "
                 "results. Choose another, or free the space; nothing half-written was left"
             ) from error
-        finally:
-            if stage is not None:
-                shutil.rmtree(stage, ignore_errors=True)
         return target
+
+    def _write(self, stage: Path) -> None:
+        """Write all files to an empty directory."""
+        self.overlay().save(stage / FILES["overlay"])
+        Image.fromarray(self.mask.cpu().numpy().astype(np.uint8) * 255).save(stage / FILES["mask"])
+        np.save(stage / FILES["map"], self.map.cpu().numpy())
+        text = json.dumps({**self.to_dict(), "files": FILES}, indent=2, ensure_ascii=False)
+        # A file name may hold bytes that are no text; escaped, they stay valid JSON and come back the same.
+        (stage / MANIFEST).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
     def __repr__(self) -> str:
         box = "none" if self.box is None else str(tuple(self.box.tolist()))
@@ -201,3 +203,44 @@ def probabilities(logits: Tensor, activation: Literal["softmax", "sigmoid"]) -> 
     if activation == "sigmoid" or logits.shape[1] == 1:
         return torch.sigmoid(scores)
     return torch.softmax(scores, dim=1)
+
+
+@contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """Give a hidden directory within the target, which is made; after an error no new directory is left."""
+    made = [path for path in (target, *target.parents) if not path.exists()]
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".camtools-", dir=target))
+        try:
+            yield stage
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+    except BaseException:
+        with suppress(OSError):  # someone else's files may be there by now
+            for path in made:
+                path.rmdir()
+        raise
+
+
+def _swap(stage: Path, target: Path) -> None:
+    """Move a staged result to its place, the manifest last; after an error what was there before is back."""
+    names = (*FILES.values(), MANIFEST)
+    taken = next((name for name in names if (target / name).is_dir()), None)
+    if taken:
+        raise OSError(f"{taken} is a directory there")
+    older = stage / "older"
+    older.mkdir()
+    try:
+        for name in reversed(names):
+            if os.path.lexists(target / name):
+                (target / name).replace(older / name)
+        for name in names:
+            (stage / name).replace(target / name)
+    except BaseException:
+        for name in names:
+            if os.path.lexists(older / name):
+                (older / name).replace(target / name)
+            elif not os.path.lexists(stage / name):
+                (target / name).unlink(missing_ok=True)
+        raise

@@ -2,20 +2,16 @@
 
 Coordinates are in pixels and run from edge to edge: 0 is the left edge of the leftmost pixel, `width` the right edge of
 the rightmost, and pixel i has its centre at i + 0.5 (half-pixel centres, `align_corners=False`).
-`measure_geometry` finds the map of a transform that does not say what it does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from camtools.errors import InputError
@@ -213,130 +209,3 @@ def _cubic_near(t: Tensor) -> Tensor:
 def _cubic_far(t: Tensor) -> Tensor:
     """Keys' cubic kernel for distances t in [1, 2]."""
     return ((_BICUBIC_A * t - 5 * _BICUBIC_A) * t + 8 * _BICUBIC_A) * t - 4 * _BICUBIC_A
-
-
-_SMALLEST = 8  # pixels a side; below, a ramp has too few steps to be measured
-_CYCLES = 8  # of the ramp's dither
-_LINES = 256  # of the output that are looked at, spread over it
-
-
-def measure_geometry(transform: Callable[[Image.Image], Tensor], size: tuple[int, int]) -> Geometry:
-    """Find out what a transform does to positions, from what it makes of six to ten synthetic pictures.
-
-    A black and a white picture tell what each output pixel makes of a brightness (normalisation; padding takes
-    nothing from the picture). With that undone, a ramp along x says for each output pixel which x it shows, and
-    another the same for y, both also inverted; a line is fitted to each by least squares. Where a crop leaves little
-    of an axis, a second, steeper ramp refines it. Within the picture the result is accurate to about half a pixel of
-    the original; whole numbers (a resize to whole pixels, a crop between pixels) are restored where they are well
-    within that. Least exact where a padded picture fills fewer than some ten rows of the input.
-
-    Args:
-        transform: Takes an RGB picture to a floating tensor (C, h, w); deterministic.
-        size: (height, width) of the pictures to measure for.
-
-    Raises:
-        InputError: The transform flips, turns, shears or warps, hides brightness, or `size` is below 8 x 8.
-    """
-    if min(size) < _SMALLEST:
-        raise _unmeasurable(f"it is too small, expected at least {_SMALLEST} pixels a side", size)
-    black, white = (transform(Image.new("RGB", size[::-1], colour)) for colour in ("black", "white"))
-    contrast = white - black
-    weight = contrast.square().sum(0)
-    if not bool(torch.isfinite(weight).all()) or float(weight.max()) <= 0:
-        raise _unmeasurable("it makes the same of a black and of a white picture, or NaN", size)
-    valid = weight > weight.max() / 4
-    rows, columns = (torch.nonzero(valid.any(axis))[:, 0] for axis in (1, 0))
-    if not bool(valid[rows][:, columns].all()):
-        raise _unmeasurable("what it shows of the picture is no upright rectangle: it rotates, shears or masks", size)
-
-    def fit(axis: int, start: float, stop: float) -> tuple[float, float]:
-        along, across = (rows, columns) if axis == 0 else (columns, rows)
-        # Resampling mixes the ends of a line across with padding.
-        trim = max(3, len(across) // 8) if len(across) > 12 else len(across) // 4
-        across = across[trim : len(across) - trim]
-        across = across[:: -(-len(across) // _LINES)]
-
-        def lines(output: Tensor) -> Tensor:
-            chosen = output.index_select(1 + axis, along).index_select(2 - axis, across).double()
-            return chosen if axis == 0 else chosen.mT
-
-        response, ramp = lines(contrast), _ramp(size, axis, start, stop)
-        seen = [((lines(transform(r)) - lines(black)) * response).sum(0) for r in (ramp, ImageOps.invert(ramp))]
-        level = 0.5 + (seen[0] - seen[1]) / (2 * response.square().sum(0))  # of both, so that rounding up cancels out
-        return _fit_axis(start + level * (stop - start), along + 0.5, (start, stop), axis, size)
-
-    fits = []
-    for axis, (side, along) in enumerate(zip(size, (rows, columns), strict=True)):
-        scale, offset = fit(axis, 0.0, float(side))
-        start, stop = (float(along[0]) - offset) / scale, (float(along[-1]) + 1 - offset) / scale
-        if stop - start < 0.6 * side:
-            scale, offset = fit(axis, max(0.0, start - side / 64), min(float(side), stop + side / 64))
-        fits.append((scale, offset))
-    (sy, oy), (sx, ox) = fits
-    return Geometry(size, (valid.shape[0], valid.shape[1]), (sy, sx), (oy, ox))
-
-
-def _ramp(size: tuple[int, int], axis: int, start: float, stop: float) -> Image.Image:
-    """A grey ramp from 0 at start to 255 at stop, dithered across so that its mean is exact, not rounded."""
-    along = ((np.arange(size[axis]) + 0.5 - start) / (stop - start)).clip(0, 1) * 255
-    across = (np.arange(size[1 - axis], dtype=np.float32) + 0.5) / size[1 - axis] * _CYCLES % 1
-    fraction, whole = np.modf(along.astype(np.float32))
-    ramp = whole.astype(np.uint8)[:, None] + (fraction[:, None] + across >= 1)
-    return Image.fromarray(ramp if axis == 0 else ramp.T.copy()).convert("RGB")
-
-
-def _fit_axis(
-    position: Tensor, u: Tensor, ramp: tuple[float, float], axis: int, size: tuple[int, int]
-) -> tuple[float, float]:
-    """Fit position = (u - offset) / scale; position (along, across) in original pixels, u (along,) in input pixels."""
-    name = ("y", "x")[axis]
-    profile, level = position.mean(1), (ramp[1] - ramp[0]) / 255
-    edge = 1 + level  # the plateaus of padding and beyond the ramp lie within
-    usable = torch.nonzero((profile > ramp[0] + edge) & (profile < ramp[1] - edge))[:, 0]
-    if len(usable) < 4:
-        raise _unmeasurable(f"only {len(usable)} output pixels show different {name}: it turns or crops too much", size)
-    third = len(usable) // 3 if len(usable) >= 9 else 0
-    core = usable[third : len(usable) - third]
-    start, slope = _line(u[core], profile[core])
-    lines = torch.arange(position.shape[1], dtype=u.dtype)
-    drift = _line(lines, position[core].mean(0))[1] * len(lines)
-    tolerance = max(1.0, 1.5 * level, 1.5 * abs(slope))
-    if abs(slope) * len(u) < 0.25 * abs(drift):
-        raise _unmeasurable(f"{name} runs along the other axis: it turns or transposes the picture", size)
-    if slope <= 0:
-        raise _unmeasurable(f"{name} runs backwards: it flips the picture", size)
-    if abs(drift) > tolerance:
-        raise _unmeasurable(f"{name} drifts by {drift:.1f} pixels across the input: it rotates or shears", size)
-    inner = torch.zeros(len(u), dtype=torch.bool).index_fill(0, core, True)
-    widest = 0.3 * (ramp[1] - ramp[0])
-    for margin in (edge, 1.5 * slope, min(max(3.5, 3.5 * slope), widest)):  # resampling mixes in what lies beyond
-        fitted = start + slope * u
-        chosen = (fitted > ramp[0] + max(margin, edge)) & (fitted < ramp[1] - max(margin, edge))
-        if int(chosen.sum()) >= 4:
-            inner = chosen
-            start, slope = _line(u[inner], profile[inner])
-    residual = (position - (start + slope * u)[:, None])[inner].abs()
-    if float(residual.quantile(0.99)) > tolerance:
-        raise _unmeasurable(f"{name} does not follow a straight line: it warps, or changes brightness unevenly", size)
-    scale = _restore_whole(size[axis] / slope, slope) / size[axis]
-    return scale, _restore_whole(float((u - profile * scale)[inner].mean()), slope)
-
-
-def _restore_whole(length: float, slope: float) -> float:
-    """Round a length in input pixels if that changes less than a tenth of them and a quarter of an original pixel."""
-    change = abs(round(length) - length)
-    return float(round(length)) if change < 0.1 and change * slope < 0.25 else length
-
-
-def _line(x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Least-squares line through points, both (N,): its value at 0 and its slope."""
-    centred = x - x.mean()
-    slope = float((centred * y).sum() / centred.square().sum().clamp(min=1e-12))
-    return float(y.mean() - slope * x.mean()), slope
-
-
-def _unmeasurable(seen: str, size: tuple[int, int]) -> InputError:
-    return InputError(
-        f"the transform cannot be followed for a picture of {size[0]} x {size[1]}: {seen}. Expected a resize, crop and "
-        f"padding without rotation or flip, then normalisation; pass such a transform, a Preprocess, or ready tensors"
-    )

@@ -26,7 +26,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         model: Any module. Its `train()` and `eval()` are not called, since models override them with side effects.
     """
     modules = [(module, _Attributes(module), dict(module._buffers)) for module in model.modules()]
-    buffers = [(b, _version(b), b.detach().clone()) for _, _, named in modules for b in named.values() if b is not None]
+    buffers = [(b, b.detach().clone()) for _, _, named in modules for b in named.values() if b is not None]
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
     for module, _, _ in modules:
         module.__dict__["training"] = False
@@ -37,10 +37,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
             attributes.restore()
             module._buffers.clear()
             module._buffers.update(named)
-        with torch.no_grad():
-            for buffer, version, before in buffers:
-                if version < 0 or buffer._version != version:
-                    buffer.copy_(before)
+        for buffer, before in buffers:
+            _write_back(buffer, before)
         for parameter, grad in grads:
             if parameter.grad is not grad:
                 parameter.grad = grad
@@ -80,6 +78,12 @@ def _same(current: Any, before: Any) -> bool:
     return {id(item) for item in current} == {id(item) for item in before}
 
 
-def _version(buffer: Tensor) -> int:
-    """Return the in-place version counter, or -1 where there is none (inference tensors)."""
-    return -1 if buffer.is_inference() else buffer._version
+def _write_back(buffer: Tensor, before: Tensor) -> None:
+    """Give a buffer its old values, without comparing (a CUDA device would have to be waited for).
+
+    Through `.data`, so that the version counter stays and a graph the caller holds stays good.
+    """
+    if buffer.layout is torch.strided and 0 in buffer.stride():
+        return  # expanded: several elements share one place, so nothing can have written here
+    with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+        buffer.data.copy_(before)

@@ -103,8 +103,8 @@ def target_indices(targets: Targets, batch: int, classes: int) -> Tensor:
         indices = indices[:, None]
     if indices.dim() != 2 or indices.shape[0] != batch or indices.shape[1] == 0:
         raise TargetError(
-            f"targets of shape {tuple(torch.as_tensor(targets).shape)} do not go with {batch} pictures; pass one index, "
-            f"one per picture ({batch},), or several per picture ({batch}, n)"
+            f"targets of shape {tuple(torch.as_tensor(targets).shape)} do not go with {batch} pictures; pass one "
+            f"index, one per picture ({batch},), or several per picture ({batch}, n)"
         )
     wrong = indices[(indices < 0) | (indices >= classes)]
     if len(wrong):
@@ -243,7 +243,8 @@ class CamModel(nn.Module):
         return self._run(model, x, check=not training)
 
     def _run(self, model: nn.Module, x: Tensor, *, check: bool) -> Activations:
-        with torch.inference_mode(False):
+        grad = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):  # leaving inference mode turns gradients on
             if x.is_inference():
                 x = x.clone()
             if self._spec is None:
@@ -315,15 +316,14 @@ def wrap(model: nn.Module, *, spec: FeatureSpec | None = None, adapter: Adapter 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the module inside DataParallel, DistributedDataParallel, torch.compile and CamModel wrappers."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(model, CamModel):
-            model = model.model
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
-        else:
-            return model
+    inner: object
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        inner = model.module
+    elif isinstance(model, CamModel):
+        inner = model.model
+    else:
+        inner = getattr(model, "_orig_mod", None)
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -13,6 +15,7 @@ from camtools.errors import InputError
 
 BOX = (80, 255, 120)
 INK = (0, 0, 0)
+FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")  # Latin, Greek, Cyrillic and more
 
 
 def draw_overlay(
@@ -29,7 +32,8 @@ def draw_overlay(
         image: RGB, of any size.
         map: (H, W) in [0, 1], of the picture's size.
         boxes: xyxy in pixels, half-open.
-        text: Caption, written at the first box, or at the top where there is none.
+        text: Caption, name and then score, written at the first box, or at the top where there is none. The name is
+            shortened to the picture's width; a picture too small for a caption goes without.
         alpha: Weight of the map's colours, in [0, 1].
         colormap: Name of a matplotlib colour map; "inferno" is perceptually uniform and readable in grey.
 
@@ -47,27 +51,37 @@ def draw_overlay(
     blended = (1 - alpha) * np.asarray(image.convert("RGB"), dtype=np.float32) + alpha * colours
     canvas = Image.fromarray(np.rint(blended).clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
-    width = max(1, round(max(canvas.size) / 200))
+    side = math.sqrt(canvas.width * canvas.height)
+    width = max(1, round(side / 150))
     for x0, y0, x1, y1 in boxes:
         # A dark line around the bright one keeps it visible on any ground.
         draw.rectangle((x0 - 1, y0 - 1, x1, y1), outline=INK, width=width + 2)
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=BOX, width=width)
-    if text:
-        _caption(draw, canvas.size, boxes[0][:2] if boxes else (0, 0), text)
+    _caption(draw, canvas.size, boxes[0] if boxes else (0, 0, 0, 0), text, max(10.0, side / 22))
     return canvas
 
 
-def _caption(draw: ImageDraw.ImageDraw, size: tuple[int, int], corner: Sequence[int], text: str) -> None:
-    """Write the text above a corner, inside the picture, shortened to its width."""
-    font = ImageFont.load_default(size=float(max(10, min(28, round(max(size) / 26)))))
-    shown = text
-    while len(shown) > 4 and draw.textlength(shown, font=font) + 6 > size[0]:
-        # Keep the score at the end; shorten the name before it.
-        name, _, score = shown.rpartition(" ")
-        shown = f"{name.rstrip('…')[:-1]}… {score}" if len(name) > 2 else shown[:-1]
-    left, _, right, bottom = draw.textbbox((0, 0), shown, font=font)
-    height = bottom + 4
-    x = int(min(max(0, corner[0]), max(0, size[0] - (right - left) - 6)))
-    y = int(corner[1]) - height if corner[1] >= height else int(corner[1])
-    draw.rectangle((x, y, x + (right - left) + 5, y + height - 1), fill=BOX)
+def _caption(
+    draw: ImageDraw.ImageDraw, size: tuple[int, int], box: Sequence[int], text: str, font_size: float
+) -> None:
+    """Write the text above a box, or below or in it where there is no room; never beyond the picture."""
+    font = ImageFont.truetype(FONT, font_size)
+    ascent, descent = font.getmetrics()
+    height = ascent + descent + 2
+    shown = _shortened(text, lambda words: draw.textlength(words, font=font) + 6 <= size[0])
+    if not shown or 3 * height > size[1]:  # a picture this small would vanish behind it
+        return
+    width = math.ceil(draw.textlength(shown, font=font)) + 6
+    x0, y0, _, y1 = map(int, box)
+    x = max(0, min(x0, size[0] - width))
+    y = next((y for y in (y0 - height, y1) if 0 <= y <= size[1] - height), max(0, min(y0, size[1] - height)))
+    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=BOX)
     draw.text((x + 3, y + 1), shown, fill=INK, font=font)
+
+
+def _shortened(text: str, fits: Callable[[str], bool]) -> str:
+    """Return the text on one line, its words but the last (the score) cut until it fits; empty if nothing does."""
+    text = " ".join(text.split())
+    name, _, score = text.rpartition(" ")
+    cuts = (f"{name[:length].rstrip()}… {score}" for length in range(len(name) - 1, 0, -1))
+    return next((shown for shown in (text, *cuts, score) if fits(shown)), "")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import pickle
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, Protocol, cast, get_args
 
 import numpy as np
@@ -16,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from camtools.errors import InputError
-from camtools.geometry import Geometry, measure_geometry
+from camtools.geometry import Geometry
 from camtools.inputs import Picture
+from camtools.measure import MeasuredTransform
 
 CropMode = Literal["center", "squash", "border"]
 
@@ -212,77 +210,6 @@ class Preprocess:
         return max(1, round(size[0] / ratio)), max(1, round(size[1] / ratio))
 
 
-class MeasuredTransform:
-    """Any deterministic callable from PIL images to tensors, its geometry measured once per size of picture.
-
-    Measuring runs it eight to twelve times on synthetic pictures; a `Preprocess` knows its geometry for nothing.
-
-    Args:
-        transform: Takes an RGB PIL image to a floating (C, h, w), or (1, C, h, w).
-    """
-
-    def __init__(self, transform: Callable[[Image.Image], Any]) -> None:
-        self.transform = transform
-        self._geometry = lru_cache(maxsize=4096)(self._measure)
-
-    def __call__(self, picture: Picture) -> tuple[Tensor, Geometry]:
-        """Make one picture ready for the model; arguments and returns as in `Preprocess`.
-
-        Raises:
-            InputError: The transform is random, flips, turns, shears or warps, does not give a floating (C, h, w), or
-                gives another size than for other pictures of this size.
-        """
-        if picture.image is None:
-            return _ready(picture, None)
-        geometry, tensor = self._geometry(picture.size), self._apply(picture.image)
-        if tuple(tensor.shape[1:]) != geometry.input_size:
-            raise InputError(
-                f"the transform gives {tuple(tensor.shape[1:])} for this picture, {geometry.input_size} for others of "
-                f"its size {picture.size}: expected a size that does not depend on the content. Pass such a transform"
-            )
-        return tensor.float(), geometry
-
-    def __repr__(self) -> str:
-        return f"MeasuredTransform(transform={self.transform!r})"
-
-    def _measure(self, size: tuple[int, int]) -> Geometry:
-        noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        before, first, after = _random_state(), self._apply(noise), _random_state()
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if before != after or not torch.equal(first, self._apply(noise)):
-            seen = "it draws random numbers" if before != after else "it gives two results for one picture"
-            raise InputError(
-                f"the transform {self.transform!r} is random: {seen}. Expected a deterministic one; pass that of the "
-                f"evaluation, without flips, jitter or random crops"
-            )
-        return measure_geometry(lambda image: self._apply(image).detach().float().cpu(), size)
-
-    def _apply(self, image: Image.Image) -> Tensor:
-        try:
-            output = self.transform(image)
-        except Exception as error:
-            raise InputError(
-                f"the transform {self.transform!r} failed on a PIL image of {image.width} x {image.height} ({error}): "
-                f"expected a callable from a PIL image to a tensor. Wrap it in one, e.g. lambda image: ..."
-            ) from error
-        if isinstance(output, Tensor) and output.ndim == 4 and len(output) == 1:
-            output = output[0]
-        if not isinstance(output, Tensor) or output.ndim != 3 or not output.is_floating_point():
-            got = (
-                f"{output.dtype} of shape {tuple(output.shape)}"
-                if isinstance(output, Tensor)
-                else type(output).__name__
-            )
-            raise InputError(
-                f"the transform {self.transform!r} gives {got}: expected a floating tensor (C, h, w). End it in "
-                f"ToTensor(), or ToImage() and ToDtype(torch.float32, scale=True), and Normalize(...)"
-            )
-        return output.as_subclass(Tensor)
-
-
 def as_transform(transform: Any) -> Transform:
     """Turn whatever the caller preprocesses with into a `Transform`.
 
@@ -351,11 +278,6 @@ def _ready(picture: Picture, channels: int | None) -> tuple[Tensor, Geometry]:
 
 def _per_channel(values: tuple[float, ...]) -> Tensor:
     return torch.tensor(values)[:, None, None]
-
-
-def _random_state() -> bytes:
-    """Where Python's, numpy's and torch's global generators stand."""
-    return pickle.dumps((random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()))
 
 
 def _is_torchvision_preset(value: object) -> bool:

@@ -1,0 +1,54 @@
+"""The `camtools` command: `explain` makes maps, masks and boxes of pictures, `models` says how models are seen."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from camtools.cli.explain import explain
+from camtools.cli.models import models
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="camtools",
+    help="Class activation maps, masks and boxes for image classifiers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(explain)
+app.command()(models)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            typer.echo(f"camtools {version('camtools')}")
+        except PackageNotFoundError:
+            typer.echo("camtools, not installed: run from its own folder")
+        raise typer.Exit
+
+
+@app.callback()
+def _camtools(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Class activation maps, masks and boxes for image classifiers.
+
+    Exit codes: 0 done, 1 some files or models failed, 2 wrong use, 130 interrupted.
+    """
+
+
+def main() -> None:
+    """Run the command line; the entry point of the `camtools` script."""
+    try:
+        app()
+    except KeyboardInterrupt:  # before a command had begun
+        sys.exit(130)

@@ -1,0 +1,149 @@
+"""From the paths on the command line to pictures, and from each picture to the folder of its results."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from camtools.errors import InputError
+
+# What folders, and patterns without a suffix, are searched for; a file named itself is read whatever its suffix.
+SUFFIXES = frozenset(
+    f".{kind}"
+    for kind in (
+        *("avif", "bmp", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg"),
+        *("pbm", "pgm", "png", "pnm", "ppm", "tga", "tif", "tiff", "webp"),
+    )
+)
+_MAGIC = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture and where its results go.
+
+    Attributes:
+        path: The picture, as the user would write it.
+        folder: Folder of its results, relative to the output folder, with forward slashes.
+    """
+
+    path: Path
+    folder: str
+
+
+def natural_key(path: Path | str) -> list[list[tuple[int, int, str]]]:
+    """Sort key in which "bird" comes before "bird2" and that before "bird10", folder by folder."""
+    path = Path(path)
+    return [
+        [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in re.split(r"(\d+)", part.casefold())]
+        for part in (*path.parts[:-1], path.stem, path.suffix)
+    ]
+
+
+def find_jobs(paths: Sequence[str], out: Path | None = None) -> list[Job]:
+    """Expand files, folders (with their sub-folders) and glob patterns; every picture once, in natural order.
+
+    Each picture gets a folder of its own: its path without the suffix, relative to the folder that was named, or to the
+    closest folder that holds all that were named. Pictures that differ in their suffix alone keep it ("bird-png").
+
+    Args:
+        paths: What the user named.
+        out: The output folder; results in it from an earlier run are not taken for pictures.
+
+    Raises:
+        InputError: Something named does not exist or a folder holds no pictures.
+    """
+    found: dict[Path, Path] = {}
+    roots: list[Path] = []
+    for text in paths:
+        root, files = _expand(text, out)
+        roots.append(root)
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    ordered = sorted(found.values(), key=natural_key)
+    return [Job(path, folder) for path, folder in zip(ordered, _folders(ordered, roots), strict=True)]
+
+
+def _expand(text: str, out: Path | None) -> tuple[Path, list[Path]]:
+    """Return the folder that results are named relative to, and the pictures."""
+    path = Path(text)
+    if path.is_dir():
+        files = _pictures_below(path, out)
+        if not files:
+            raise InputError(
+                f"The folder {text} holds no pictures ({', '.join(sorted(SUFFIXES))}), nor do its sub-folders."
+            )
+        return path, files
+    if path.exists():
+        return path.parent, [path]
+    if not _MAGIC.search(text):
+        raise InputError(
+            f"There is no file or folder {text}. Name pictures, folders, or patterns such as 'birds/*.jpg'."
+        )
+    any_suffix = path.suffix and not _MAGIC.search(path.suffix)
+    files = []
+    for match in glob.glob(text, recursive=True):  # noqa: PTH207 - patterns may be absolute
+        hit = Path(match)
+        if hit.is_dir():
+            files += _pictures_below(hit, out) if not text.endswith("**") else []
+        elif (any_suffix or hit.suffix.lower() in SUFFIXES) and not _inside(hit, out):
+            files.append(hit)
+    if not files:
+        raise InputError(f"The pattern {text} matches no pictures. Quote it, or name the pictures' folder.")
+    fixed = itertools.takewhile(lambda part: not _MAGIC.search(part), path.parts[:-1])
+    return Path(*fixed), files
+
+
+def _pictures_below(folder: Path, out: Path | None) -> list[Path]:
+    files = []
+    for place, folders, names in os.walk(folder):
+        here = Path(place)
+        folders[:] = [name for name in folders if not name.startswith(".") and not _inside(here / name, out)]
+        files += [here / n for n in names if Path(n).suffix.lower() in SUFFIXES and not n.startswith(".")]
+    return files
+
+
+def _inside(path: Path, out: Path | None) -> bool:
+    """Tell whether a path lies in one of the output folder's result folders, which hold a manifest."""
+    if out is None or not out.is_dir():
+        return False
+    resolved, top = path.resolve(), out.resolve()
+    below = [place for place in (resolved, *resolved.parents) if place != top and place.is_relative_to(top)]
+    return any((place / "manifest.json").exists() for place in below)
+
+
+def _folders(files: Sequence[Path], roots: Iterable[Path]) -> list[str]:
+    """Name a result folder for each picture, without collisions."""
+    try:
+        base = Path(os.path.commonpath([str(root.resolve()) for root in roots]))
+    except ValueError:  # different drives
+        base = Path()
+    places = [_relative(file, base) for file in files]
+    plain = [str(PurePosixPath(*place.parts[:-1], place.stem or place.name)) for place in places]
+    counts = Counter(name.casefold() for name in plain)
+    above = {str(parent).casefold() for name in plain for parent in PurePosixPath(name).parents}
+    names: list[str] = []
+    taken = {"manifest.json"}
+    for place, name in zip(places, plain, strict=True):
+        if counts[name.casefold()] > 1 or name.casefold() in above:
+            name += place.suffix.lower().replace(".", "-")
+        unique, number = name, 2
+        while unique.casefold() in taken or (number > 2 and unique.casefold() in above):
+            unique, number = f"{name}-{number}", number + 1
+        taken.add(unique.casefold())
+        names.append(unique)
+    return names
+
+
+def _relative(file: Path, base: Path) -> PurePosixPath:
+    """Return a picture's place below the base; links are followed for their folder, not for their own name."""
+    whole = file.parent.resolve() / file.name
+    if whole.is_relative_to(base) and base.parts:
+        return PurePosixPath(whole.relative_to(base).as_posix())
+    return PurePosixPath(*[part for part in whole.parts if part != whole.anchor])

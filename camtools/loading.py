@@ -1,0 +1,127 @@
+"""A classifier by name: timm's, torchvision's, or what a function returns, with its weights and preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from camtools.adapter import find_adapter
+from camtools.checkpoints import class_count, fit, match_prefix, read_checkpoint
+from camtools.errors import ModelError, WeightsError
+from camtools.preprocess import Preprocess
+from camtools.sources import Built, Source, find_source
+from camtools.sources.adjust import adjust
+
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A classifier ready to be explained.
+
+    Attributes:
+        model: The classifier, in eval mode, on the CPU.
+        preprocess: From a picture to the model's input: a `Preprocess`, or the transform that a user's function
+            returned; None where nothing is known of it.
+        class_names: Names by class index, or None. Models of timm and torchvision with 1,000 classes have ImageNet's.
+        spec: The name that it was loaded by.
+    """
+
+    model: nn.Module
+    preprocess: Preprocess | Callable[..., Any] | None
+    class_names: tuple[str, ...] | None
+    spec: str
+
+
+def load_model(
+    spec: str,
+    weights: str | Path | None = None,
+    *,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size: int | tuple[int, int] | None = None,
+    model_args: Mapping[str, Any] | None = None,
+) -> LoadedModel:
+    """Build a classifier from its name and load its weights.
+
+    Args:
+        spec: "timm/NAME" or "timm/NAME.TAG", "torchvision/NAME", "package.module:function", or
+            "path/FILE.py:function". A function returns the model; or (model, mean, std); or (model, transform), a
+            `Preprocess` or a callable from a PIL picture to a tensor; or a dict with "model" and any of "mean", "std",
+            "size", "transform", "class_names".
+        weights: A checkpoint (safetensors or PyTorch, see `camtools.checkpoints.read_checkpoint`); for torchvision also
+            the name of published weights ("IMAGENET1K_V1"); "random" for none. Left out, timm and torchvision get their
+            published weights, downloaded into their own caches. A function's model keeps what the function gave it,
+            unless a checkpoint is named.
+        num_classes: How many classes to build; read from the checkpoint where left out.
+        class_names: Names by index, instead of those that come with the model.
+        mean: What to subtract from pictures in [0, 1], per channel, instead of the model's own.
+        std: What to divide them by then, instead of the model's own.
+        size: The input's size in pixels, a side or (height, width), instead of the model's own; the resize before the
+            crop changes in proportion.
+        model_args: More keyword arguments for the model's constructor, or for the function.
+
+    Raises:
+        ModelError: The name is unknown (the closest is named), or the function is missing, fails or returns no model.
+        WeightsError: The weights cannot be read, downloaded, or do not fit.
+    """
+    source = find_source(spec, dict(model_args or {}), _pair(size))
+    tag = None if weights is None else str(weights)
+    if tag is None or (source.has_published(tag) and not Path(tag).exists()):
+        built = source.published(num_classes, tag)
+    elif tag == RANDOM:
+        built = source.empty(num_classes)
+    else:
+        built = _from_file(source, Path(tag), num_classes)
+    model = built.model.eval()
+    known = built.preprocess or _adapters_preprocess(model)
+    if class_names is None:
+        class_names = built.class_names or find_adapter(model).class_names(model)
+    names = None if class_names is None else tuple(class_names)
+    return LoadedModel(model, adjust(known, mean, std, _pair(size)), names, spec)
+
+
+def _pair(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise ModelError(f"An input of {height} x {width} pixels is impossible: size needs positive numbers.")
+    return int(height), int(width)
+
+
+def _adapters_preprocess(model: nn.Module) -> Preprocess | None:
+    """Ask the adapter that knows the model for its preprocessing."""
+    config = find_adapter(model).data_config(model)
+    if config is None:
+        return None
+    return Preprocess.from_timm(config) if isinstance(config, Mapping) else Preprocess.from_torchvision(config)
+
+
+def _from_file(source: Source, path: Path, num_classes: int | None) -> Built:
+    """Build a source's model with the checkpoint's number of classes, and load the checkpoint."""
+    state: Mapping[str, Tensor] = read_checkpoint(path)
+    built = source.for_checkpoint(num_classes, state, path)
+    state = match_prefix(state, list(built.model.state_dict()))
+    counts = class_count(built.model, state)
+    if counts is not None and num_classes is not None:
+        raise WeightsError(
+            f"{path} is for {counts[1]} classes, but num_classes is {num_classes}. "
+            "Leave num_classes out: it is read from the file."
+        )
+    if counts is not None and source.takes_num_classes:
+        built = source.for_checkpoint(counts[1], state, path)
+    try:
+        fit(built.model, state, source=str(path), name=source.spec)
+    except WeightsError:
+        converted = source.convert(state, built.model)
+        if converted is None:
+            raise
+        fit(built.model, converted, source=str(path), name=source.spec)
+    return built

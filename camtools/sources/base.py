@@ -1,0 +1,113 @@
+"""What a source of models does: build one, empty or with published weights, and say what comes with it."""
+
+from __future__ import annotations
+
+import abc
+import difflib
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from camtools.errors import ModelError
+from camtools.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model just built, and what its source knows of it.
+
+    Attributes:
+        model: The model, on the CPU.
+        preprocess: A `Preprocess`, or a callable from a PIL picture to a tensor; None where unknown.
+        class_names: Names by class index; None where unknown.
+    """
+
+    model: nn.Module
+    preprocess: Preprocess | Callable[..., Any] | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+class Source(abc.ABC):
+    """One model by name.
+
+    Attributes:
+        spec: The full name, for messages.
+        args: Keyword arguments for its constructor.
+        takes_num_classes: Whether it can be built for another number of classes.
+    """
+
+    takes_num_classes: bool = True
+
+    def __init__(self, spec: str, args: dict[str, Any]) -> None:
+        self.spec = spec
+        self.args = args
+
+    @abc.abstractmethod
+    def empty(self, num_classes: int | None = None) -> Built:
+        """Build it with random weights."""
+
+    @abc.abstractmethod
+    def published(self, num_classes: int | None = None, tag: str | None = None) -> Built:
+        """Build it with its published weights, downloaded into the library's own cache where they are not there yet.
+
+        Raises:
+            WeightsError: There are none, or they cannot be downloaded.
+        """
+
+    def for_checkpoint(self, num_classes: int | None, state: Mapping[str, Tensor], path: Path) -> Built:
+        """Build it empty, in the form that a checkpoint calls for."""
+        return self.empty(num_classes)
+
+    def has_published(self, tag: str) -> bool:
+        """Tell whether published weights go by this name."""
+        return False
+
+    def convert(self, state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor] | None:
+        """Translate another edition's keys to the model's; None where there is nothing to translate."""
+        return None
+
+    def _construct(self, build: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
+        """Call a constructor; what it raises becomes a `ModelError`."""
+        try:
+            return build(*args, **kwargs)
+        except Exception as error:
+            raise ModelError(f"{self.spec} cannot be built: {type(error).__name__}: {error}") from error
+
+
+def no_such_name(spec: str, name: str, known: Iterable[str], how: str) -> ModelError:
+    """Word the error for an unknown name, with the closest ones."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    library = spec.partition("/")[0]
+    hint = f"Did you mean {' or '.join(f'{library}/{c}' for c in close)}?" if close else f"List them with {how}."
+    return ModelError(f"There is no model {spec}. {hint}")
+
+
+def reachable(url: str) -> bool:
+    """Tell whether a host's name resolves, or a proxy will see to it: a download that cannot start is better not tried.
+
+    Args:
+        url: The address to be fetched.
+    """
+    host = urllib.parse.urlsplit(url).hostname
+    proxies = urllib.request.getproxies()
+    if not host or "https" in proxies or "all" in proxies:
+        return True
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
+
+
+def way_out(spec: str) -> str:
+    """Say what to do without published weights."""
+    return (
+        f"Give a checkpoint of your own (weights=FILE, --weights FILE), or build {spec} with random weights "
+        "(weights='random', --weights random)."
+    )

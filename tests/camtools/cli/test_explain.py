@@ -1,0 +1,313 @@
+"""`camtools explain`, run in this process on a tiny model of known weights, and once for real."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from camtools.cli import app
+from camtools.cli.run import Run
+
+NETS = '''
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    """Class k is channel k: logits are the means of red, green and blue."""
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 4, stride=4, bias=False)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(3, 3)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.eye(3)[:, :, None, None] / 16)
+            self.fc.weight.copy_(10 * torch.eye(3))
+            self.fc.bias.zero_()
+
+    def forward(self, x):
+        return self.fc(self.pool(self.conv(x)).flatten(1))
+
+def colours():
+    print("a library that prints")
+    return {"model": Net(), "mean": 0.0, "std": 1.0, "size": 32, "class_names": ["red", "green", "blue"]}
+'''
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a model and pictures: a red square, at rows 8:24 and columns 40:56, on black."""
+    (tmp_path / "nets.py").write_text(NETS)
+    for name, channel in (("pics/red.png", 0), ("pics/deep/green.png", 1), ("pics/red10.png", 0), ("pics/red9.png", 0)):
+        pixels = np.zeros((64, 64, 3), np.uint8)
+        pixels[8:24, 40:56, channel] = 255
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*args, model="nets.py:colours"):
+    return CliRunner().invoke(app, ["explain", *map(str, args), "--model", model, "--device", "cpu"])
+
+
+def names(document):
+    return [[found["name"] for found in entry["classes"]] for entry in document["pictures"]]
+
+
+def test_json_is_one_document_with_every_picture_in_natural_order(place):
+    result = run("pics", "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert [entry["source"] for entry in document["pictures"]] == [
+        "pics/deep/green.png",
+        "pics/red.png",
+        "pics/red9.png",
+        "pics/red10.png",
+    ]
+    assert names(document) == [["green"], ["red"], ["red"], ["red"]]
+    assert document["failed"] == []
+    assert document["complete"] is True
+    assert document["settings"]["model"] == "nets.py:colours"
+    assert "a library that prints" in result.stderr
+    assert "4 pictures in " in result.stderr
+
+
+def test_boxes_are_in_the_pictures_own_pixels(place):
+    document = json.loads(run("pics/red.png", "--format", "json").stdout)
+    x0, y0, x1, y1 = document["pictures"][0]["classes"][0]["box"]
+    assert abs(x0 - 40) <= 6 and abs(y0 - 8) <= 6 and abs(x1 - 56) <= 6 and abs(y1 - 24) <= 6
+
+
+def test_rotation_in_exif_is_applied_once(place):
+    upright = Image.open("pics/red.png").convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise, when shown
+    upright.transpose(Image.Transpose.ROTATE_90).save("turned.jpg", exif=exif, quality=95)
+    upright.save("straight.jpg", quality=95)
+    document = json.loads(run("turned.jpg", "straight.jpg", "--format", "json").stdout)
+    boxes = [entry["classes"][0]["box"] for entry in document["pictures"]]
+    assert np.abs(np.subtract(*boxes)).max() <= 1
+
+
+def test_a_table_by_default(place):
+    result = run("pics/red.png", "--top-k", "2")
+    assert result.exit_code == 0
+    assert "pics/red.png" in result.stdout
+    assert "red (0)" in result.stdout
+    assert "exact" in result.stdout
+
+
+def test_results_are_files(place):
+    result = run("pics", "--out", "out", "--pipeline", "rcam")
+    assert result.exit_code == 0, result.stderr
+    folder = place / "out" / "deep" / "green"
+    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "map.npy", "mask.png", "overlay.png"]
+    heat = np.load(folder / "map.npy")
+    assert heat.shape == (64, 64)
+    assert heat[16, 48] > 0.98 and heat.max() == 1 and heat[48, 16] == 0
+    mask = np.asarray(Image.open(folder / "mask.png"))
+    assert mask[16, 48] == 255 and mask[48, 16] == 0
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["name"], manifest["source"]) == ("green", "pics/deep/green.png")
+    whole = json.loads((place / "out" / "manifest.json").read_text())
+    assert [entry["folder"] for entry in whole["pictures"]] == ["deep/green", "red", "red9", "red10"]
+    assert not list(place.glob("out/**/.*"))
+
+
+def test_several_classes_get_a_folder_each(place):
+    result = run("pics/red.png", "--out", "out", "--target", "GREEN", "--target", "2")
+    assert result.exit_code == 0, result.stderr
+    assert sorted(p.name for p in (place / "out" / "red").iterdir()) == ["1-green", "2-blue", "manifest.json"]
+    entry = json.loads((place / "out" / "red" / "manifest.json").read_text())["picture"]
+    assert [found["name"] for found in entry["classes"]] == ["green", "blue"]
+    assert "1-green/map.npy" in entry["files"]
+
+
+def test_one_target_for_all(place):
+    document = json.loads(run("pics", "--target", "blue", "--format", "json").stdout)
+    assert names(document) == [["blue"]] * 4
+
+
+def test_batches_do_not_change_anything(place):
+    one, all_at_once = (run("pics", "--batch-size", n, "--format", "json", "--top-k", 3).stdout for n in (1, 3))
+    assert json.loads(one) == json.loads(all_at_once)
+    assert [len(row) for row in names(json.loads(one))] == [3, 3, 3, 3]
+
+
+def test_a_second_run_replaces_results_and_leaves_no_old_files(place):
+    run("pics/red.png", "--out", "out", "--top-k", "3")
+    (place / "out" / "red" / "note.txt").write_text("mine")
+    assert run("pics/red.png", "--out", "out").exit_code == 0
+    found = sorted(p.name for p in (place / "out" / "red").iterdir())
+    assert found == ["manifest.json", "map.npy", "mask.png", "note.txt", "overlay.png"]
+
+
+def test_out_inside_the_folder_of_pictures(place):
+    for _ in range(2):
+        result = run("pics", "--out", "pics/out", "--format", "json")
+        assert len(json.loads(result.stdout)["pictures"]) == 4
+
+
+class TestResume:
+    def test_leaves_out_what_is_whole(self, place):
+        first = json.loads(run("pics", "--out", "out", "--format", "json").stdout)
+        before = (place / "out" / "red" / "map.npy").stat().st_mtime_ns
+        (place / "out" / "red9" / "mask.png").unlink()
+        Image.open("pics/red.png").save("pics/new.png")
+        os.utime("pics/red10.png", (time.time() + 10, time.time() + 10))
+        result = run("pics", "--out", "out", "--resume", "--format", "json")
+        assert result.exit_code == 0, result.stderr
+        assert "3 pictures in" in result.stderr  # new, red9 with its missing file, red10 changed since
+        assert "2 done before" in result.stderr
+        assert (place / "out" / "red" / "map.npy").stat().st_mtime_ns == before
+        second = json.loads(result.stdout)
+        assert second["pictures"][0] == first["pictures"][0]
+        assert [entry["source"] for entry in second["pictures"]][1] == "pics/new.png"
+        assert (place / "out" / "red9" / "mask.png").exists()
+
+    def test_keeps_several_classes(self, place):
+        first = json.loads(run("pics", "--out", "out", "--top-k", "2", "--format", "json").stdout)
+        second = json.loads(run("pics", "--out", "out", "--top-k", "2", "--format", "json", "--resume").stdout)
+        assert first["pictures"] == second["pictures"]
+
+    def test_refuses_other_settings(self, place):
+        run("pics", "--out", "out")
+        result = run("pics", "--out", "out", "--resume", "--pipeline", "rcam")
+        assert result.exit_code == 2
+        assert "out holds results of other settings (pipeline 'cam', now 'rcam')" in result.stderr
+
+    def test_starts_afresh_where_there_is_nothing(self, place):
+        assert run("pics", "--out", "out", "--resume").exit_code == 0
+
+    def test_refuses_a_manifest_of_something_else(self, place):
+        (place / "out").mkdir()
+        (place / "out" / "manifest.json").write_text("[]")
+        result = run("pics", "--out", "out", "--resume")
+        assert (result.exit_code, "is not a manifest of camtools" in result.stderr) == (2, True)
+
+
+def test_files_that_fail_are_listed_and_the_others_done(place):
+    (place / "pics" / "broken.png").write_bytes((place / "pics" / "red.png").read_bytes()[:60])
+    (place / "pics" / "empty.jpg").touch()
+    (place / "out").mkdir()
+    (place / "out" / "red9").write_text("a file in the way")
+    result = run("pics", "--out", "out", "--format", "json")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    assert len(document["pictures"]) == 3
+    assert [entry["source"] for entry in document["failed"]] == ["pics/broken.png", "pics/empty.jpg", "pics/red9.png"]
+    assert json.loads((place / "out" / "manifest.json").read_text())["failed"] == document["failed"]
+    assert "Error: pics/empty.jpg: " in result.stderr
+    assert "is a file, where the results' folder should be" in result.stderr
+    assert "3 failed" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["nowhere.jpg"], "There is no file or folder nowhere.jpg"),
+        (["pics", "--target", "grey"], "no class named 'grey' among this model's 3. Did you mean 'green'?"),
+        (["pics", "--target", "3"], "Class index 3 is out of range: this model's classes are numbered 0 to 2"),
+        (["pics", "--target", "red", "--target", "0"], "--target names a class twice"),
+        (["pics", "--top-k", "4"], "top_k=4"),
+        (["pics", "--pipeline", "rcamm"], "rcam"),
+        (["pics", "--device", "nowhere"], "Device 'nowhere' cannot be used"),
+        (["pics", "--weights", "none.pth"], "There is no weights file none.pth"),
+        (["pics", "--out", "nets.py"], "--out nets.py cannot be made a folder"),
+        (["pics", "--class-names", "none.txt"], "The class names cannot be read from none.txt"),
+        (["pics", "--std", "0"], "std must be positive"),
+        (["pics", "--target", "red", "--top-k", "2"], "give --target or --top-k, not both"),
+        (["pics", "--resume"], "needs --out"),
+        (["pics", "--mean", "a,b"], "is not a number"),
+        (["pics", "--size", "0"], "is not a size"),
+        (["pics", "--model-arg", "novalue"], "is not KEY=VALUE"),
+        (["pics", "--batch-size", "0"], "--batch-size"),
+        (["pics", "--format", "xml"], "--format"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(place, args, words):
+    result = CliRunner().invoke(app, ["explain", "--model", "nets.py:colours", *args], env={"COLUMNS": "300"})
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.split())
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+
+
+def test_weights_and_normalisation_from_the_command_line(place):
+    eye = torch.eye(3)
+    state = {"conv.weight": eye[:, :, None, None].expand(3, 3, 4, 4) / 16, "fc.weight": 10 * eye}
+    torch.save(state | {"fc.bias": torch.tensor([0.0, 0.0, 90.0])}, "w.pth")
+    result = run("pics/red.png", "--weights", "w.pth", "--mean", "0.5", "--size", "16x32", "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)["pictures"][0]["classes"][0]
+    assert (found["name"], found["box"], found["map_size"]) == ("blue", None, [4, 8])  # there is no blue: an even map
+
+
+def test_interrupting_keeps_what_is_done(place, monkeypatch):
+    chunk, calls = Run._chunk, []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return chunk(self, *args)
+
+    monkeypatch.setattr(Run, "_chunk", interrupted)
+    result = run("pics", "--out", "out", "--batch-size", "1", "--format", "json")
+    assert result.exit_code == 130
+    assert "Interrupted." in result.stderr
+    document = json.loads(result.stdout)
+    assert (len(document["pictures"]), document["complete"]) == (2, False)
+    assert json.loads((place / "out" / "manifest.json").read_text()) == document
+    assert (place / "out" / "deep" / "green" / "manifest.json").exists()
+    assert not list(place.glob("out/**/.*"))
+    monkeypatch.undo()
+    os.chdir(place)
+    assert "2 done before" in run("pics", "--out", "out", "--resume").stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_for_real(place):
+    for number in range(300):
+        Image.new("RGB", (64, 64), (number % 256, 0, 0)).save(place / "pics" / f"{number}.png")
+    command = [sys.executable, "-m", "camtools", "explain", "pics", "--model", "nets.py:colours", "--out", "out"]
+    process = subprocess.Popen([*command, "--batch-size", "1"], stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while len(list(place.glob("out/*/manifest.json"))) < 3 and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    document = json.loads((place / "out" / "manifest.json").read_text())
+    assert document["complete"] is False
+    assert 3 <= len(document["pictures"]) < 300
+    for entry in document["pictures"]:
+        assert np.load(place / "out" / entry["folder"] / "map.npy").shape == (64, 64)
+    assert not list(place.glob("out/**/.*"))
+
+
+def test_real_dogs(shared, tmp_path):
+    weights = shared / "weights" / "mobilenet_v2_imagenet.safetensors"
+    pictures = sorted((shared / "data" / "ilsvrc_woof" / "test" / "n02086240").iterdir())[:4]
+    result = run(
+        *pictures, "--weights", weights, "--out", tmp_path / "out", "--format", "json", model="torchvision/mobilenet_v2"
+    )
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert names(document).count(["Shih-Tzu"]) >= 3
+    for entry, path in zip(document["pictures"], pictures, strict=True):
+        found = entry["classes"][0]
+        width, height = Image.open(path).size
+        assert (found["height"], found["width"], found["exact"]) == (height, width, True)
+        x0, y0, x1, y1 = found["box"]
+        assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
