@@ -101,17 +101,17 @@ def installed_adapters() -> tuple[Adapter, ...]:
     """
     found: list[Adapter] = []
     for point in entry_points(group=GROUP):
+        package = point.dist.name if point.dist else "the package that declares it"
         try:
             adapter = point.load()()
         except Exception as error:
             raise ModelError(
-                f"adapter {point.name!r} ({point.value}) cannot be loaded: {error}. Fix or uninstall "
-                f"{point.dist.name if point.dist else 'the package that declares it'}"
+                f"adapter {point.name!r} ({point.value}) cannot be loaded: {error}. Fix or uninstall {package}"
             ) from error
         if not isinstance(adapter, Adapter):
             raise ModelError(
-                f"adapter {point.name!r} ({point.value}) lacks {', '.join(_missing(adapter))}; "
-                "see camtools.adapter.Adapter for what it must have"
+                f"adapter {point.name!r} ({point.value}) lacks {', '.join(_missing(adapter))}; see "
+                f"camtools.adapter.Adapter for what it must have. Fix or uninstall {package}"
             )
         found.append(adapter)
     return tuple(sorted(found, key=lambda adapter: (-adapter.priority, adapter.name)))

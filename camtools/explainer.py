@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
-from itertools import groupby, islice, repeat
-from threading import Lock
-from typing import Any, Literal, NamedTuple
+from itertools import repeat
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from camtools.boxes import boxes_from_masks
@@ -20,29 +16,14 @@ from camtools.errors import InputError, ModelError, TargetError
 from camtools.explanation import Explanation, probabilities
 from camtools.geometry import Geometry
 from camtools.guard import untouched
-from camtools.inputs import Picture, read_picture, read_pictures
-from camtools.logits import top_scores
+from camtools.inputs import read_pictures
 from camtools.model import Activations, CamModel, unwrapped, wrap
-from camtools.names import resolve_target
 from camtools.pipeline import Pipeline
 from camtools.preprocess import Preprocess, as_transform, display_image
 from camtools.presets import as_pipeline
+from camtools.reading import Batch, Ready, is_ready_batch, read_batches, ready_batches
 from camtools.steps.base import State, Step
-
-Target = int | str
-
-READERS = 4  # threads that read pictures ahead of the model
-_ONE_READER = Lock()  # PIL images load their files when asked to, which two threads must not do at once
-
-
-class _Ready(NamedTuple):
-    """One picture on its way to the model."""
-
-    name: str  # for messages
-    picture: Picture
-    tensor: Tensor  # (C, h, w)
-    geometry: Geometry
-    targets: list[int] | None
+from camtools.targets import Target, check_top_k, class_indices, is_list, per_picture
 
 
 class Explainer:
@@ -113,11 +94,16 @@ class Explainer:
             TargetError: A class does not exist, or `target` has the wrong length.
             ModelError: The model cannot be explained.
         """
+        check_top_k(top_k, target)
         pictures, single = read_pictures(images)
-        targets = _per_picture(target, len(pictures), single)
-        numbered = iter([(None, images)] if single else enumerate(images))
-        found = list(self._run(numbered, iter(targets), top_k))
-        if top_k is None and not any(map(_is_list, targets)):
+        targets = per_picture(target, len(pictures), single)
+        if is_ready_batch(images, self.transform):
+            batches = ready_batches(images, targets, self.batch_size)
+        else:
+            numbered = [(None, images)] if single else enumerate(images)
+            batches = read_batches(numbered, targets, self.transform, self.batch_size)
+        found = list(self._run(batches, top_k))
+        if top_k is None and not any(map(is_list, targets)):
             ones = [one[0] for one in found]
             return ones[0] if single else ones
         return found[0] if single else found
@@ -142,95 +128,41 @@ class Explainer:
         """
         if isinstance(target, (Tensor, np.ndarray)):
             target = target.tolist()
-        several = top_k is not None or _is_list(target)
-        for one in self._run(iter(enumerate(images)), repeat(target), top_k):
+        check_top_k(top_k, target)
+        several = top_k is not None or is_list(target)
+        batches = read_batches(enumerate(images), repeat(target), self.transform, self.batch_size)
+        for one in self._run(batches, top_k):
             yield one if several else one[0]
 
-    def _run(
-        self, images: Iterator[tuple[int | None, Any]], targets: Iterator[Any], top_k: int | None
-    ) -> Iterator[list[Explanation]]:
-        """Yield the explanations of each picture, one a class; pictures are read and prepared ahead in threads."""
-        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-            raise TargetError(f"top_k={top_k!r}: expected a whole number of at least 1")
-        paired = zip(images, targets, strict=False)
-        ahead: list[Future[_Ready]] = []
-        failure: BaseException | None = None
-        with ThreadPoolExecutor(READERS) as pool:
-            while failure is None:
-                more = islice(paired, 2 * self.batch_size - len(ahead))
-                ahead += [pool.submit(self._prepare, *image, target, top_k) for image, target in more]
-                if not ahead:
-                    return
-                batch = []
-                for future in ahead[: self.batch_size]:
-                    failure = future.exception()
-                    if failure is not None:
-                        break
-                    batch.append(future.result())
-                ahead = ahead[self.batch_size :]
-                for _, same in groupby(batch, key=lambda ready: ready.tensor.shape):
-                    yield from self._explain(list(same), top_k)
-        raise failure
+    def _run(self, batches: Iterator[Batch], top_k: int | None) -> Iterator[list[Explanation]]:
+        """Yield the explanations of each picture, one a class."""
+        for batch in batches:
+            yield from self._explain(batch, top_k)
 
-    def _prepare(self, index: int | None, image: Any, target: Any, top_k: int | None) -> _Ready:
-        """Read a picture and turn it into what the model takes."""
-        if target is not None and top_k is not None:
-            raise TargetError(f"both target={target!r} and top_k={top_k} were given; give one of them")
-        wanted = None if target is None else list(target) if _is_list(target) else [target]
-        if wanted == []:
-            raise TargetError("the target list of a picture is empty; name at least one class, or pass None")
-        # The model says how many classes there are, so indices are checked against it, later.
-        targets = wanted and [resolve_target(t, self.class_names if isinstance(t, str) else None) for t in wanted]
-        channels = self.transform.channels if isinstance(self.transform, Preprocess) else None
-        with _ONE_READER if isinstance(image, Image.Image) else nullcontext():
-            picture = read_picture(image, channels=channels, index=index)
-        tensor, geometry = self.transform(picture)
-        name = picture.source or ("the picture" if index is None else f"picture {index}")
-        return _Ready(name, picture, tensor, geometry, targets)
-
-    def _explain(self, batch: list[_Ready], top_k: int | None) -> list[list[Explanation]]:
-        """Explain pictures whose tensors have one shape: one forward, then batched steps for each picture size."""
+    def _explain(self, batch: Batch, top_k: int | None) -> list[list[Explanation]]:
+        """Explain one batch: one forward, then batched steps for each picture size."""
         inner = unwrapped(self.model)
-        home = batch[0].tensor.device  # ready tensors may come from anywhere
-        x = _to_model(torch.stack([ready.tensor.to(home) for ready in batch]), inner)
+        x = _to_model(batch.tensor, inner)
         with torch.inference_mode(False), torch.no_grad():
             with untouched(inner):
                 activations = self.model.activations(x)
-                _check_scores(activations.logits, batch)
-                targets = self._targets(batch, activations.logits, top_k)
+                _check_scores(activations.logits, batch.pictures)
+                wanted = [ready.target for ready in batch.pictures]
+                targets, counts = class_indices(wanted, activations.logits, top_k, self.class_names)
                 weights = activations.weights(targets)
             with torch.autocast(x.device.type, enabled=False):
                 # Half precision has too few levels for a map: from here on everything is float32.
                 state = State(features=activations.features.detach().float(), weights=weights.detach().float())
                 state = self.pipeline.features(state)
-                return self._on_pictures(state, batch, activations, targets)
-
-    def _targets(self, batch: list[_Ready], logits: Tensor, top_k: int | None) -> Tensor:
-        """Return class indices (B, K'); pictures with fewer classes repeat their first."""
-        classes = logits.shape[1]
-        if self.class_names is not None and len(self.class_names) != classes:
-            raise TargetError(
-                f"{len(self.class_names)} class names were given for a model with {classes} classes; give one per class"
-            )
-        if top_k is not None and top_k > classes:
-            raise TargetError(f"top_k={top_k} is more than the model's {classes} classes")
-        likeliest = top_scores(logits, top_k or 1)
-        if all(ready.targets is None for ready in batch):
-            return likeliest
-        wanted = [ready.targets or best for ready, best in zip(batch, likeliest.tolist(), strict=True)]
-        for index in {index for row in wanted for index in row}:
-            resolve_target(index, None, classes)  # says so where it is out of range
-        longest = max(map(len, wanted))
-        return torch.tensor([row + row[:1] * (longest - len(row)) for row in wanted], device=logits.device)
+                found = self._on_pictures(state, batch.pictures, activations, targets)
+        return [of_picture[:count] for of_picture, count in zip(found, counts, strict=True)]
 
     def _on_pictures(
-        self, state: State, batch: list[_Ready], activations: Activations, targets: Tensor
+        self, state: State, batch: list[Ready], activations: Activations, targets: Tensor
     ) -> list[list[Explanation]]:
         """Run the steps on the pictures' pixels, together for pictures of one geometry, and collect the results."""
         scores = probabilities(activations.logits, self.activation).gather(1, targets).cpu()
         labels, logits = targets.cpu(), activations.logits.detach()
-        free = labels.shape[1] if all(ready.targets is None for ready in batch) else 1
-        counts = [free if ready.targets is None else len(ready.targets) for ready in batch]
         found: list[list[Explanation]] = [[] for _ in batch]
         for geometry in dict.fromkeys(ready.geometry for ready in batch):
             members = [i for i, ready in enumerate(batch) if ready.geometry == geometry]
@@ -238,28 +170,28 @@ class Explainer:
             maps, raw, masks, thresholds = (done.require(f, self) for f in ("maps", "raw_maps", "masks", "thresholds"))
             boxes, limits = iter(boxes_from_masks(masks)), thresholds.cpu()
             for row, i in enumerate(members):
-                of_picture = [
+                found[i] = [
                     Explanation(
                         label=int(labels[i, k]),
                         name=self._name(int(labels[i, k])),
                         score=float(scores[i, k]),
-                        map=maps[row, k],
-                        raw_map=raw[row, k],
+                        # Clones: who keeps one explanation must not keep the whole batch.
+                        map=maps[row, k].clone(),
+                        raw_map=raw[row, k].clone(),
                         threshold=float(limits[row, k]),
-                        mask=masks[row, k],
+                        mask=masks[row, k].clone(),
                         boxes=next(boxes),
                         exact=activations.decomposition.exact,
                         layer=activations.decomposition.layer,
-                        logits=logits[i],
+                        logits=logits[i].clone(),
                         picture=batch[i].picture,
                         transform=self.transform,
                     )
                     for k in range(labels.shape[1])
                 ]
-                found[i] = of_picture[: counts[i]]
         return found
 
-    def _part(self, state: State, members: list[int], geometry: Geometry, batch: list[_Ready]) -> State:
+    def _part(self, state: State, members: list[int], geometry: Geometry, batch: list[Ready]) -> State:
         """Return the state of the pictures of one geometry, ready for the steps on their pixels."""
         changes: dict[str, Any] = {"resize": geometry.resize}
         if len(members) < len(batch):
@@ -370,31 +302,13 @@ def _names(names: Any) -> list[str]:
     return listed
 
 
-def _is_list(target: Any) -> bool:
-    return isinstance(target, (Sequence, Tensor, np.ndarray)) and not isinstance(target, str)
-
-
-def _per_picture(target: Any, count: int, single: bool) -> list[Any]:
-    """Return one target, or list of targets, per picture."""
-    if isinstance(target, (Tensor, np.ndarray)):
-        target = target.tolist()
-    if single or not _is_list(target):
-        return [target] * count
-    if len(target) != count:
-        raise TargetError(
-            f"{len(target)} targets were given for {count} pictures; pass one per picture (each a class or a list of "
-            "classes), or a single class for all"
-        )
-    return list(target)
-
-
 def _to_model(x: Tensor, model: nn.Module) -> Tensor:
     """Bring a batch to the model's device and floating type."""
     reference = next((p for p in model.parameters() if p.is_floating_point()), None)
     return x if reference is None else x.to(reference.device, reference.dtype)
 
 
-def _check_scores(logits: Tensor, batch: list[_Ready]) -> None:
+def _check_scores(logits: Tensor, batch: list[Ready]) -> None:
     """Refuse scores that are not numbers."""
     bad = (~torch.isfinite(logits)).any(1).nonzero().flatten().tolist()
     if bad:

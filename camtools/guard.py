@@ -1,10 +1,10 @@
-"""Leaving a caller's model exactly as it was found, after errors too."""
+"""Running a caller's model and leaving it exactly as it was found, after errors too."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -42,6 +42,24 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for parameter, grad in grads:
             if parameter.grad is not grad:
                 parameter.grad = grad
+
+
+def call_eagerly(model: nn.Module, x: Tensor) -> Any:
+    """Call a model such that hooks see what happens and autograd can follow, with no effect on the caller's own calls.
+
+    Compiled parts run eagerly, since they would not see the hooks. Under autocast the weight cache stays clean: casts
+    made here without gradients must not be served to the caller's own training step. Parameters made under inference
+    mode are cloned, since autograd refuses them.
+    """
+    frozen = {name: p for name, p in [*model.named_parameters(), *model.named_buffers()] if p.is_inference()}
+    with ExitStack() as stack:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            stack.enter_context(torch.autocast(x.device.type, dtype, cache_enabled=False))
+        if frozen:
+            return torch.func.functional_call(model, {name: p.clone() for name, p in frozen.items()}, (x,))
+        return model(x)
 
 
 class _Attributes:

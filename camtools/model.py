@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,13 +13,16 @@ from camtools.adapter import Adapter, FeatureSpec, find_adapter
 from camtools.capture import Capture
 from camtools.decomposition import Decomposition, classifier_weights, head_gradient, linear_head
 from camtools.errors import ModelError, TargetError
-from camtools.guard import untouched
+from camtools.guard import call_eagerly, untouched
 from camtools.layout import to_nchw
 from camtools.logits import class_scores
 from camtools.steps.base import State
 from camtools.steps.cam import CAM
 
 Targets = int | Sequence[int] | Tensor | None
+
+# What does the same in train and eval mode: a fresh head on a model in eval mode leaves the check as sharp as it is.
+_STEADY = frozenset({nn.Linear, nn.Conv2d, nn.Identity, nn.Flatten, nn.Sequential})
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Activations:
     features: Tensor
     decomposition: Decomposition
     _captured: Tensor = field(repr=False)
+    _scores: Tensor = field(repr=False)
     _spec: FeatureSpec = field(repr=False)
     _weight: Tensor | None = field(repr=False)
     _input_size: tuple[int, int] = field(repr=False)
@@ -71,7 +74,7 @@ class Activations:
         return CAM()(State(features=self.features, weights=weights)).require("maps", "CAM")
 
     def _gradient(self, targets: Tensor) -> Tensor:
-        raw = head_gradient(self._captured, self.logits, targets, create_graph=torch.is_grad_enabled())
+        raw = head_gradient(self._captured, self._scores, targets, create_graph=torch.is_grad_enabled())
         spec, positions = self._spec, self.features.shape[2] * self.features.shape[3]
         nchw = to_nchw(raw.flatten(0, 1), spec.layout, self._input_size, spec.prefix_tokens)
         return nchw.unflatten(0, tuple(targets.shape)) * positions
@@ -93,17 +96,20 @@ def target_indices(targets: Targets, batch: int, classes: int) -> Tensor:
     """
     if targets is None:
         return torch.arange(classes).expand(batch, classes)
-    indices = torch.as_tensor(targets)
-    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-        raise TargetError(f"targets must be whole numbers, got {indices.dtype}; pass class indices")
-    indices = indices.long()
+    try:
+        given = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TargetError(f"targets must be whole numbers, got {targets!r}; pass class indices") from error
+    if given.numel() and (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool):
+        raise TargetError(f"targets must be whole numbers, got {given.dtype}; pass class indices")
+    indices = given.long()
     if indices.dim() == 0:
         indices = indices.expand(batch)
     if indices.dim() == 1:
         indices = indices[:, None]
     if indices.dim() != 2 or indices.shape[0] != batch or indices.shape[1] == 0:
         raise TargetError(
-            f"targets of shape {tuple(torch.as_tensor(targets).shape)} do not go with {batch} pictures; pass one "
+            f"targets of shape {tuple(given.shape)} do not go with {batch} pictures; pass one "
             f"index, one per picture ({batch},), or several per picture ({batch}, n)"
         )
     wrong = indices[(indices < 0) | (indices >= classes)]
@@ -136,7 +142,7 @@ class CamModel(nn.Module):
             raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
         self.model = model
         self.adapter = adapter or find_adapter(unwrapped(model))
-        self._spec = spec
+        self._given = self._spec = spec
         self._decomposition: Decomposition | None = None
         self.register_state_dict_post_hook(_drop_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
@@ -184,12 +190,12 @@ class CamModel(nn.Module):
         Raises:
             ModelError: The head is linearised, so its weights depend on the picture.
         """
-        decomposition, spec = self.decomposition, self._spec
-        reference = next(iter(self.model.parameters())).new_empty(1, decomposition.channels, 1, 1)
-        claim = classifier_weights(unwrapped(self.model), spec, reference) if decomposition.exact and spec else None
+        claim = self._claim(self.decomposition)
+        if claim is None and self.decomposition.exact:  # the head is another since
+            claim = self._claim(self._locate_example())
         if claim is None:
             raise ModelError(
-                f"{decomposition!r} has no fixed class weights: they depend on the picture. "
+                f"{self.decomposition!r} has no fixed class weights: they depend on the picture. "
                 "Use activations(x).weights(targets) or maps(x, targets)"
             )
         return claim[0]
@@ -198,7 +204,7 @@ class CamModel(nn.Module):
     def decomposition(self) -> Decomposition:
         """How the logits come from the features; found on a random example if no picture went through yet."""
         if self._decomposition is None:
-            self.locate(self.example())
+            self._locate_example()
         assert self._decomposition is not None
         return self._decomposition
 
@@ -212,6 +218,7 @@ class CamModel(nn.Module):
             ModelError: The model has no map, or returns no class scores.
         """
         model = unwrapped(self.model)
+        self._spec, self._decomposition = self._given, None
         with untouched(model), torch.no_grad():
             self._decomposition = self._run(model, x[:1], check=True).decomposition
         return self._decomposition
@@ -237,9 +244,10 @@ class CamModel(nn.Module):
             ModelError: The model has no map, or returns no class scores.
         """
         model = unwrapped(self.model)
-        training = any(module.training for module in model.modules())
-        if self._decomposition is None and training:
-            self.locate(x)  # dropout and batch statistics would blur the check
+        training = any(module.training for module in model.modules() if type(module) not in _STEADY)
+        known = self._decomposition
+        if training and (known is None or (known.exact and self._claim(known) is None)):
+            self.locate(x)  # here dropout and batch statistics would blur the check
         return self._run(model, x, check=not training)
 
     def _run(self, model: nn.Module, x: Tensor, *, check: bool) -> Activations:
@@ -247,19 +255,42 @@ class CamModel(nn.Module):
         with torch.inference_mode(False), torch.set_grad_enabled(grad):  # leaving inference mode turns gradients on
             if x.is_inference():
                 x = x.clone()
+            elif not x.requires_grad:
+                x = x.detach()  # an object of our own: where F is the input itself, it becomes a leaf
             if self._spec is None:
                 self._spec = self.adapter.locate(model, x[:1].detach())
             known = self._decomposition is not None and self._decomposition.exact
             found = self._forward(model, self._spec, x, cut=not known, check=check)
-            if known and not found.decomposition.exact:  # the head was changed since: linearise it
+            if known and not found.decomposition.exact:  # the head was changed since
+                if found.decomposition.residual is None:  # and is no linear layer any more, so ask the adapter again
+                    self._spec = self._given or self.adapter.locate(model, x[:1].detach())
                 found = self._forward(model, self._spec, x, cut=True, check=check)
             self._decomposition = found.decomposition
             return found
 
+    def _claim(self, decomposition: Decomposition) -> tuple[Tensor, Tensor | None] | None:
+        """The classifier's weight and bias as they are now; None where the head is not pooling + linear."""
+        if self._spec is None or not decomposition.exact:
+            return None
+        reference = next(self.model.parameters(), torch.empty(0)).new_empty(1, decomposition.channels, 1, 1)
+        return classifier_weights(unwrapped(self.model), self._spec, reference)
+
+    def _locate_example(self) -> Decomposition:
+        example = self.example()
+        try:
+            return self.locate(example)
+        except ModelError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"{type(unwrapped(self.model)).__name__} cannot be run on a random input of shape "
+                f"{tuple(example.shape)}: {error}. Show it one of its own inputs first: locate(x)"
+            ) from error
+
     def _forward(self, model: nn.Module, spec: FeatureSpec, x: Tensor, *, cut: bool, check: bool) -> Activations:
         capture = Capture(model, spec, cut=cut)
-        with capture, _eager(x):
-            logits = class_scores(_call(model, x), x.shape[0])
+        with capture:
+            logits = class_scores(call_eagerly(model, x), x.shape[0])
         size = (x.shape[-2], x.shape[-1])
         features = to_nchw(capture.features, spec.layout, size, spec.prefix_tokens)
         if spec.activation is not None:
@@ -270,7 +301,13 @@ class CamModel(nn.Module):
             grid = (features.shape[2], features.shape[3])
             decomposition = replace(self._decomposition, grid=grid)
         claim = classifier_weights(model, spec, features) if decomposition.exact else None
-        return Activations(logits, features, decomposition, capture.features, spec, claim and claim[0], size)
+        weight = claim and (claim[0].clone() if claim[0].is_inference() else claim[0])
+        captured, scores = capture.features, logits
+        if not torch.is_grad_enabled():  # the head's graph, if there is one, is ours and not the caller's
+            features, logits = features.detach(), logits.detach()
+        if decomposition.exact:  # and is not needed
+            captured, scores = features, logits
+        return Activations(logits, features, decomposition, captured, scores, spec, weight, size)
 
     def _decompose(self, model: nn.Module, spec: FeatureSpec, features: Tensor, logits: Tensor) -> Decomposition:
         head = linear_head(model, spec, features, logits)
@@ -326,34 +363,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
-@contextmanager
-def _eager(x: Tensor) -> Iterator[None]:
-    """Run compiled parts eagerly, since they would not see the hook, and keep autocast's weight cache clean."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        device = x.device.type
-        if torch.is_autocast_enabled(device):
-            # Casts made without gradients must not be served to the caller's own training step afterwards.
-            stack.enter_context(torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False))
-        yield
-
-
-def _call(model: nn.Module, x: Tensor) -> Any:
-    """Call the model; parameters made under inference mode are cloned, since autograd refuses them."""
-    frozen = {name: p for name, p in [*model.named_parameters(), *model.named_buffers()] if p.is_inference()}
-    if frozen:
-        return torch.func.functional_call(model, {name: p.clone() for name, p in frozen.items()}, (x,))
-    return model(x)
-
-
 def _drop_prefix(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
     """Give `state_dict` the wrapped model's own keys."""
     inner = f"{prefix}model."
-    for key in [key for key in state_dict if key.startswith(inner)]:
-        state_dict[prefix + key.removeprefix(inner)] = state_dict.pop(key)
+    values = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(inner)}
+    state_dict.update({prefix + key.removeprefix(inner): value for key, value in values.items()})
 
 
 def _add_prefix(module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
     """Take the wrapped model's own keys when loading."""
-    for key in [key for key in state_dict if key.startswith(prefix)]:
-        state_dict[f"{prefix}model.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+    values = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+    state_dict.update({f"{prefix}model.{key.removeprefix(prefix)}": value for key, value in values.items()})

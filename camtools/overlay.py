@@ -61,9 +61,7 @@ def draw_overlay(
     return canvas
 
 
-def _caption(
-    draw: ImageDraw.ImageDraw, size: tuple[int, int], box: Sequence[int], text: str, font_size: float
-) -> None:
+def _caption(draw: ImageDraw.ImageDraw, size: tuple[int, int], box: Sequence[int], text: str, font_size: float) -> None:
     """Write the text above a box, or below or in it where there is no room; never beyond the picture."""
     font = ImageFont.truetype(FONT, font_size)
     ascent, descent = font.getmetrics()

@@ -16,19 +16,23 @@ import torch
 from torch import Tensor, nn
 
 from camtools.adapter import FeatureSpec
+from camtools.capture import Capture
 from camtools.decomposition import linear_head
 from camtools.errors import ModelError
-from camtools.guard import untouched
+from camtools.guard import call_eagerly, untouched
 from camtools.layout import Layout, is_grid, to_nchw, token_grid
 from camtools.logits import class_scores, tensors_in
 
 MAX_PREFIX_TOKENS = 16
-# Share of positions whose gradient must not be zero. Max pooling leaves some positions out, dead ReLUs too.
+# Share of positions whose gradient must not be zero; dead ReLUs leave some out. Fewer will do where the head turns
+# out to be max pooling + linear, which leaves out most.
 REACHING = 0.25
 # Relative error at which the gradient by way of one tensor counts as the whole gradient.
 SAME = 1e-3
 # How far, as a share of the picture, corner cells must look to the wrong side to count as turned.
 APART = 0.05
+# How many tensors, counted from the logits, to keep the gradients of: F is among the last, and large models have many.
+LAST = 256
 # How many tensors to try before giving up; each costs one backward pass.
 TRIES = 40
 
@@ -41,7 +45,14 @@ class Seen:
     side: Literal["input", "output"]
     index: int
     tensor: Tensor
+    call: int  # of the module, in this forward
+    version: int  # of the tensor, which in-place operations raise
     gradient: Tensor | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether an in-place operation changed the tensor after it was noted."""
+        return _version(self.tensor) != self.version
 
 
 def observe(model: nn.Module, example: Tensor) -> FeatureSpec:
@@ -59,9 +70,12 @@ def observe(model: nn.Module, example: Tensor) -> FeatureSpec:
     """
     with torch.inference_mode(False), torch.enable_grad(), untouched(model):
         picture = example.detach().clone().requires_grad_()
+        given = picture.clone()  # a model may normalise its input in place
         with _Recorder(model) as recorder:
-            logits = class_scores(model(picture), picture.shape[0])
+            logits = class_scores(call_eagerly(model, given), picture.shape[0])
         seen = [s for s in recorder.tensors() if s.tensor.requires_grad and s.tensor.shape[0] == picture.shape[0]]
+        seen = [s for s in seen if s.tensor is not given]
+        seen = seen[-LAST:]
         if not logits.requires_grad:
             raise ModelError(
                 f"the scores of {type(model).__name__} do not depend on the picture through autograd (its forward runs "
@@ -75,14 +89,14 @@ def observe(model: nn.Module, example: Tensor) -> FeatureSpec:
                 f"the scores of {type(model).__name__} do not change with the picture (gradient is zero everywhere; "
                 "heads that start at zero do this until they are trained). Load trained weights first"
             )
-        spec = _last_cut(seen, picture, whole)
+        spec = _last_cut(model, seen, {note.layer for note in recorder.notes}, picture, whole)
         if spec is None:
             raise ModelError(
                 f"{type(model).__name__} has no tensor with picture positions that all reach the class scores: "
                 "it mixes or drops positions before any layer camtools can see. Pass "
                 "wrap(model, spec=FeatureSpec(layer=...)) to choose a layer, or register an adapter for it"
             )
-        return _with_classifier(model, spec, recorder, picture, logits)
+        return spec
 
 
 def _note_gradients(score: Tensor, seen: list[Seen], picture: Tensor) -> Tensor | None:
@@ -112,6 +126,7 @@ class _Recorder:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.notes: list[Seen] = []
+        self.calls: dict[tuple[str, str], int] = {}
 
     def __enter__(self) -> _Recorder:
         self.handles = []
@@ -127,12 +142,16 @@ class _Recorder:
     def tensors(self) -> list[Seen]:
         """Return each tensor once, in the order they came up, named by the outermost module that made it.
 
-        A tensor that no module made (a sum of branches) is named by the first module it enters.
+        A tensor that no module made (a sum of branches) is named by the first module it enters; one that is changed in
+        place by where it was met last. Names that a later call of the same module takes over do not count.
         """
+        versions = {id(note.tensor): note.version for note in self.notes}
         first: dict[int, int] = {}
         kept: list[Seen] = []
         for note in self.notes:
             if not note.tensor.is_floating_point() or note.tensor.dim() not in (3, 4):
+                continue
+            if note.version != versions[id(note.tensor)] or note.call != self.calls[note.layer, note.side]:
                 continue
             place = first.setdefault(id(note.tensor), len(kept))
             if place == len(kept):
@@ -141,30 +160,32 @@ class _Recorder:
                 kept[place] = note
         return kept
 
-    def _note_input(self, name: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            self.notes.extend(Seen(name, "input", i, t) for i, t in enumerate(tensors_in((args, kwargs))))
+    def _note(self, name: str, side: Literal["input", "output"], value: Any) -> None:
+        call = self.calls[name, side] = self.calls.get((name, side), 0) + 1
+        self.notes.extend(Seen(name, side, i, t, call, _version(t)) for i, t in enumerate(tensors_in(value)))
 
-        return hook
+    def _note_input(self, name: str) -> Any:
+        return lambda module, args, kwargs: self._note(name, "input", (args, kwargs))
 
     def _note_output(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             # Adaptive pooling to a grid larger than 1 x 1 (VGG) resamples F: its input is the finer map.
             if not isinstance(module, nn.AdaptiveAvgPool2d):
-                self.notes.extend(Seen(name, "output", i, t) for i, t in enumerate(tensors_in(output)))
+                self._note(name, "output", output)
 
         return hook
 
 
-def _last_cut(seen: list[Seen], picture: Tensor, whole: Tensor) -> FeatureSpec | None:
-    """Return the last tensor with positions that everything passes through."""
+def _last_cut(model: nn.Module, seen: list[Seen], ran: set[str], picture: Tensor, whole: Tensor) -> FeatureSpec | None:
+    """Return the last tensor with positions that everything passes through, and the classifier after it."""
     size = (picture.shape[2], picture.shape[3])
     tries = 0
     for number, s in reversed(list(enumerate(seen))):
-        if s.gradient is None or s.tensor is picture:
+        if s.gradient is None:
             continue
         for layout, prefix in _layouts(s.tensor.shape, size):
-            if _reaching(to_nchw(s.gradient, layout, size, prefix)) < REACHING:
+            reaching = _reaching(to_nchw(s.gradient, layout, size, prefix))
+            if reaching == 0:
                 continue
             tries += 1
             if tries > TRIES:
@@ -174,8 +195,22 @@ def _last_cut(seen: list[Seen], picture: Tensor, whole: Tensor) -> FeatureSpec |
                 continue
             if prefix:
                 s = _attention_input(seen[number + 1 :], s, prefix)
-            return FeatureSpec(s.layer, s.side, layout, prefix, s.index)
+            spec = FeatureSpec(s.layer, s.side, layout, prefix, s.index)
+            if s.changed and _differs(_through(model, spec, picture), whole):
+                continue
+            spec = _with_classifier(model, spec, ran, picture)
+            if reaching >= REACHING or spec.classifier is not None:
+                return spec
     return None
+
+
+def _through(model: nn.Module, spec: FeatureSpec, picture: Tensor) -> Tensor:
+    """Return the picture's gradient by way of a tensor as it is captured, before in-place operations change it."""
+    with Capture(model, spec, cut=False) as capture:
+        logits = class_scores(call_eagerly(model, picture.clone()))
+    score = logits[0, logits[0].argmax()]
+    (gradient,) = torch.autograd.grad(score, capture.features, retain_graph=True)
+    return torch.autograd.grad(capture.features, picture, gradient)[0]
 
 
 def _attention_input(later: list[Seen], block: Seen, prefix: int) -> Seen:
@@ -233,21 +268,26 @@ def _is_turned(tensor: Tensor, layout: Layout, prefix: int, picture: Tensor) -> 
     return left - right > APART * width and top - bottom > APART * height
 
 
-def _with_classifier(
-    model: nn.Module, spec: FeatureSpec, recorder: _Recorder, picture: Tensor, logits: Tensor
-) -> FeatureSpec:
-    """Add the linear classifier and the function before the pooling, where they reproduce the logits."""
-    note = next(n for n in reversed(recorder.notes) if _is(n, spec))
-    features = to_nchw(note.tensor.detach(), spec.layout, (picture.shape[2], picture.shape[3]), spec.prefix_tokens)
+def _with_classifier(model: nn.Module, spec: FeatureSpec, ran: set[str], picture: Tensor) -> FeatureSpec:
+    """Add the linear classifier and the function before the pooling, where they reproduce the logits.
+
+    Args:
+        model: The model.
+        spec: Where F lives.
+        ran: Names of the modules that ran in the forward.
+        picture: (1, C, H, W).
+    """
+    with torch.no_grad(), Capture(model, spec, cut=False) as capture:
+        logits = class_scores(call_eagerly(model, picture.clone()))
+    features = to_nchw(capture.features, spec.layout, (picture.shape[2], picture.shape[3]), spec.prefix_tokens)
     names = [name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    ran = {n.layer for n in recorder.notes}
     claims = [replace(spec, classifier=name) for name in reversed(names) if name in ran]
     claims += [replace(claim, activation=torch.relu) for claim in claims]
     if features.shape[1] == logits.shape[1]:
         claims.insert(0, replace(spec, pool="identity"))
     for claim in claims:
         f = features if claim.activation is None else claim.activation(features)
-        head = linear_head(model, claim, f, logits.detach())
+        head = linear_head(model, claim, f, logits)
         if head is not None and head.is_exact(features.dtype, logits.dtype):
             return claim
     return spec
@@ -258,8 +298,9 @@ def _contains(layer: str, made: Seen) -> bool:
     return layer == "" or made.layer.startswith(f"{layer}.")
 
 
-def _is(note: Seen, spec: FeatureSpec) -> bool:
-    return (note.layer, note.side, note.index) == (spec.layer, spec.side, spec.index)
+def _version(tensor: Tensor) -> int:
+    """Return the in-place version counter; inference tensors have none."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _reaching(gradient: Tensor) -> float:

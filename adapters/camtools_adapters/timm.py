@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import timm.data
+from timm.data import resolve_data_config  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from camtools.adapter import FeatureSpec
+from camtools.errors import ModelError
 from camtools.layout import Layout
+from camtools.names import timm_names
 from camtools_adapters.observe import observe
 
 # Vision transformers that pool tokens in `forward_head` by the name in `global_pool`.
@@ -29,24 +31,26 @@ class TimmAdapter:
 
     def locate(self, model: nn.Module, example: Tensor) -> FeatureSpec:
         """Return where F lives: from metadata where the model has it, else by observing `example`."""
+        classifier = _classifier(model)
+        if getattr(model, "num_classes", None) == 0 and classifier is None:
+            raise ModelError(
+                f"{type(model).__name__} has num_classes=0, so it returns pooled features and no class scores. Build "
+                "it with num_classes > 0, or give it a head: model.reset_classifier(num_classes)"
+            )
         spec = _named(model) or _transformer(model) or _pooled(model)
-        if spec is None:
-            return observe(model, example)
-        return replace(spec, classifier=_classifier(model))
+        return replace(spec, classifier=classifier) if spec else observe(model, example)
 
     def data_config(self, model: nn.Module) -> dict[str, Any]:
         """Return timm's own data config: input_size, interpolation, mean, std, crop_pct, crop_mode."""
-        return dict(timm.data.resolve_data_config({}, model=model))
+        return dict(resolve_data_config({}, model=model))
 
     def class_names(self, model: nn.Module) -> Sequence[str] | None:
-        """Return the ImageNet-1k names for models with 1,000 classes."""
-        if getattr(model, "num_classes", None) != 1000:
-            return None
-        return [timm.data.ImageNetInfo().index_to_description(i) for i in range(1000)]
+        """Return the names of the ImageNet subset that the number of classes tells, None where it tells none."""
+        return timm_names(model)
 
 
 def _named(model: nn.Module) -> FeatureSpec | None:
-    """Give the families whose several branches leave no single tensor that everything passes through."""
+    """Give the families with several branches, and the encoders that are too large to observe quickly."""
     match type(model).__name__:
         case "CrossVit":  # the second branch's class token attends to the first, finer branch's patches
             layer = f"blocks.{_last(model, 'blocks')}.fusion.1"
@@ -59,6 +63,10 @@ def _named(model: nn.Module) -> FeatureSpec | None:
             return FeatureSpec(layer, "output", Layout.NLC, 1, head="parallel attention + 3 class tokens + linear")
         case "EfficientViM" | "EfficientViMDistilled":  # the other heads read hidden states, which are no positions
             return FeatureSpec(f"norm.{_last(model, 'norm')}", head="avg pooling + linear, summed with 3 state heads")
+        case "DeepseekVitClassifier" | "Qwen3VitClassifier" if getattr(model, "global_pool", "") == "avg":
+            return FeatureSpec("encoder", layout=Layout.NHWC, head="avg pooling + norm or hidden layers")
+        case "Gemma4VitClassifier" if getattr(model, "global_pool", "") == "avg":
+            return FeatureSpec("encoder", layout=Layout.NLC, head="avg pooling + norm or hidden layers")
     return None
 
 
@@ -88,8 +96,10 @@ def _pooled(model: nn.Module) -> FeatureSpec | None:
         except AttributeError:
             continue
         if getattr(pool, "pool_type", ""):
-            format = getattr(getattr(model, "head", None), "input_fmt", None) or getattr(model, "output_fmt", "NCHW")
-            return FeatureSpec(layer, "input", Layout(format), head=f"{pool.pool_type} pooling + norm or hidden layers")
+            layout = getattr(getattr(model, "head", None), "input_fmt", None) or getattr(model, "output_fmt", "NCHW")
+            return FeatureSpec(
+                layer, "input", Layout(str(layout)), head=f"{pool.pool_type} pooling + norm or hidden layers"
+            )
     return None
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from camtools.adapter import FeatureSpec
 from camtools.layout import Layout
+from camtools.names import imagenet_names
 from camtools_adapters.observe import observe
 
 # Class -> (where F lives, the module that holds the classifier). Heads that are more than pooling + linear
@@ -64,11 +65,10 @@ class TorchvisionAdapter:
 
         A model does not carry its name, so it is told by its number of parameters.
         """
-        weights = _released().get(_parameters_with_1000_classes(model))
-        if weights is None:
-            weights = (
-                tv.Inception_V3_Weights.DEFAULT if isinstance(model, tv.Inception3) else tv.ResNet50_Weights.DEFAULT
-            )
+        if isinstance(model, (tv.GoogLeNet, tv.Inception3)):  # whose auxiliary heads may be there or not
+            google = isinstance(model, tv.GoogLeNet)
+            return (tv.GoogLeNet_Weights if google else tv.Inception_V3_Weights).DEFAULT.transforms()
+        weights = _released().get(_parameters_with_1000_classes(model), tv.ResNet50_Weights.DEFAULT)
         return weights.transforms()
 
     def class_names(self, model: nn.Module) -> Sequence[str] | None:
@@ -76,7 +76,7 @@ class TorchvisionAdapter:
         classifier = _last_classifier(model)
         if classifier is None or classifier[1].weight.shape[0] != 1000:
             return None
-        return list(tv.ResNet50_Weights.DEFAULT.meta["categories"])
+        return imagenet_names()
 
 
 def _with_classifier(model: nn.Module, spec: FeatureSpec, head: str) -> FeatureSpec:
@@ -105,6 +105,7 @@ def _parameters_with_1000_classes(model: nn.Module) -> int:
 
 @cache
 def _released() -> dict[int, Any]:
-    """Default weights of every torchvision classifier, by number of parameters."""
-    weights = [tv.get_model_weights(name).DEFAULT for name in tv.list_models(module=tv)]
-    return {w.meta["num_params"]: w for w in weights}
+    """Weights of every torchvision classifier, by number of parameters; of several for one model the default ones."""
+    kinds = [tv.get_model_weights(name) for name in tv.list_models(module=tv)]
+    released = {w.meta["num_params"]: w for kind in kinds for w in reversed(kind)}
+    return released | {kind.DEFAULT.meta["num_params"]: kind.DEFAULT for kind in kinds}

@@ -11,7 +11,8 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2.functional import center_crop
 
 from camtools.errors import InputError
-from camtools.geometry import Geometry, centre_offset, measure_geometry
+from camtools.geometry import Geometry, centre_offset
+from camtools.measure import measure_geometry
 
 DTYPES = [(torch.float32, 1e-5), (torch.float64, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)]
 SIDES = list(itertools.product([1, 2, 7, 10, 11, 12, 13, 256, 341], [1, 4, 7, 224, 225]))

@@ -15,7 +15,8 @@ from torchvision.transforms import v2
 from camtools.errors import InputError
 from camtools.geometry import Geometry
 from camtools.inputs import Picture, read_picture
-from camtools.preprocess import IMAGENET_MEAN, IMAGENET_STD, MeasuredTransform, Preprocess, as_transform, display_image
+from camtools.measure import MeasuredTransform
+from camtools.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, as_transform, display_image
 
 TO_TENSOR = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
 

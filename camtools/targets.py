@@ -1,0 +1,103 @@
+"""Which classes to explain: what callers write, turned into indices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from camtools.errors import TargetError
+from camtools.logits import top_scores
+from camtools.names import resolve_target
+
+Target = int | str
+
+
+def is_list(target: Any) -> bool:
+    """Tell whether a target names several classes: a sequence, or an array or tensor with an axis."""
+    if isinstance(target, (Tensor, np.ndarray)):
+        return target.ndim > 0
+    return isinstance(target, Sequence) and not isinstance(target, str)
+
+
+def per_picture(target: Any, count: int, single: bool) -> list[Any]:
+    """Return one target, or list of targets, per picture.
+
+    Args:
+        target: What the caller gave; None for the likeliest class.
+        count: Number of pictures.
+        single: Whether the caller gave one picture, not a list of one; a list then means several classes of it.
+
+    Raises:
+        TargetError: A list of another length than there are pictures.
+    """
+    if isinstance(target, (Tensor, np.ndarray)):
+        target = target.tolist()
+    if single or not is_list(target):
+        return [target] * count
+    if len(target) != count:
+        raise TargetError(
+            f"{len(target)} targets were given for {count} pictures; pass one per picture (each a class or a list of "
+            "classes), or a single class for all"
+        )
+    return list(target)
+
+
+def check_top_k(top_k: Any, targets: Any) -> None:
+    """Refuse a `top_k` that is no count, or that comes with targets.
+
+    Raises:
+        TargetError: Says which.
+    """
+    if top_k is None:
+        return
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+        raise TargetError(f"top_k={top_k!r}: expected a whole number of at least 1")
+    if targets is not None:
+        raise TargetError(f"both target={targets!r} and top_k={top_k} were given; give one of them")
+
+
+def class_indices(
+    targets: Sequence[Any], logits: Tensor, top_k: int | None, class_names: Sequence[str] | None
+) -> tuple[Tensor, list[int]]:
+    """Return the classes to explain in each picture of a batch.
+
+    Args:
+        targets: For each picture an index or name, a list of them, or None for the likeliest class.
+        logits: Class scores, (B, K).
+        top_k: This many likeliest classes where no picture has a target.
+        class_names: Names by index; None where there are none.
+
+    Returns:
+        Indices (B, K'), pictures with fewer classes repeating their first; and how many count for each picture.
+
+    Raises:
+        TargetError: A class does not exist, a list is empty, or there are not as many names as classes.
+    """
+    classes = logits.shape[1]
+    if class_names is not None and len(class_names) != classes:
+        raise TargetError(
+            f"{len(class_names)} class names were given for a model with {classes} classes; give one per class"
+        )
+    if top_k is not None and top_k > classes:
+        raise TargetError(f"top_k={top_k} is more than the model's {classes} classes")
+    likeliest = top_scores(logits, top_k or 1)
+    if all(target is None for target in targets):
+        return likeliest, [likeliest.shape[1]] * len(targets)
+    rows = [
+        best if target is None else _resolve(target, class_names, classes)
+        for target, best in zip(targets, likeliest.tolist(), strict=True)
+    ]
+    longest = max(map(len, rows))
+    padded = [row + row[:1] * (longest - len(row)) for row in rows]
+    return torch.tensor(padded, device=logits.device), [len(row) for row in rows]
+
+
+def _resolve(target: Any, class_names: Sequence[str] | None, classes: int) -> list[int]:
+    wanted = list(target) if is_list(target) else [target]
+    if not wanted:
+        raise TargetError("the target list of a picture is empty; name at least one class, or pass None")
+    return [resolve_target(one, class_names if isinstance(one, str) else None, classes) for one in wanted]

@@ -1,0 +1,386 @@
+"""What an explanation says about itself, and that `save` writes all of it or nothing."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import camtools
+from camtools import Explainer, InputError, Preprocess
+from camtools.explanation import Explanation, probabilities
+from camtools.inputs import read_picture
+
+PLAIN = Preprocess(input_size=(8, 8), resize=(8, 8))
+FILES = ["manifest.json", "map.npy", "mask.png", "overlay.png"]
+
+
+def explanation(name="red kite", height=40, width=60, parts=((30, 5, 50, 25), (2, 30, 12, 38)), source=None, seed=0):
+    """An explanation whose mask is a few rectangles, xyxy."""
+    rng = np.random.default_rng(seed)
+    values = 0.1 * torch.from_numpy(rng.random((height, width), dtype=np.float32))
+    for x0, y0, x1, y1 in parts:
+        values[y0:y1, x0:x1] += 0.9
+    picture = read_picture(source or rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Explanation(
+        label=3,
+        name=name,
+        score=0.87654,
+        map=values,
+        raw_map=values[:5, :6] - 0.5,
+        threshold=0.5,
+        mask=values > 0.5,
+        boxes=torch.tensor(parts, dtype=torch.int64).reshape(-1, 4),
+        exact=True,
+        layer="layer4",
+        logits=torch.arange(5.0),
+        picture=picture,
+        transform=PLAIN,
+    )
+
+
+@pytest.fixture
+def exp():
+    return explanation()
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+# The explanation itself -----------------------------------------------------------------------------------------------
+
+
+def test_properties(exp, tmp_path):
+    assert exp.box.tolist() == [30, 5, 50, 25]
+    assert exp.size == (40, 60)
+    assert exp.source is None
+    assert exp.image.size == (60, 40) and exp.image.mode == "RGB"
+    assert explanation(parts=()).box is None
+    file = tmp_path / "picture.png"
+    Image.new("L", (60, 40), 77).save(file)
+    assert explanation(source=file).source == str(file)
+    assert np.array_equal(np.asarray(explanation(source=file).image), np.full((40, 60, 3), 77))
+
+
+class Linear(torch.nn.Sequential):
+    def __init__(self):
+        super().__init__(torch.nn.Conv2d(3, 2, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        self.append(torch.nn.Linear(2, 2)).eval()
+
+
+def test_the_picture_of_a_ready_tensor_is_shown_unnormalised():
+    transform = Preprocess.imagenet()
+    pixels = torch.rand(3, 20, 30)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (transform.mean, transform.std))
+    exp = camtools.explain(Linear(), (pixels - mean) / std, transform=transform)
+    shown = np.asarray(exp.image).transpose(2, 0, 1)
+    assert np.abs(shown - pixels.numpy() * 255).max() <= 0.51
+
+
+def test_repr_says_what_matters(exp, tmp_path):
+    assert repr(exp) == (
+        "Explanation(3 'red kite', score=0.877, box=(30, 5, 50, 25) of 2, map=40 x 60 from 5 x 6, exact at 'layer4')"
+    )
+    file = tmp_path / "picture.png"
+    Image.new("L", (60, 40)).save(file)
+    other = explanation(parts=(), source=file).cpu()
+    object.__setattr__(other, "exact", False)
+    assert repr(other).endswith(f"box=none of 0, map=40 x 60 from 5 x 6, linearised at 'layer4', {str(file)!r})")
+
+
+def test_to_dict_goes_through_json(exp):
+    assert json.loads(json.dumps(exp.to_dict())) == {
+        "source": None,
+        "height": 40,
+        "width": 60,
+        "label": 3,
+        "name": "red kite",
+        "score": 0.87654,
+        "box": [30, 5, 50, 25],
+        "boxes": [[30, 5, 50, 25], [2, 30, 12, 38]],
+        "threshold": 0.5,
+        "exact": True,
+        "layer": "layer4",
+        "map_size": [5, 6],
+    }
+    empty = explanation(parts=()).to_dict()
+    assert (empty["box"], empty["boxes"]) == (None, [])
+
+
+def test_cpu_copies_nothing_on_the_cpu(exp):
+    assert exp.cpu().map is exp.map and exp.cpu().label == 3
+
+
+@pytest.mark.gpu
+def test_explanations_on_a_gpu(exp, cuda, tmp_path):
+    moved = Explanation(**{**vars(exp), **{key: getattr(exp, key).to(cuda) for key in ("map", "raw_map", "mask")}})
+    assert moved.cpu().map.device.type == "cpu" and torch.equal(moved.cpu().mask, exp.mask)
+    assert np.array_equal(np.asarray(moved.overlay()), np.asarray(exp.overlay()))
+    assert moved.to_coco() == exp.to_coco()
+    assert np.array_equal(np.load(moved.save(tmp_path) / "map.npy"), exp.map.numpy())
+
+
+def test_probabilities():
+    logits = torch.tensor([[1.0, 2.0, 4.0], [0.0, 0.0, 0.0]])
+    e = np.exp([1.0, 2.0, 4.0])
+    assert probabilities(logits, "softmax")[0].tolist() == pytest.approx((e / e.sum()).tolist())
+    assert probabilities(logits, "sigmoid")[0].tolist() == pytest.approx((e / (1 + e)).tolist())
+    assert probabilities(logits[:, :1], "softmax")[:, 0].tolist() == pytest.approx([e[0] / (1 + e[0]), 0.5])
+    assert probabilities(logits.half(), "softmax").dtype == torch.float32
+
+
+# Overlay --------------------------------------------------------------------------------------------------------------
+
+
+def test_overlay_draws_the_boxes_asked_for(exp):
+    pictures = {boxes: np.asarray(exp.overlay(boxes=boxes)).astype(int) for boxes in ("none", "largest", "all")}
+    assert all(picture.shape == (40, 60, 3) for picture in pictures.values())
+    green = {key: (picture == (80, 255, 120)).all(-1) for key, picture in pictures.items()}
+    assert not green["none"].any()
+    assert green["largest"][6:24, 30].all() and green["largest"][24, 31:49].all()
+    assert not green["largest"][30:38, 2].any()
+    assert green["all"][30:38, 2].all() and green["all"][30:38, 11].all() and green["all"][6:24, 30].all()
+    assert np.array_equal(np.asarray(exp.overlay()), pictures["largest"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"boxes": "some"}, r"boxes='some': expected one of 'largest', 'all', 'none'"),
+        ({"alpha": 1.5}, r"alpha=1\.5: expected a weight between 0"),
+        ({"alpha": -0.1}, r"alpha=-0\.1: expected"),
+        ({"alpha": float("nan")}, r"alpha=nan: expected"),
+        ({"colormap": "rainbows"}, r"colormap='rainbows' is not one of matplotlib's; try 'inferno'"),
+    ],
+)
+def test_overlay_options_that_are_wrong(exp, options, message):
+    with pytest.raises(InputError, match=message):
+        exp.overlay(**options)
+
+
+# COCO -----------------------------------------------------------------------------------------------------------------
+
+
+def test_to_coco_is_a_data_set_of_one_picture(exp, tmp_path):
+    file = tmp_path / "picture.png"
+    Image.new("L", (60, 40)).save(file)
+    data = json.loads(json.dumps(explanation(source=file).to_coco(7, first_annotation_id=100)))
+    assert data["images"] == [{"id": 7, "file_name": "picture.png", "height": 40, "width": 60}]
+    assert data["categories"] == [{"id": 4, "name": "red kite"}]
+    assert [a["id"] for a in data["annotations"]] == [100, 101]
+    assert [a["bbox"] for a in data["annotations"]] == [[30, 5, 20, 20], [2, 30, 10, 8]]
+    assert [a["area"] for a in data["annotations"]] == [400, 80]
+    for annotation in data["annotations"]:
+        assert (annotation["image_id"], annotation["category_id"], annotation["iscrowd"]) == (7, 4, 0)
+        assert annotation["score"] == 0.87654
+    plain = exp.to_coco(category_id=0)
+    assert plain["images"][0]["file_name"] == "1"
+    assert plain["categories"][0]["id"] == plain["annotations"][0]["category_id"] == 0
+    assert plain["annotations"][0]["id"] == 1
+    assert explanation(parts=()).to_coco()["annotations"] == []
+
+
+# Save -----------------------------------------------------------------------------------------------------------------
+
+
+def check_saved(exp, directory):
+    """All four files are there, and say what the explanation says."""
+    values = np.load(directory / "map.npy")
+    assert values.dtype == np.float32 and np.array_equal(values, exp.map.numpy())
+    with Image.open(directory / "mask.png") as mask:
+        assert mask.mode == "L" and np.array_equal(np.asarray(mask), exp.mask.numpy() * np.uint8(255))
+    with Image.open(directory / "overlay.png") as overlay:
+        assert np.array_equal(np.asarray(overlay), np.asarray(exp.overlay()))
+    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest.pop("files") == {"overlay": "overlay.png", "mask": "mask.png", "map": "map.npy"}
+    assert manifest == exp.to_dict()
+
+
+@pytest.mark.parametrize("kind", [str, lambda path: path])
+def test_saved_files_read_back_equal(exp, tmp_path, kind):
+    place = tmp_path / "several" / "levels"
+    assert exp.save(kind(place)) == place
+    check_saved(exp, place)
+    assert names(place) == FILES
+    assert names(tmp_path) == ["several"]
+
+
+def test_an_explanation_without_a_box_is_saved_too(tmp_path):
+    exp = explanation(parts=())
+    check_saved(exp, exp.save(tmp_path))
+
+
+def test_an_older_explanation_is_replaced_and_other_files_stay(exp, tmp_path):
+    explanation("an older one", 20, 20, ((3, 4, 8, 9),)).save(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "photo.png").write_bytes(b"mine too")
+    exp.save(tmp_path)
+    check_saved(exp, tmp_path)
+    assert names(tmp_path) == sorted([*FILES, "notes.txt", "photo.png"])
+    assert (tmp_path / "notes.txt").read_text() == "mine" and (tmp_path / "photo.png").read_bytes() == b"mine too"
+
+
+def test_names_of_any_alphabet(tmp_path):
+    exp = explanation("птица\n鳥 “quoted” \\")
+    check_saved(exp, exp.save(tmp_path / "鳥"))
+    assert "птица" in (tmp_path / "鳥" / "manifest.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file names are text there")
+def test_a_file_name_that_is_no_text(tmp_path):
+    file = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    try:
+        Image.new("L", (60, 40)).save(file)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    exp = explanation(source=file)
+    check_saved(exp, exp.save(tmp_path / "out"))
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    assert os.fsencode(manifest["source"]).endswith(b"caf\xe9.png")
+
+
+def full(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+def breaking(monkeypatch, step):
+    """Make one step of saving fail."""
+    if step == "map":
+        monkeypatch.setattr(np, "save", full)
+    elif step in ("overlay", "mask"):
+        save = Image.Image.save
+
+        def fail(image, path, *args, **kwargs):
+            if step in str(path):
+                path.write_bytes(b"half a pict")
+                full()
+            return save(image, path, *args, **kwargs)
+
+        monkeypatch.setattr(Image.Image, "save", fail)
+    else:
+        method, name = {
+            "manifest": ("write_text", "manifest.json"),
+            "first move": ("replace", "overlay.png"),
+            "second move": ("replace", "mask.png"),
+            "last move": ("replace", "manifest.json"),
+        }[step]
+        original = getattr(Path, method)
+
+        def fail(path, *args, **kwargs):
+            staged = path.parent.name.startswith(".camtools-")
+            return full() if path.name == name and staged else original(path, *args, **kwargs)
+
+        monkeypatch.setattr(Path, method, fail)
+
+
+STEPS = ["overlay", "mask", "map", "manifest", "first move", "second move", "last move"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_nothing_is_left_where_saving_fails(exp, tmp_path, monkeypatch, step):
+    place = tmp_path / "several" / "levels"
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "notes.txt").write_text("mine")
+    breaking(monkeypatch, step)
+    for directory in (place, used):
+        with pytest.raises(InputError, match=r"cannot be written \(No space left on device\).*nothing half-written"):
+            exp.save(directory)
+    assert names(tmp_path) == ["used"]
+    assert names(used) == ["notes.txt"] and (used / "notes.txt").read_text() == "mine"
+    monkeypatch.undo()
+    check_saved(exp, exp.save(place))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_older_explanation_survives_where_saving_fails(exp, tmp_path, monkeypatch, step):
+    older = explanation("an older one", 20, 20, ((3, 4, 8, 9),))
+    older.save(tmp_path)
+    breaking(monkeypatch, step)
+    with pytest.raises(InputError, match="No space left on device"):
+        exp.save(tmp_path)
+    monkeypatch.undo()
+    check_saved(older, tmp_path)
+    assert names(tmp_path) == FILES
+    check_saved(exp, exp.save(tmp_path))
+
+
+def test_an_interruption_leaves_the_older_explanation(exp, tmp_path, monkeypatch):
+    older = explanation("an older one", 20, 20, ((3, 4, 8, 9),))
+    older.save(tmp_path / "out")
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "save", interrupt)
+    for place in ("out", "new"):
+        with pytest.raises(KeyboardInterrupt):
+            exp.save(tmp_path / place)
+    monkeypatch.undo()
+    check_saved(older, tmp_path / "out")
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == FILES
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_directory_in_the_place_of_a_file_is_not_touched(exp, tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match=rf"cannot be written \({name} is a directory there\)"):
+        exp.save(tmp_path)
+    assert names(tmp_path) == [name] and names(tmp_path / name) == ["mine.txt"]
+
+
+def test_a_file_in_the_place_of_the_directory(exp, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    for place in (tmp_path / "out", tmp_path / "out" / "below"):
+        with pytest.raises(InputError, match=r"out.* cannot be written \(.+\): expected a directory"):
+            exp.save(place)
+    assert (tmp_path / "out").read_text() == "mine" and names(tmp_path) == ["out"]
+
+
+def test_a_directory_that_is_read_only(exp, tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        if os.access(tmp_path, os.W_OK):
+            pytest.skip("this user may write anywhere")
+        for place in (tmp_path, tmp_path / "new"):
+            with pytest.raises(InputError, match="cannot be written"):
+                exp.save(place)
+        assert names(tmp_path) == []
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("failing", ["mkdir", "mkdtemp"])
+def test_a_directory_that_refuses(exp, tmp_path, monkeypatch, failing):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp" if failing == "mkdtemp" else "pathlib.Path.mkdir", refuse)
+    with pytest.raises(InputError, match=r"new cannot be written \(Permission denied\): expected a directory"):
+        exp.save(tmp_path / "new")
+    assert names(tmp_path) == []
+
+
+def test_links_in_the_place_of_files_are_replaced_not_followed(exp, tmp_path):
+    elsewhere = tmp_path / "elsewhere.npy"
+    elsewhere.write_text("mine")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "map.npy").symlink_to(elsewhere)
+    (out / "mask.png").symlink_to(tmp_path / "nothing there")
+    check_saved(exp, exp.save(out))
+    assert elsewhere.read_text() == "mine" and not (out / "map.npy").is_symlink()
+
+
+def test_what_explain_returns_can_be_saved(make_tiny, tmp_path):
+    pictures = [np.full((30, 40, 3), 9, np.uint8), np.random.default_rng(0).integers(0, 256, (50, 30, 3), np.uint8)]
+    found = Explainer(make_tiny(5), transform=Preprocess(input_size=(32, 32), resize=(32, 32)))(pictures, top_k=2)
+    for i, exp in enumerate(one for ones in found for one in ones):
+        check_saved(exp, exp.save(tmp_path / str(i)))
+    with torch.no_grad():
+        check_saved(found[0][0], found[0][0].save(tmp_path / "again"))
