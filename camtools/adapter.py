@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from camtools.errors import ModelError
 from camtools.layout import Layout
+from camtools.plugins import plugins
 
 GROUP = "camtools.adapters"
 
@@ -100,7 +100,7 @@ def installed_adapters() -> tuple[Adapter, ...]:
         ModelError: An adapter cannot be imported or is not an adapter; names the distribution to fix or remove.
     """
     found: list[Adapter] = []
-    for point in entry_points(group=GROUP):
+    for point in plugins(GROUP):
         package = point.dist.name if point.dist else "the package that declares it"
         try:
             adapter = point.load()()

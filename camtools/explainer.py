@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from camtools.activations import Activations
 from camtools.boxes import boxes_from_masks
 from camtools.errors import InputError, ModelError, TargetError
 from camtools.explanation import Explanation, probabilities
 from camtools.geometry import Geometry
 from camtools.guard import untouched
 from camtools.inputs import read_pictures
-from camtools.model import Activations, CamModel, unwrapped, wrap
+from camtools.model import CamModel, unwrapped, wrap
 from camtools.pipeline import Pipeline
 from camtools.preprocess import Preprocess, as_transform, display_image
 from camtools.presets import as_pipeline

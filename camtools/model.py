@@ -2,122 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from camtools.activations import Activations
 from camtools.adapter import Adapter, FeatureSpec, find_adapter
 from camtools.capture import Capture
-from camtools.decomposition import Decomposition, classifier_weights, head_gradient, linear_head
-from camtools.errors import ModelError, TargetError
+from camtools.decomposition import Decomposition, classifier_weights, linear_head
+from camtools.errors import ModelError
 from camtools.guard import call_eagerly, untouched
 from camtools.layout import to_nchw
 from camtools.logits import class_scores
-from camtools.steps.base import State
-from camtools.steps.cam import CAM
-
-Targets = int | Sequence[int] | Tensor | None
+from camtools.targets import Targets
 
 # What does the same in train and eval mode: a fresh head on a model in eval mode leaves the check as sharp as it is.
 _STEADY = frozenset({nn.Linear, nn.Conv2d, nn.Identity, nn.Flatten, nn.Sequential})
-
-
-@dataclass(frozen=True)
-class Activations:
-    """What one forward gave: logits, features, and the class weights between them.
-
-    Attributes:
-        logits: The model's own class scores, (B, K).
-        features: F as (B, C, h, w).
-        decomposition: How the logits come from F.
-    """
-
-    logits: Tensor
-    features: Tensor
-    decomposition: Decomposition
-    _captured: Tensor = field(repr=False)
-    _scores: Tensor = field(repr=False)
-    _spec: FeatureSpec = field(repr=False)
-    _weight: Tensor | None = field(repr=False)
-    _input_size: tuple[int, int] = field(repr=False)
-
-    def weights(self, targets: Targets = None) -> Tensor:
-        """Return the class weights.
-
-        Args:
-            targets: Class indices: one for all pictures, one per picture (B,), or several per picture (B, K').
-                None gives all classes.
-
-        Returns:
-            Exact heads: the classifier's own weights, (B, K', C), or (1, K, C) for all classes. Linearised heads:
-            h·w · d logit / d F, (B, K', C, h, w).
-
-        Raises:
-            TargetError: A class index out of range, or a list of the wrong length.
-        """
-        if self._weight is not None:
-            return self._weight[None] if targets is None else self._weight[self._targets(targets)]
-        return self._gradient(self._targets(targets))
-
-    def maps(self, targets: Targets = None) -> Tensor:
-        """Return class maps M_k = sum_c W[k, c] F_c, signed, without bias (B, K', h, w); see `weights`."""
-        if self._weight is not None:
-            return self._cam(self.weights(targets))
-        # One class at a time: a linearised head has a weight per position, C times the size of the map.
-        columns = self._targets(targets).split(1, dim=1)
-        return torch.cat([self._cam(self._gradient(column)) for column in columns], dim=1)
-
-    def _cam(self, weights: Tensor) -> Tensor:
-        return CAM()(State(features=self.features, weights=weights)).require("maps", "CAM")
-
-    def _gradient(self, targets: Tensor) -> Tensor:
-        raw = head_gradient(self._captured, self._scores, targets, create_graph=torch.is_grad_enabled())
-        spec, positions = self._spec, self.features.shape[2] * self.features.shape[3]
-        nchw = to_nchw(raw.flatten(0, 1), spec.layout, self._input_size, spec.prefix_tokens)
-        return nchw.unflatten(0, tuple(targets.shape)) * positions
-
-    def _targets(self, targets: Targets) -> Tensor:
-        return target_indices(targets, *self.logits.shape).to(self.logits.device)
-
-
-def target_indices(targets: Targets, batch: int, classes: int) -> Tensor:
-    """Return class indices as (B, K') int64 on the CPU or the tensor's own device.
-
-    Args:
-        targets: None for all classes, one index, one per picture (B,), or several per picture (B, K').
-        batch: B, number of pictures.
-        classes: K, number of classes.
-
-    Raises:
-        TargetError: An index out of range, or a list of the wrong length.
-    """
-    if targets is None:
-        return torch.arange(classes).expand(batch, classes)
-    try:
-        given = torch.as_tensor(targets)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TargetError(f"targets must be whole numbers, got {targets!r}; pass class indices") from error
-    if given.numel() and (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool):
-        raise TargetError(f"targets must be whole numbers, got {given.dtype}; pass class indices")
-    indices = given.long()
-    if indices.dim() == 0:
-        indices = indices.expand(batch)
-    if indices.dim() == 1:
-        indices = indices[:, None]
-    if indices.dim() != 2 or indices.shape[0] != batch or indices.shape[1] == 0:
-        raise TargetError(
-            f"targets of shape {tuple(given.shape)} do not go with {batch} pictures; pass one "
-            f"index, one per picture ({batch},), or several per picture ({batch}, n)"
-        )
-    wrong = indices[(indices < 0) | (indices >= classes)]
-    if len(wrong):
-        raise TargetError(
-            f"class index {int(wrong[0])} is out of range: the model has {classes} classes, 0 to {classes - 1}"
-        )
-    return indices
 
 
 class CamModel(nn.Module):

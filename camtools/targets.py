@@ -14,6 +14,7 @@ from camtools.logits import top_scores
 from camtools.names import resolve_target
 
 Target = int | str
+Targets = int | Sequence[int] | Tensor | None
 
 
 def is_list(target: Any) -> bool:
@@ -101,3 +102,40 @@ def _resolve(target: Any, class_names: Sequence[str] | None, classes: int) -> li
     if not wanted:
         raise TargetError("the target list of a picture is empty; name at least one class, or pass None")
     return [resolve_target(one, class_names if isinstance(one, str) else None, classes) for one in wanted]
+
+
+def target_indices(targets: Targets, batch: int, classes: int) -> Tensor:
+    """Return class indices as (B, K') int64 on the CPU or the tensor's own device.
+
+    Args:
+        targets: None for all classes, one index, one per picture (B,), or several per picture (B, K').
+        batch: B, number of pictures.
+        classes: K, number of classes.
+
+    Raises:
+        TargetError: An index out of range, or a list of the wrong length.
+    """
+    if targets is None:
+        return torch.arange(classes).expand(batch, classes)
+    try:
+        given = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TargetError(f"targets must be whole numbers, got {targets!r}; pass class indices") from error
+    if given.numel() and (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool):
+        raise TargetError(f"targets must be whole numbers, got {given.dtype}; pass class indices")
+    indices = given.long()
+    if indices.dim() == 0:
+        indices = indices.expand(batch)
+    if indices.dim() == 1:
+        indices = indices[:, None]
+    if indices.dim() != 2 or indices.shape[0] != batch or indices.shape[1] == 0:
+        raise TargetError(
+            f"targets of shape {tuple(given.shape)} do not go with {batch} pictures; pass one "
+            f"index, one per picture ({batch},), or several per picture ({batch}, n)"
+        )
+    wrong = indices[(indices < 0) | (indices >= classes)]
+    if len(wrong):
+        raise TargetError(
+            f"class index {int(wrong[0])} is out of range: the model has {classes} classes, 0 to {classes - 1}"
+        )
+    return indices

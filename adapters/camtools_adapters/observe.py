@@ -9,8 +9,8 @@ gradient is not zero. Class tokens after the last attention fail the second test
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ from camtools.decomposition import linear_head
 from camtools.errors import ModelError
 from camtools.guard import call_eagerly, untouched
 from camtools.layout import Layout, is_grid, to_nchw, token_grid
-from camtools.logits import class_scores, tensors_in
+from camtools.logits import class_scores
+from camtools_adapters.recorder import Recorder, Seen
 
 MAX_PREFIX_TOKENS = 16
 # Share of positions whose gradient must not be zero; dead ReLUs leave some out. Fewer will do where the head turns
@@ -35,24 +36,6 @@ APART = 0.05
 LAST = 256
 # How many tensors to try before giving up; each costs one backward pass.
 TRIES = 40
-
-
-@dataclass
-class Seen:
-    """A tensor that went into or came out of a module, and how to get hold of it again."""
-
-    layer: str
-    side: Literal["input", "output"]
-    index: int
-    tensor: Tensor
-    call: int  # of the module, in this forward
-    version: int  # of the tensor, which in-place operations raise
-    gradient: Tensor | None = None
-
-    @property
-    def changed(self) -> bool:
-        """Whether an in-place operation changed the tensor after it was noted."""
-        return _version(self.tensor) != self.version
 
 
 def observe(model: nn.Module, example: Tensor) -> FeatureSpec:
@@ -71,7 +54,7 @@ def observe(model: nn.Module, example: Tensor) -> FeatureSpec:
     with torch.inference_mode(False), torch.enable_grad(), untouched(model):
         picture = example.detach().clone().requires_grad_()
         given = picture.clone()  # a model may normalise its input in place
-        with _Recorder(model) as recorder:
+        with Recorder(model) as recorder:
             logits = class_scores(call_eagerly(model, given), picture.shape[0])
         seen = [s for s in recorder.tensors() if s.tensor.requires_grad and s.tensor.shape[0] == picture.shape[0]]
         seen = [s for s in seen if s.tensor is not given]
@@ -82,12 +65,20 @@ def observe(model: nn.Module, example: Tensor) -> FeatureSpec:
                 "under torch.no_grad() or is not made of torch operations), so its features cannot be found by "
                 "observing it. Pass wrap(model, spec=FeatureSpec(layer=...)) or register an adapter for it"
             )
-        score = logits[0, logits[0].argmax()]
-        whole = _note_gradients(score, seen, picture)
-        if whole is None or not bool(whole.abs().sum() > 0):
+        if not bool(torch.isfinite(logits).all()):
             raise ModelError(
-                f"the scores of {type(model).__name__} do not change with the picture (gradient is zero everywhere; "
-                "heads that start at zero do this until they are trained). Load trained weights first"
+                f"{type(model).__name__} returned NaN or infinite class scores, so its features cannot be found by "
+                "observing it. Check its weights; in float16 try bfloat16 or float32"
+            )
+        whole = None
+        for score in (logits[0, logits[0].argmax()], *recorder.vector_scores()):
+            whole = _note_gradients(score, seen, picture)
+            if whole is not None:
+                break
+        if whole is None:
+            raise ModelError(
+                f"the scores of {type(model).__name__} do not change with the picture: the gradient is zero "
+                "everywhere. Load trained weights, or pass wrap(model, spec=FeatureSpec(layer=...))"
             )
         spec = _last_cut(model, seen, {note.layer for note in recorder.notes}, picture, whole)
         if spec is None:
@@ -100,7 +91,7 @@ def observe(model: nn.Module, example: Tensor) -> FeatureSpec:
 
 
 def _note_gradients(score: Tensor, seen: list[Seen], picture: Tensor) -> Tensor | None:
-    """Fill in the gradient of the score at each tensor and return the one at the picture.
+    """Fill in the gradient of the score at each tensor and return the one at the picture, None where that is zero.
 
     By hooks that copy: asking torch.autograd.grad for all of them at once gave wrong gradients where a sum hands one
     gradient to two branches (EfficientFormer, torch 2.15). The hooks hold no tensor of the graph and come off again,
@@ -117,63 +108,7 @@ def _note_gradients(score: Tensor, seen: list[Seen], picture: Tensor) -> Tensor 
         handle.remove()
     for number, gradient in gradients.items():
         seen[number].gradient = gradient
-    return whole
-
-
-class _Recorder:
-    """Notes every tensor at every module's border during one forward."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.notes: list[Seen] = []
-        self.calls: dict[tuple[str, str], int] = {}
-
-    def __enter__(self) -> _Recorder:
-        self.handles = []
-        for name, module in self.model.named_modules():
-            self.handles.append(module.register_forward_pre_hook(self._note_input(name), with_kwargs=True))
-            self.handles.append(module.register_forward_hook(self._note_output(name)))
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    def tensors(self) -> list[Seen]:
-        """Return each tensor once, in the order they came up, named by the outermost module that made it.
-
-        A tensor that no module made (a sum of branches) is named by the first module it enters; one that is changed in
-        place by where it was met last. Names that a later call of the same module takes over do not count.
-        """
-        versions = {id(note.tensor): note.version for note in self.notes}
-        first: dict[int, int] = {}
-        kept: list[Seen] = []
-        for note in self.notes:
-            if not note.tensor.is_floating_point() or note.tensor.dim() not in (3, 4):
-                continue
-            if note.version != versions[id(note.tensor)] or note.call != self.calls[note.layer, note.side]:
-                continue
-            place = first.setdefault(id(note.tensor), len(kept))
-            if place == len(kept):
-                kept.append(note)
-            elif note.side == "output" and _contains(note.layer, kept[place]):
-                kept[place] = note
-        return kept
-
-    def _note(self, name: str, side: Literal["input", "output"], value: Any) -> None:
-        call = self.calls[name, side] = self.calls.get((name, side), 0) + 1
-        self.notes.extend(Seen(name, side, i, t, call, _version(t)) for i, t in enumerate(tensors_in(value)))
-
-    def _note_input(self, name: str) -> Any:
-        return lambda module, args, kwargs: self._note(name, "input", (args, kwargs))
-
-    def _note_output(self, name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            # Adaptive pooling to a grid larger than 1 x 1 (VGG) resamples F: its input is the finer map.
-            if not isinstance(module, nn.AdaptiveAvgPool2d):
-                self._note(name, "output", output)
-
-        return hook
+    return whole if whole is not None and bool(whole.abs().sum() > 0) else None
 
 
 def _last_cut(model: nn.Module, seen: list[Seen], ran: set[str], picture: Tensor, whole: Tensor) -> FeatureSpec | None:
@@ -291,16 +226,6 @@ def _with_classifier(model: nn.Module, spec: FeatureSpec, ran: set[str], picture
         if head is not None and head.is_exact(features.dtype, logits.dtype):
             return claim
     return spec
-
-
-def _contains(layer: str, made: Seen) -> bool:
-    """Tell whether `layer` is an outer module of the one that made, or first met, a tensor."""
-    return layer == "" or made.layer.startswith(f"{layer}.")
-
-
-def _version(tensor: Tensor) -> int:
-    """Return the in-place version counter; inference tensors have none."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _reaching(gradient: Tensor) -> float:

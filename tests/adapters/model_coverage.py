@@ -238,6 +238,9 @@ def expected_grid(library: str, name: str, model: nn.Module, size: tuple[int, in
         if isinstance(getattr(model, "patch_embed", None), nn.ModuleList):  # CrossViT: F is the first branch's tokens
             side = math.isqrt(model.patch_embed[0].num_patches)
             return side, side
+        if model.pretrained_cfg.get("pool_size"):
+            rows, columns = model.pretrained_cfg["pool_size"]
+            return rows, columns
         info = getattr(model, "feature_info", None)
         if info:
             stride = info[-1]["reduction"] if isinstance(info, list) else info.reduction()[-1]

@@ -281,10 +281,22 @@ def test_a_forward_without_autograd(how):
         observe(toy(forward), X)
 
 
-def test_a_head_of_zeros():
+def test_a_head_of_zeros_is_seen_through():
     model = toy(lambda m, x: m.fc(mean(m.conv(x))))
     nn.init.zeros_(model.fc.weight)
-    with pytest.raises(ModelError, match=r"scores of Toy do not change with the picture.*Load trained weights first"):
+    spec = observe(model, X)
+    assert (spec.layer, spec.side, spec.classifier) == ("conv", "output", "fc")
+
+
+def test_scores_that_do_not_change():
+    model = toy(lambda m, x: m.fc(0 * mean(m.conv(x))))
+    with pytest.raises(ModelError, match=r"scores of Toy do not change with the picture.*Load trained weights"):
+        observe(model, X)
+
+
+def test_scores_that_are_not_numbers():
+    model = toy(lambda m, x: m.fc(mean(m.conv(x))) / 0 * 0)
+    with pytest.raises(ModelError, match=r"Toy returned NaN or infinite class scores.*Check its weights"):
         observe(model, X)
 
 

@@ -133,7 +133,7 @@ def test_an_adapter_that_is_none(install, tiny):
 
 
 def test_no_adapters_at_all(monkeypatch, tiny):
-    monkeypatch.setattr("camtools.adapter.entry_points", lambda group: [])
+    monkeypatch.setattr("camtools.adapter.plugins", lambda group: [])
     installed_adapters.cache_clear()
     try:
         with pytest.raises(ModelError, match=r"no adapter knows TinyNet; installed: none. Reinstall camtools"):
@@ -152,5 +152,5 @@ def test_none_that_knows_the_model(install, monkeypatch):
 
 def test_adapters_are_looked_for_once(monkeypatch):
     installed_adapters()
-    monkeypatch.setattr("camtools.adapter.entry_points", None)
+    monkeypatch.setattr("camtools.adapter.plugins", None)
     assert installed_adapters() is installed_adapters()

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from camtools import CamModel, FeatureSpec, ModelError, TargetError, wrap
-from camtools.model import target_indices, unwrapped
+from camtools.model import unwrapped
+from camtools.targets import target_indices
 
 X = torch.randn(2, 3, 16, 20, generator=torch.Generator().manual_seed(3))
 

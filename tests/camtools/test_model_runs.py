@@ -174,6 +174,16 @@ def test_grad_modes(model, want, mode, frozen):
     assert all(p.grad is None and p.requires_grad is not frozen for p in model.parameters())
 
 
+def test_no_graph_of_the_backbone_without_gradients(model):
+    cam_model = wrap(model)
+    with torch.no_grad():
+        for _ in range(2):  # before and after the head is known
+            assert not cam_model.maps(X).requires_grad
+            assert not cam_model.features(X).requires_grad
+            assert not torch.is_grad_enabled()
+    assert cam_model.features(X).requires_grad
+
+
 def test_maps_made_under_inference_mode_can_be_used(model, want):
     with torch.inference_mode():
         maps = wrap(model).maps(X)

@@ -1,0 +1,129 @@
+"""Every example in README.md and docs/ is run, offline: Python blocks, `camtools` commands and the adapter package.
+
+A document's blocks share one namespace and one working folder, in order. A block with a title, ```python title="NAME",
+is a file of that name instead. `expression  # -> text` in a Python block says what the expression's repr is. In ```bash
+blocks the lines that begin with "camtools " are run and must succeed, unless a word in capitals stands for something.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from camtools.cli import app
+
+REPO = Path(__file__).resolve().parent.parent
+DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+FENCE = re.compile(r'^```(?P<language>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$', re.MULTILINE | re.DOTALL)
+PLACEHOLDER = re.compile(r"(?<![\w./-])[A-Z]{3,}\b")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, title (a file's name), text, and the line it starts in."""
+
+    language: str
+    title: str | None
+    text: str
+    line: int
+
+
+def blocks(document: Path) -> list[Block]:
+    source = document.read_text(encoding="utf-8")
+    return [
+        Block(found["language"], found["title"], found["text"], source[: found.start("text")].count("\n"))
+        for found in FENCE.finditer(source)
+    ]
+
+
+def run_python(block: Block, namespace: dict[str, object], where: str) -> None:
+    """Run a block statement by statement, and compare the results it states."""
+    text = "\n" * block.line + block.text  # errors then name the document's own lines
+    lines = text.splitlines()
+    for statement in ast.parse(text).body:
+        end = statement.end_lineno or statement.lineno
+        _, arrow, stated = lines[end - 1].partition("# -> ")
+        if arrow and isinstance(statement, ast.Expr):
+            value = eval(compile(ast.Expression(statement.value), where, "eval"), namespace)
+            assert repr(value) == stated.strip(), f"{where}, line {end}"
+        else:
+            assert not arrow, f"{where}, line {end}: only an expression has a result"
+            exec(compile(ast.Module([statement], []), where, "exec"), namespace)
+
+
+def run_commands(block: Block, where: str) -> None:
+    """Run a block's camtools commands in this process."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        command = line.partition(" #")[0].strip()
+        if command.startswith("camtools ") and not PLACEHOLDER.search(command):
+            result = CliRunner().invoke(app, shlex.split(command)[1:])
+            assert result.exit_code == 0, f"{where}: {command}\n{result.output}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_examples_run(document, tmp_path, monkeypatch, no_network):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__example__"}
+    for block in blocks(document):
+        where = f"{document.name}:{block.line}"
+        if block.title is not None:
+            file = tmp_path / block.title
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block.text, encoding="utf-8")
+        elif block.language == "python":
+            run_python(block, namespace, where)
+        elif block.language == "bash":
+            run_commands(block, where)
+
+
+def test_the_adapter_package_installs_and_is_found(tmp_path):
+    """Builds the package in docs/adapters.md with pip, installs it beside this environment, and runs its try_it.py."""
+    missing = [name for name in ("pip", "setuptools") if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"building the throw-away package offline needs {' and '.join(missing)}")
+    project, site = tmp_path / "project", tmp_path / "site"
+    for block in blocks(REPO / "docs" / "adapters.md"):
+        if block.title is not None:
+            file = project / block.title
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block.text, encoding="utf-8")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
+    offline = ["--no-index", "--no-deps", "--no-build-isolation", "--target", str(site), str(project)]
+    built = subprocess.run([*pip, *offline], check=False, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(REPO), str(REPO / "adapters")])}
+    command = [sys.executable, str(project / "try_it.py")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    stated = re.findall(r"# prints (.+)", (project / "try_it.py").read_text())
+    assert done.stdout.splitlines() == stated
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    text = FENCE.sub("", document.read_text(encoding="utf-8"))
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    missing = [target for target in targets if target and not (document.parent / target).exists()]
+    assert not missing
+
+
+def test_every_document_with_python_is_found():
+    assert {"README.md", "index.md", "quickstart.md", "wrap.md", "pipelines.md", "adapters.md", "cli.md"} <= {
+        document.name for document in DOCUMENTS
+    }
+
+
+def test_stated_results_are_compared():
+    run_python(Block("python", None, "1 + 1  # -> 2\n", 4), {}, "example")
+    with pytest.raises(AssertionError, match="example, line 5"):
+        run_python(Block("python", None, "1 + 1  # -> 3\n", 4), {}, "example")
