@@ -123,6 +123,8 @@ class Geometry:
         with torch.autocast(maps.device.type, enabled=False):
             source = torch.cat([source, unseen.expand(-1, -1, source.shape[2], 1)], 3) @ columns.mT
             resized = rows @ torch.cat([source, unseen.expand(-1, -1, 1, source.shape[3])], 2)
+        if mode == "bilinear" and not self.covers_all:
+            resized = torch.maximum(resized, unseen)  # rounding must not put seen pixels below the unseen
         return resized.to(maps.dtype)
 
     def boxes_to_original(self, boxes: Tensor, clip: bool = True) -> Tensor:

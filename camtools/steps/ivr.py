@@ -17,9 +17,8 @@ class IVR(Step):
 
     Reads and replaces `State.maps`, (B, K', H, W), at the original picture's resolution.
 
-    Source: Kim et al., "Normalization Matters in Weakly Supervised Object Localization", ICCV 2021, IVR. The percentile
-    was chosen per data set there; the default is the one of the authors' released code (GenDisc/IVR, `config.py`,
-    `--percentile 0.45`).
+    Source: Kim et al., "Normalization Matters in Weakly Supervised Object Localization", ICCV 2021, IVR. The default
+    is that of the authors' released code (GenDisc/IVR, `config.py`, `--percentile 0.45`).
 
     Args:
         percentile: What becomes 0, in percent of the map's pixels, from 0 (min-max normalisation) up to but not
