@@ -136,7 +136,6 @@ TORCHVISION_GRIDS: dict[str, int | tuple[int, int]] = {
     "vit_l_16": 16,
     "vit_h_14": 14,
 }
-TORCHVISION_SIZES = {"inception_v3": 299}  # what the weights' transforms crop to, where it can be read nowhere
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ def build(library: str, name: str, *, batch_statistics: bool = False) -> tuple[n
         extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
         model = torchvision.models.get_model(name, **extra)
         weights = torchvision.models.get_model_weights(name).DEFAULT
-        side = TORCHVISION_SIZES.get(name) or weights.transforms().crop_size[0]
+        side = getattr(model, "image_size", None) or weights.transforms().crop_size[0]
         size = (3, side, side)
     _wake(model.eval())
     if batch_statistics:
