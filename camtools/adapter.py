@@ -83,7 +83,8 @@ class Adapter(Protocol):
     def data_config(self, model: nn.Module) -> Any:
         """Return the model's own preprocessing, or None where the model does not tell.
 
-        A timm data config (dict) or a torchvision weights' transform.
+        Anything `camtools.preprocess.as_transform` takes: a timm data config (dict), a torchvision weights' transform,
+        a `Preprocess`, or a callable from a PIL image to a tensor.
         """
         ...
 

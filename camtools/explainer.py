@@ -69,7 +69,9 @@ class Explainer:
         self.batch_size = batch_size
         self.activation: Literal["softmax", "sigmoid"] = activation
         adapter, inner = self.model.adapter, unwrapped(self.model)
-        self.transform = as_transform(_own_transform(adapter.data_config(inner)) if transform is None else transform)
+        if transform is None:
+            transform = adapter.data_config(inner)
+        self.transform = Preprocess.imagenet() if transform is None else as_transform(transform)
         self.class_names = adapter.class_names(inner) if class_names is None else _names(class_names)
 
     def __call__(
@@ -286,13 +288,6 @@ def _on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module
     there = {p.device.type for p in model.parameters()} == {wanted.type}
     there = there and wanted.index in (None, *(p.device.index for p in model.parameters()))
     return model if there else copy.deepcopy(model).to(wanted)
-
-
-def _own_transform(config: Any) -> Any:
-    """Make a transform of what an adapter says about preprocessing; ImageNet's usual one where it says nothing."""
-    if config is None:
-        return Preprocess.imagenet()
-    return Preprocess.from_timm(config) if isinstance(config, dict) else config
 
 
 def _names(names: Any) -> list[str]:

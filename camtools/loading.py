@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from camtools.adapter import find_adapter
 from camtools.checkpoints import class_count, fit, match_prefix, read_checkpoint
 from camtools.errors import ModelError, WeightsError
-from camtools.preprocess import Preprocess
+from camtools.preprocess import Preprocess, as_transform
 from camtools.sources import Built, Source, find_source
 from camtools.sources.adjust import adjust
 
@@ -80,7 +80,8 @@ def load_model(
     else:
         built = _from_file(source, Path(tag), num_classes)
     model = built.model.eval()
-    known = built.preprocess or _adapters_preprocess(model)
+    config = find_adapter(model).data_config(model)
+    known = built.preprocess or (None if config is None else as_transform(config))
     if class_names is None:
         class_names = built.class_names or find_adapter(model).class_names(model)
     names = None if class_names is None else tuple(class_names)
@@ -94,14 +95,6 @@ def _pair(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     if height < 1 or width < 1:
         raise ModelError(f"An input of {height} x {width} pixels is impossible: size needs positive numbers.")
     return int(height), int(width)
-
-
-def _adapters_preprocess(model: nn.Module) -> Preprocess | None:
-    """Ask the adapter that knows the model for its preprocessing."""
-    config = find_adapter(model).data_config(model)
-    if config is None:
-        return None
-    return Preprocess.from_timm(config) if isinstance(config, Mapping) else Preprocess.from_torchvision(config)
 
 
 def _from_file(source: Source, path: Path, num_classes: int | None) -> Built:

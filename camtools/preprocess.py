@@ -214,14 +214,17 @@ def as_transform(transform: Any) -> Transform:
     """Turn whatever the caller preprocesses with into a `Transform`.
 
     Args:
-        transform: A `Preprocess` or `MeasuredTransform`; torchvision's `ImageClassification` preset; or any
-            deterministic callable from an RGB PIL image to a floating (C, h, w), whose geometry is then measured.
+        transform: A `Preprocess` or `MeasuredTransform`; a timm data config (a mapping, see `Preprocess.from_timm`);
+            torchvision's `ImageClassification` preset; or any deterministic callable from an RGB PIL image to a
+            floating (C, h, w), whose geometry is then measured.
 
     Raises:
         InputError: It is none of these.
     """
     if isinstance(transform, Preprocess | MeasuredTransform):
         return transform
+    if isinstance(transform, Mapping):
+        return Preprocess.from_timm(transform)
     if _is_torchvision_preset(transform):
         return Preprocess.from_torchvision(transform)
     if not callable(transform) or isinstance(transform, type):

@@ -7,10 +7,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.transforms.functional import pil_to_tensor
 
 from camtools.errors import ModelError, WeightsError
 from camtools.inputs import read_picture
 from camtools.loading import load_model
+from camtools.measure import MeasuredTransform
 from camtools.names import imagenet_names
 from camtools.preprocess import Preprocess
 from camtools.sources import FunctionSource, TimmSource, TorchvisionSource, find_source
@@ -437,3 +439,15 @@ class TestShared:
         assert isinstance(loaded.model, nn.Module)
         assert loaded.preprocess.mean == IMAGENET[0]
         assert loaded.class_names == imagenet_names()
+
+
+def test_an_adapter_may_give_a_callable_as_preprocessing(monkeypatch, tmp_path):
+    def halve(image):
+        return pil_to_tensor(image).float()[:, ::2, ::2] / 255
+
+    (tmp_path / "mine.py").write_text("import torchvision\n\ndef build():\n    return torchvision.models.resnet18()\n")
+    adapter = type("Mine", (), {"data_config": lambda self, model: halve, "class_names": lambda self, model: None})()
+    monkeypatch.setattr("camtools.loading.find_adapter", lambda model: adapter)
+    loaded = load_model(f"{tmp_path / 'mine.py'}:build")
+    assert isinstance(loaded.preprocess, MeasuredTransform)
+    assert loaded.preprocess.transform is halve

@@ -265,3 +265,9 @@ def test_real_photographs_in_their_own_aspect(shared):
         seen, truth = back[inside].flatten(), original[inside].flatten()
         assert torch.corrcoef(torch.stack([seen, truth]))[0, 1] > 0.95
         assert isinstance(picture.image, Image.Image)
+
+
+def test_a_timm_data_config_is_a_transform():
+    config = {"input_size": (3, 64, 64), "crop_pct": 0.5, "crop_mode": "center", "interpolation": "bicubic"}
+    assert as_transform(config) == Preprocess.from_timm(config)
+    assert as_transform(config).resize == 128
