@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from camtools.errors import InputError
+
 
 @dataclass(frozen=True, eq=False)
 class Record:
@@ -38,7 +40,16 @@ class Record:
 
     @property
     def label(self) -> int:
-        """The class of the first object: the picture's class in single-label data sets."""
+        """The class of the first object: the picture's class in single-label data sets.
+
+        Raises:
+            InputError: The picture has no object.
+        """
+        if not len(self.labels):
+            raise InputError(
+                f"{self.id!r} has no object, so no class: expected a data set with one in every picture. Leave such "
+                "pictures out (torch.utils.data.Subset), or ask for target='labels'"
+            )
         return int(self.labels[0])
 
     @property
@@ -67,10 +78,10 @@ class Record:
         Later objects win where masks overlap.
 
         Raises:
-            ValueError: The record has no masks.
+            InputError: The record has no masks.
         """
         if self.masks is None:
-            raise ValueError(f"{self.id!r} has no masks: a semantic mask needs a data set with masks")
+            raise InputError(f"{self.id!r} has no masks: expected a data set with masks. Use `boxes`, or another one")
         found = torch.zeros(self.masks.shape[1:], dtype=torch.int64)
         for mask, label in zip(self.masks, self.labels.tolist(), strict=True):
             found[mask] = label + 1
