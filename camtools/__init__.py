@@ -4,7 +4,7 @@
 classifier's last features, class weights and maps, differentiable; `Pipeline` and `steps` change how maps are made.
 """
 
-from camtools import steps
+from camtools import plot, steps
 from camtools.adapter import Adapter, FeatureSpec
 from camtools.decomposition import Decomposition
 from camtools.errors import CamtoolsError, InputError, ModelError, PipelineError, TargetError, WeightsError
@@ -17,6 +17,7 @@ from camtools.model import CamModel, wrap
 from camtools.pipeline import Pipeline
 from camtools.preprocess import Preprocess
 from camtools.presets import PRESETS, preset
+from camtools.trace import TraceStep
 
 __version__ = "0.1.0"
 
@@ -38,9 +39,11 @@ __all__ = [
     "PipelineError",
     "Preprocess",
     "TargetError",
+    "TraceStep",
     "WeightsError",
     "explain",
     "load_model",
+    "plot",
     "preset",
     "steps",
     "wrap",

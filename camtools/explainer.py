@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from camtools.activations import Activations
 from camtools.boxes import boxes_from_masks
-from camtools.errors import InputError, ModelError, TargetError
+from camtools.errors import InputError
 from camtools.explanation import Explanation, probabilities
 from camtools.geometry import Geometry
 from camtools.guard import untouched
@@ -23,8 +22,10 @@ from camtools.pipeline import Pipeline
 from camtools.preprocess import Preprocess, as_transform, display_image
 from camtools.presets import as_pipeline
 from camtools.reading import Batch, Ready, is_ready_batch, read_batches, ready_batches
+from camtools.running import check_scores, checked_names, on_device, to_model
 from camtools.steps.base import State, Step
 from camtools.targets import Target, check_top_k, class_indices, is_list, per_picture
+from camtools.trace import Cut, TraceStep
 
 
 class Explainer:
@@ -41,6 +42,7 @@ class Explainer:
             deterministic callable from PIL image to tensor; None asks the model. Floating tensors skip it.
         class_names: Names of the classes in order; None asks the model.
         activation: How logits become `score`: "softmax", or "sigmoid" for multi-label models.
+        trace: Whether explanations keep the map after every step, see `Explanation.trace`.
 
     Raises:
         ModelError: No module, or no adapter knows it.
@@ -59,20 +61,25 @@ class Explainer:
         transform: Any = None,
         class_names: Sequence[str] | None = None,
         activation: Literal["softmax", "sigmoid"] = "softmax",
+        trace: bool = False,
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"batch_size={batch_size!r}: expected a whole number of at least 1")
         if activation not in ("softmax", "sigmoid"):
             raise InputError(f"activation={activation!r}: expected 'softmax' or 'sigmoid'")
+        if not isinstance(trace, bool):
+            raise InputError(f"trace={trace!r}: expected True or False")
         self.pipeline = as_pipeline(pipeline)
-        self.model: CamModel = wrap(_on_device(model, device))
+        self.pipeline_name = pipeline if isinstance(pipeline, str) else self.pipeline.summary
+        self.trace = trace
+        self.model: CamModel = wrap(on_device(model, device))
         self.batch_size = batch_size
         self.activation: Literal["softmax", "sigmoid"] = activation
         adapter, inner = self.model.adapter, unwrapped(self.model)
         if transform is None:
             transform = adapter.data_config(inner)
         self.transform = Preprocess.imagenet() if transform is None else as_transform(transform)
-        self.class_names = adapter.class_names(inner) if class_names is None else _names(class_names)
+        self.class_names = adapter.class_names(inner) if class_names is None else checked_names(class_names)
 
     def __call__(
         self,
@@ -145,23 +152,29 @@ class Explainer:
     def _explain(self, batch: Batch, top_k: int | None) -> list[list[Explanation]]:
         """Explain one batch: one forward, then batched steps for each picture size."""
         inner = unwrapped(self.model)
-        x = _to_model(batch.tensor, inner)
+        x = to_model(batch.tensor, inner)
         with torch.inference_mode(False), torch.no_grad():
             with untouched(inner):
                 activations = self.model.activations(x)
-                _check_scores(activations.logits, batch.pictures)
+                check_scores(activations.logits, batch.pictures)
                 wanted = [ready.target for ready in batch.pictures]
                 targets, counts = class_indices(wanted, activations.logits, top_k, self.class_names)
                 weights = activations.weights(targets)
             with torch.autocast(x.device.type, enabled=False):
                 # Half precision has too few levels for a map: from here on everything is float32.
                 state = State(features=activations.features.detach().float(), weights=weights.detach().float())
-                state = self.pipeline.features(state)
-                found = self._on_pictures(state, batch.pictures, activations, targets)
+                trace: list[TraceStep] = []
+                state = self.pipeline.features(state, trace if self.trace else None)
+                found = self._on_pictures(state, batch.pictures, activations, targets, trace)
         return [of_picture[:count] for of_picture, count in zip(found, counts, strict=True)]
 
     def _on_pictures(
-        self, state: State, batch: list[Ready], activations: Activations, targets: Tensor
+        self,
+        state: State,
+        batch: list[Ready],
+        activations: Activations,
+        targets: Tensor,
+        trace: list[TraceStep],
     ) -> list[list[Explanation]]:
         """Run the steps on the pictures' pixels, together for pictures of one geometry, and collect the results."""
         scores = probabilities(activations.logits, self.activation).gather(1, targets).cpu()
@@ -169,29 +182,31 @@ class Explainer:
         found: list[list[Explanation]] = [[] for _ in batch]
         for geometry in dict.fromkeys(ready.geometry for ready in batch):
             members = [i for i, ready in enumerate(batch) if ready.geometry == geometry]
-            done = self.pipeline.image(self._part(state, members, geometry, batch))
+            later: list[TraceStep] = []
+            done = self.pipeline.image(self._part(state, members, geometry, batch), later if self.trace else None)
             maps, raw, masks, thresholds = (done.require(f, self) for f in ("maps", "raw_maps", "masks", "thresholds"))
             boxes, limits = iter(boxes_from_masks(masks)), thresholds.cpu()
             for row, i in enumerate(members):
-                found[i] = [
-                    Explanation(
+                for k in range(labels.shape[1]):
+                    early, cut = Cut(k), Cut(k)  # a step on the grid has a row for each of the batch's pictures
+                    exp = Explanation(
                         label=int(labels[i, k]),
                         name=self._name(int(labels[i, k])),
                         score=float(scores[i, k]),
-                        # Clones: who keeps one explanation must not keep the whole batch.
-                        map=maps[row, k].clone(),
-                        raw_map=raw[row, k].clone(),
+                        map=cut(maps, row),
+                        raw_map=cut(raw, row),
                         threshold=float(limits[row, k]),
-                        mask=masks[row, k].clone(),
+                        mask=cut(masks, row),
                         boxes=next(boxes),
                         exact=activations.decomposition.exact,
                         layer=activations.decomposition.layer,
                         logits=logits[i].clone(),
                         picture=batch[i].picture,
                         transform=self.transform,
+                        pipeline=self.pipeline_name,
+                        trace=early.steps(trace, i) + cut.steps(later, row),
                     )
-                    for k in range(labels.shape[1])
-                ]
+                    found[i].append(exp)
         return found
 
     def _part(self, state: State, members: list[int], geometry: Geometry, batch: list[Ready]) -> State:
@@ -227,6 +242,7 @@ def explain(
     transform: Any = None,
     class_names: Sequence[str] | None = None,
     activation: Literal["softmax", "sigmoid"] = "softmax",
+    trace: bool = False,
 ) -> Explanation | list[Explanation] | list[list[Explanation]]:
     """Say where a classifier sees a class: map, mask and boxes, from one forward.
 
@@ -244,6 +260,7 @@ def explain(
         transform: The model's preprocessing; None asks the model. See `Explainer`.
         class_names: Names of the classes in order; None asks the model.
         activation: How logits become `score`: "softmax", or "sigmoid" for multi-label models.
+        trace: Whether to keep the map after every step, for `Explanation.plot_trace`.
 
     Returns:
         One `Explanation` for a single picture and class; a list for several classes or several pictures; a list of
@@ -267,49 +284,6 @@ def explain(
         transform=transform,
         class_names=class_names,
         activation=activation,
+        trace=trace,
     )
     return explainer(image, target=target, top_k=top_k)
-
-
-def _on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
-    """Return the model, or a copy of it where it lives on another device."""
-    if device is None or not isinstance(model, nn.Module):
-        return model
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        wanted = torch.device(device)
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device={device!r} cannot be used: {reason}. Pass 'cpu', 'cuda' or 'auto'") from error
-    if wanted.type == "meta":
-        raise InputError(f"device={device!r} holds no values: expected one that computes. Pass 'cpu', 'cuda' or 'auto'")
-    there = {p.device.type for p in model.parameters()} == {wanted.type}
-    there = there and wanted.index in (None, *(p.device.index for p in model.parameters()))
-    return model if there else copy.deepcopy(model).to(wanted)
-
-
-def _names(names: Any) -> list[str]:
-    """Check class names that the caller gives."""
-    listed = [] if isinstance(names, (str, Mapping)) or not isinstance(names, Iterable) else list(names)
-    if not listed or not all(isinstance(name, str) for name in listed):
-        raise TargetError(f"class_names={names!r}: expected a list of one name per class, in the order of the scores")
-    return listed
-
-
-def _to_model(x: Tensor, model: nn.Module) -> Tensor:
-    """Bring a batch to the model's device and floating type."""
-    reference = next((p for p in model.parameters() if p.is_floating_point()), None)
-    return x if reference is None else x.to(reference.device, reference.dtype)
-
-
-def _check_scores(logits: Tensor, batch: list[Ready]) -> None:
-    """Refuse scores that are not numbers."""
-    bad = (~torch.isfinite(logits)).any(1).nonzero().flatten().tolist()
-    if bad:
-        names = ", ".join(batch[i].name for i in bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-        raise ModelError(
-            f"the model returned NaN or infinite class scores for {names}. Check its weights; in float16 try "
-            "bfloat16 or float32"
-        )

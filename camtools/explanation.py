@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +18,8 @@ from camtools.errors import InputError
 from camtools.inputs import Picture
 from camtools.overlay import draw_overlay
 from camtools.preprocess import Transform, display_image
+from camtools.saving import staging, swap
+from camtools.trace import TraceStep
 
 FILES = {"overlay": "overlay.png", "mask": "mask.png", "map": "map.npy"}  # what `save` writes
 MANIFEST = "manifest.json"
@@ -46,6 +44,8 @@ class Explanation:
         logits: All class scores of the model, (K,).
         picture: What came in.
         transform: What made it ready for the model.
+        pipeline: The preset's name, or the steps on one line.
+        trace: The map after every step, in order; empty unless asked for by `trace=True`.
     """
 
     label: int
@@ -61,6 +61,8 @@ class Explanation:
     logits: Tensor
     picture: Picture
     transform: Transform
+    pipeline: str = ""
+    trace: tuple[TraceStep, ...] = ()
 
     @property
     def box(self) -> Tensor | None:
@@ -85,30 +87,77 @@ class Explanation:
     def cpu(self) -> Explanation:
         """Return the same explanation with every tensor on the CPU."""
         return replace(
-            self, map=self.map.cpu(), raw_map=self.raw_map.cpu(), mask=self.mask.cpu(), logits=self.logits.cpu()
+            self,
+            map=self.map.cpu(),
+            raw_map=self.raw_map.cpu(),
+            mask=self.mask.cpu(),
+            logits=self.logits.cpu(),
+            trace=tuple(step.cpu() for step in self.trace),
         )
 
     def overlay(
-        self, alpha: float = 0.5, colormap: str = "inferno", boxes: Literal["largest", "all", "none"] = "largest"
+        self,
+        alpha: float = 0.5,
+        colormap: str = "inferno",
+        boxes: Literal["largest", "all", "none"] = "largest",
+        legend: bool = True,
     ) -> Image.Image:
-        """Draw map, box, class and score over the picture.
+        """Draw map, box, class and score over the picture, with a legend.
 
         Args:
             alpha: Weight of the map's colours, in [0, 1].
             colormap: Name of a matplotlib colour map.
             boxes: Which boxes to draw.
+            legend: Whether to explain the colours, the threshold and the box, on white below the picture (beside it
+                where it is narrow). A name that is too long for the picture is there in full.
 
         Returns:
-            RGB picture of the original's size.
+            RGB picture. Without a legend it has the original's size; with one it is larger, and has the picture at its
+            top left.
 
         Raises:
             InputError: `alpha` is out of range, or the colour map is unknown.
         """
+        chosen = self.choose(boxes).tolist()
+        say: dict[str, Any] = {"threshold": self.threshold, "key": _key(boxes, len(chosen))} if legend else {}
+        return draw_overlay(self.image, self.map.cpu().numpy(), chosen, self.caption, alpha, colormap, **say)
+
+    def plot_trace(self, *, height: int = 140, columns: int | None = None, colormap: str = "inferno") -> Image.Image:
+        """Draw the map after every step of the pipeline, and how each step changed it.
+
+        Signed maps have a diverging colour map with 0 in its middle, normalised ones `colormap`; their ranges are
+        written below. Under each is the difference from the step before, after both were brought to [0, 1].
+
+        Args:
+            height: Of a thumbnail, in pixels.
+            columns: Thumbnails in a row; as many as fit in about 1,600 pixels by default.
+            colormap: Name of a matplotlib colour map, for normalised maps.
+
+        Returns:
+            RGB picture.
+
+        Raises:
+            InputError: The explanation has no trace, or an argument cannot be used.
+        """
+        from camtools.plot.steps import plot_trace  # it draws explanations, so it is above this module
+
+        return plot_trace(self, height=height, columns=columns, colormap=colormap)
+
+    @property
+    def caption(self) -> str:
+        """Name and score, as they are written on pictures."""
+        return f"{self.name} {self.score:.1%}"
+
+    def choose(self, boxes: Literal["largest", "all", "none"]) -> Tensor:
+        """Return the boxes to draw, (n, 4).
+
+        Raises:
+            InputError: `boxes` is none of the three words.
+        """
         chosen = {"largest": self.boxes[:1], "all": self.boxes, "none": self.boxes[:0]}
         if boxes not in chosen:
             raise InputError(f"boxes={boxes!r}: expected one of {', '.join(map(repr, chosen))}")
-        text = f"{self.name} {self.score:.1%}"
-        return draw_overlay(self.image, self.map.cpu().numpy(), chosen[boxes].tolist(), text, alpha, colormap)
+        return chosen[boxes]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays, ready for JSON."""
@@ -124,6 +173,7 @@ class Explanation:
             "threshold": self.threshold,
             "exact": self.exact,
             "layer": self.layer,
+            "pipeline": self.pipeline,
             "map_size": list(self.raw_map.shape),
         }
 
@@ -168,9 +218,9 @@ class Explanation:
         """
         target = Path(directory)
         try:
-            with _staging(target) as stage:
+            with staging(target) as stage:
                 self._write(stage)
-                _swap(stage, target)
+                swap(stage, target, (*FILES.values(), MANIFEST))
         except OSError as error:
             raise InputError(
                 f"{target} cannot be written ({error.strerror or error}): expected a directory with room for the "
@@ -197,50 +247,18 @@ class Explanation:
         )
 
 
+def _key(boxes: str, count: int) -> str | None:
+    """Say what the boxes drawn are."""
+    if boxes == "none":
+        return None
+    if not count:
+        return "no box: nothing above the threshold"
+    return "box: largest part above it" if boxes == "largest" else "boxes: parts above it"
+
+
 def probabilities(logits: Tensor, activation: Literal["softmax", "sigmoid"]) -> Tensor:
     """Turn logits (B, K) into probabilities; a model with one class has a sigmoid whatever is asked."""
     scores = logits.float()
     if activation == "sigmoid" or logits.shape[1] == 1:
         return torch.sigmoid(scores)
     return torch.softmax(scores, dim=1)
-
-
-@contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    """Give a hidden directory within the target, which is made; after an error no new directory is left."""
-    made = [path for path in (target, *target.parents) if not path.exists()]
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".camtools-", dir=target))
-        try:
-            yield stage
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
-    except BaseException:
-        with suppress(OSError):  # someone else's files may be there by now
-            for path in made:
-                path.rmdir()
-        raise
-
-
-def _swap(stage: Path, target: Path) -> None:
-    """Move a staged result to its place, the manifest last; after an error what was there before is back."""
-    names = (*FILES.values(), MANIFEST)
-    taken = next((name for name in names if (target / name).is_dir()), None)
-    if taken:
-        raise OSError(f"{taken} is a directory there")
-    older = stage / "older"
-    older.mkdir()
-    try:
-        for name in reversed(names):
-            if os.path.lexists(target / name):
-                (target / name).replace(older / name)
-        for name in names:
-            (stage / name).replace(target / name)
-    except BaseException:
-        for name in names:
-            if os.path.lexists(older / name):
-                (older / name).replace(target / name)
-            elif not os.path.lexists(stage / name):
-                (target / name).unlink(missing_ok=True)
-        raise

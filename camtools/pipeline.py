@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, overload
 
+from torch import Tensor
+
 from camtools.errors import PipelineError
 from camtools.steps import CAM, FixedThreshold, MinMax, Stage, State, Step
+from camtools.trace import TraceStep
 
 _ORDER = "weights steps, one map step, refine steps, one threshold step"
 
@@ -52,6 +56,11 @@ class Pipeline(Sequence[Step]):
         """Whether any step reads `State.images`."""
         return any(step.needs_image for step in self._steps)
 
+    @property
+    def summary(self) -> str:
+        """The steps on one line, with their parameters' values: "NWC, CAM, MinMax, PaS(98, 0.45)"."""
+        return ", ".join(map(_brief, self._steps))
+
     def __call__(self, state: State) -> State:
         """Run all steps: `features`, then `image`.
 
@@ -66,7 +75,26 @@ class Pipeline(Sequence[Step]):
         """
         return self.image(self.features(state))
 
-    def features(self, state: State) -> State:
+    def trace(self, state: State) -> tuple[State, tuple[TraceStep, ...]]:
+        """Run all steps like a call, and keep the maps after every step.
+
+        The first entry is where the maps start: "weights as trained" where there are weights steps, or "maps as given".
+        After a weights step the maps are those that the map step would make of the weights so far. "resize" is an
+        entry as well.
+
+        Args:
+            state: As for a call.
+
+        Returns:
+            What the call returns, bit for bit, and the entries, with maps (B, K', h, w) or (B, K', H, W).
+
+        Raises:
+            PipelineError: The state lacks what a step needs.
+        """
+        trace: list[TraceStep] = []
+        return self.image(self.features(state, trace), trace), tuple(trace)
+
+    def features(self, state: State, trace: list[TraceStep] | None = None) -> State:
         """Run the steps on the feature grid, up to but without the resize.
 
         Nothing here depends on the pictures' sizes, so that pictures of different sizes can share a batch.
@@ -74,6 +102,7 @@ class Pipeline(Sequence[Step]):
         Args:
             state: A batch with features and weights. Or with maps that the caller brings, from another method, and no
                 weights: these pass the map step by and go straight to the refine steps.
+            trace: A list to which the maps after every step are appended, see `trace`.
 
         Returns:
             The state with signed `maps` and with `raw_maps`, both (B, K', h, w) and the same unless a refine step
@@ -89,7 +118,9 @@ class Pipeline(Sequence[Step]):
                 "This state has both maps and weights, so it is unclear whether to make the maps or to take these. Set "
                 "one to None: state.replace(maps=None) to start over, state.replace(weights=None) to keep the maps."
             )
-        for step in self._steps:
+        if trace is not None:
+            trace.extend(self._start(state))
+        for position, step in enumerate(self._steps):
             if step.stage == Stage.WEIGHTS and brings_maps:
                 raise PipelineError(
                     f"{step!r} needs weights, but this state brings finished maps without them. Use a pipeline without "
@@ -101,13 +132,16 @@ class Pipeline(Sequence[Step]):
                 state = state.replace(raw_maps=state.require("maps", step))
             if step.stage == Stage.REFINE and not _on_image(step):
                 state = step(state)
+            if trace is not None and not _on_image(step) and not (step.stage == Stage.MAP and brings_maps):
+                trace.append(self._traced(position, state))
         return state
 
-    def image(self, state: State) -> State:
+    def image(self, state: State, trace: list[TraceStep] | None = None) -> State:
         """Resize the maps, where `state.resize` says how, and run the steps on the picture's pixels.
 
         Args:
             state: What `features` returned, with pictures of one size.
+            trace: A list to which the maps after every step are appended, see `trace`.
 
         Returns:
             The state with normalised `maps` (B, K', H, W), `masks` and `thresholds`. Its `resize` is None: it has been
@@ -118,10 +152,38 @@ class Pipeline(Sequence[Step]):
         """
         if state.resize is not None:
             state = state.replace(maps=state.resize(state.require("maps", type(self).__name__)), resize=None)
-        for step in self._steps:
+            if trace is not None:
+                before = any(_normalises(step) for step in self._steps if not _on_image(step))
+                trace.append(TraceStep("resize", "resize", state.require("maps", self), None, before))
+        for position, step in enumerate(self._steps):
             if _on_image(step):
                 state = step(state)
+                if trace is not None:
+                    trace.append(self._traced(position, state))
         return state
+
+    def _start(self, state: State) -> list[TraceStep]:
+        """Return the entry that comes before the steps', or none where the first step makes the maps."""
+        if state.maps is not None:
+            return [TraceStep("maps as given", "map", state.maps)]
+        if self._steps[0].stage == Stage.WEIGHTS:
+            return [TraceStep("weights as trained", "weights", self._preview(state, self._steps[0]))]
+        return []
+
+    def _traced(self, position: int, state: State) -> TraceStep:
+        """Return the entry of the step at this position, which has just run."""
+        step = self._steps[position]
+        maps = self._preview(state, step) if step.stage == Stage.WEIGHTS else state.require("maps", step)
+        masks = state.masks if step.stage == Stage.THRESHOLD else None
+        normalised = any(map(_normalises, self._steps[: position + 1]))
+        return TraceStep(repr(step), step.stage.name.lower(), maps, masks, normalised)
+
+    def _preview(self, state: State, step: Step) -> Tensor:
+        """Return the maps that the weights so far would make: CAM's, or those of a map step of another kind."""
+        state.require("weights", step)  # the step that lacks them is named, not CAM
+        own = next(one for one in self._steps if one.stage == Stage.MAP)
+        maker = CAM() if isinstance(own, CAM) else own
+        return maker(state).require("maps", maker)
 
     @overload
     def __getitem__(self, index: int) -> Step: ...
@@ -136,6 +198,20 @@ class Pipeline(Sequence[Step]):
 
     def __repr__(self) -> str:
         return "Pipeline([\n" + "".join(f"    {step!r},\n" for step in self._steps) + "])"
+
+
+def _normalises(step: Step) -> bool:
+    """Whether a step takes the maps to [0, 1]."""
+    return bool(getattr(step, "normalises", False))
+
+
+def _brief(step: Step) -> str:
+    """Write a step shorter than its repr does: numbers and words by position, flags by name and only where set."""
+    name = type(step).__name__
+    values = {key: getattr(step, key, None) for key in inspect.signature(type(step)).parameters}
+    plain = {key: value for key, value in values.items() if isinstance(value, (int, float, str))}
+    shown = [key if value is True else str(value) for key, value in plain.items() if value is not False]
+    return f"{name}({', '.join(shown)})" if shown else name
 
 
 def _on_image(step: Step) -> bool:

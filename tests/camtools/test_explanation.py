@@ -13,6 +13,7 @@ import camtools
 from camtools import Explainer, InputError, Preprocess
 from camtools.explanation import Explanation, probabilities
 from camtools.inputs import read_picture
+from camtools.legend import Key
 
 PLAIN = Preprocess(input_size=(8, 8), resize=(8, 8))
 FILES = ["manifest.json", "map.npy", "mask.png", "overlay.png"]
@@ -105,6 +106,7 @@ def test_to_dict_goes_through_json(exp):
         "threshold": 0.5,
         "exact": True,
         "layer": "layer4",
+        "pipeline": "",
         "map_size": [5, 6],
     }
     empty = explanation(parts=()).to_dict()
@@ -137,14 +139,49 @@ def test_probabilities():
 
 
 def test_overlay_draws_the_boxes_asked_for(exp):
-    pictures = {boxes: np.asarray(exp.overlay(boxes=boxes)).astype(int) for boxes in ("none", "largest", "all")}
+    pictures = {
+        boxes: np.asarray(exp.overlay(boxes=boxes, legend=False)).astype(int) for boxes in ("none", "largest", "all")
+    }
     assert all(picture.shape == (40, 60, 3) for picture in pictures.values())
     green = {key: (picture == (80, 255, 120)).all(-1) for key, picture in pictures.items()}
     assert not green["none"].any()
     assert green["largest"][6:24, 30].all() and green["largest"][24, 31:49].all()
     assert not green["largest"][30:38, 2].any()
     assert green["all"][30:38, 2].all() and green["all"][30:38, 11].all() and green["all"][6:24, 30].all()
-    assert np.array_equal(np.asarray(exp.overlay()), pictures["largest"])
+    assert np.array_equal(np.asarray(exp.overlay())[:40, :60], pictures["largest"])
+
+
+@pytest.mark.parametrize("size", [(72, 96), (300, 200), (256, 386), (60, 900), (900, 60), (8, 8), (1, 1), (1500, 2000)])
+@pytest.mark.parametrize("boxes", ["largest", "all", "none"])
+def test_the_legend_leaves_the_picture_alone(size, boxes):
+    height, width = size
+    exp = explanation("a rather long name for a bird", height, width, ((0, 0, max(1, width // 2), height),))
+    plain, whole = (np.asarray(exp.overlay(boxes=boxes, legend=legend)) for legend in (False, True))
+    assert plain.shape == (height, width, 3)
+    assert np.array_equal(whole[:height, :width], plain)
+    beside = whole.shape[0] == height  # narrow and high: beside it; else below
+    assert beside == (size == (900, 60)), whole.shape
+    assert whole.shape[1] == max(width, 13 * max(11, round((height * width) ** 0.5 / 34))) or beside
+    strip = whole[:, width:] if beside else whole[height:]
+    assert (strip[:3] == 255).all() and (strip[:, :3] == 255).all() and (strip[:, -3:] == 255).all()
+    rest = whole[:height, width:]
+    assert beside or (rest == 255).all()
+
+
+def test_the_legend_says_what_the_box_is(exp, monkeypatch):
+    said = []
+    monkeypatch.setattr("camtools.overlay.Key", lambda *words: said.append(words) or Key(*words))
+    for boxes in ("largest", "all", "none"):
+        exp.overlay(boxes=boxes)
+    explanation(parts=()).overlay()
+    full = ("red kite 87.7%",)  # too long for 60 pixels
+    assert said == [
+        ("box: largest part above it", (80, 255, 120)), full, ("boxes: parts above it", (80, 255, 120)), full, full,
+        ("no box: nothing above the threshold", None), full,
+    ]  # fmt: skip
+    said.clear()
+    explanation("kite", 300, 400).overlay()
+    assert said == [("box: largest part above it", (80, 255, 120))]  # the caption is whole
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from camtools.errors import InputError
-from camtools.overlay import BOX, INK, _shortened, draw_overlay
+from camtools.legend import INK
+from camtools.overlay import BOX, _shortened, draw_overlay
 
 GREY = (100, 110, 120)
 
@@ -196,3 +197,62 @@ def test_pictures_of_other_modes_become_rgb(mode):
 def test_options_out_of_range(alpha, colormap, message):
     with pytest.raises(InputError, match=message):
         drawn(canvas(10, 10), alpha=alpha, colormap=colormap)
+
+
+# The legend -----------------------------------------------------------------------------------------------------------
+
+
+def bars(strip, name):
+    """The rows of a legend in which a line of pixels is the colour map from end to end, and their columns."""
+    whole = np.rint(matplotlib.colormaps[name](np.linspace(0, 1, 15 * 11))[:, :3] * 255).astype(int)
+    rows = [y for y in range(len(strip)) if np.array_equal(strip[y, 6 : 6 + 15 * 11], whole)]
+    return rows
+
+
+@pytest.mark.parametrize("name", ["inferno", "viridis"])
+def test_the_legends_bar_is_the_colour_map(name):
+    picture = canvas(300, 200)
+    pixels = np.asarray(draw_overlay(picture, np.zeros((200, 300), np.float32), [], "kite 1%", 0.5, name, key="no box"))
+    rows = bars(pixels[200:].astype(int), name)
+    assert len(rows) == 10 and rows == list(range(rows[0], rows[0] + 10))  # 0.9 of 11 pixels, unbroken: no mark
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.83])
+def test_the_threshold_is_marked_on_the_bar(threshold):
+    zeros = np.zeros((200, 300), np.float32)
+    with_mark, without = (
+        np.asarray(draw_overlay(canvas(300, 200), zeros, [], "kite 1%", 0.5, threshold=value, key="no box"))[200:]
+        for value in (threshold, 7.0)  # beyond the bar: not marked
+    )
+    rows = bars(without.astype(int), "inferno")
+    changed = (with_mark[rows[3]] != without[rows[3]]).any(-1)
+    centre = 6 + round(threshold * (15 * 11 - 1))
+    assert np.flatnonzero(changed).tolist() == list(range(centre - 2, centre + 3))
+    assert with_mark[rows[3], centre].tolist() == [0, 0, 0] and with_mark[rows[3], centre - 2].tolist() == [255] * 3
+
+
+def test_the_threshold_is_written_near_its_mark(written):
+    zeros = np.zeros((200, 300), np.float32)
+    spots = {}
+    for threshold in (0.0, 0.2, 0.5, 0.9, 1.0):
+        written.clear()
+        draw_overlay(canvas(300, 200), zeros, [], "", 0.5, threshold=threshold)
+        spots[threshold] = dict(written)
+        label = spots[threshold][f"threshold {threshold:.2f}"]
+        assert spots[threshold]["0"][2] < label[0] and label[2] < spots[threshold]["1"][0]
+    middle = spots[0.5]["threshold 0.50"]
+    assert (middle[0] + middle[2]) / 2 == pytest.approx(0.5 * 164, abs=2)
+
+
+def test_without_anything_to_say_there_is_no_legend():
+    assert draw_overlay(canvas(50, 40), np.zeros((40, 50), np.float32), [], "kite 1%").size == (50, 40)
+
+
+def test_a_legends_letters_grow_with_the_picture(written):
+    heights = []
+    for width, height in ((96, 72), (386, 256), (4000, 2700)):
+        written.clear()
+        draw_overlay(canvas(width, height), np.zeros((height, width), np.float32), [], "", 0.5, threshold=0.3)
+        (_, top, _, bottom) = next(box for words, box in written if words.startswith("threshold"))
+        heights.append(bottom - top)
+    assert 8 <= heights[0] == heights[1] <= 12 and heights[2] == pytest.approx(heights[0] * 97 / 11, rel=0.1)
