@@ -1,0 +1,248 @@
+"""MaxBoxAcc and MaxBoxAccV2: how many pictures are localised, at the threshold best for the data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+
+from camtools.errors import InputError
+from camtools.metrics.box_ious import LEVELS, Boxes, Sizes, box_ious, check_workers, largest_ious
+from camtools.metrics.scoremap import PROTOCOL_SIZE, scoremaps
+
+
+class BoxCurve(NamedTuple):
+    """Box accuracy at every threshold.
+
+    Attributes:
+        accuracy: Per cent of the pictures, (T,) float64; (len(ious), T) for `MaxBoxAccV2`.
+        thresholds: (T,) float64, fractions of the map's maximum.
+    """
+
+    accuracy: Tensor
+    thresholds: Tensor
+
+
+class BoxAccuracy(Metric):
+    """What both box accuracies share: hits counted for all 256 levels of a map, and read at the thresholds in the end.
+
+    Args:
+        ious: IoU from which on a picture is a hit, each in (0, 1].
+        largest_only: Whether only the contour with the largest area counts.
+        interval: Step between thresholds, 0, interval, 2 interval ... below 1. The cost does not depend on it.
+        size: (height, width) at which maps and boxes are compared; None for the maps' own.
+        workers: Threads that share the maps of a batch; None for as many as torch uses.
+        **kwargs: Those of every `torchmetrics.Metric`.
+
+    Raises:
+        InputError: A parameter is outside its range.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 100.0
+    ious: tuple[float, ...]
+    largest_only: bool
+    interval: float
+    size: tuple[int, int] | None
+    workers: int | None
+    hits: Tensor
+    """(len(ious), 256) int64, how many pictures are a hit at each IoU and level."""
+    pictures: Tensor
+    """() int64, how many pictures there were."""
+    settings: Tensor
+    """What is being counted. A state only so that a MetricCollection never takes two metrics for the same one."""
+
+    def __init__(
+        self,
+        ious: Sequence[float],
+        largest_only: bool,
+        interval: float,
+        size: tuple[int, int] | None,
+        workers: int | None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not len(ious) or not all(isinstance(iou, Real) and 0 < iou <= 1 for iou in ious):
+            raise InputError(f"{type(self).__name__}: IoU of {ious!r}; expected numbers in (0, 1], such as 0.5.")
+        if not (isinstance(interval, Real) and 0 < interval <= 1):
+            raise InputError(f"{type(self).__name__}(interval={interval!r}): expected a step in (0, 1], such as 0.001.")
+        self.ious = tuple(float(iou) for iou in ious)
+        self.largest_only = largest_only
+        self.interval = float(interval)
+        self.size = size
+        self.workers = check_workers(workers)
+        settings = torch.tensor([largest_only, interval, *(size or (0, 0)), *self.ious], dtype=torch.float64)
+        self.add_state("hits", torch.zeros(len(self.ious), LEVELS, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("pictures", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("settings", settings, dist_reduce_fx="max")
+
+    def update(self, maps: Tensor, boxes: Boxes, sizes: Sizes) -> None:
+        """Add a batch.
+
+        Args:
+            maps: (B, H, W) real, the map of each picture's true class, at any resolution; it covers the whole picture.
+                A map with a NaN, or of one value only, counts as zeros.
+            boxes: B tensors (N, 4), the true boxes x0, y0, x1, y1 in pixels of the original picture; being near any one
+                of them is a hit. Rows of NaN are objects without a box and are left out.
+            sizes: B pairs (width, height) of the original pictures.
+
+        Raises:
+            InputError: Something is of another shape, type or number, a picture has no box, or a box is not inside it.
+        """
+        levels = scoremaps(maps, self.size)
+        if self.largest_only:
+            self._add(largest_ious(levels, boxes, sizes, workers=self.workers))
+        else:
+            self._add(box_ious(levels, boxes, sizes, workers=self.workers).any)
+
+    def update_ious(self, ious: Tensor) -> None:
+        """Add a batch whose boxes were compared already, so that several metrics can share that work.
+
+        Args:
+            ious: (B, 256), from `box_ious`: `largest` for MaxBoxAcc, `any` for MaxBoxAccV2.
+
+        Raises:
+            InputError: `ious` is of another shape.
+        """
+        if ious.dim() != 2 or ious.shape[1] != LEVELS:
+            raise InputError(f"ious: expected (B, {LEVELS}) from box_ious(), got {tuple(ious.shape)}.")
+        self._computed, self._update_count = None, self._update_count + 1  # as torchmetrics does around `update`
+        self._add(ious)
+
+    def _add(self, ious: Tensor) -> None:
+        """Count the hits of a batch, (B, 256)."""
+        hits = torch.stack([(ious >= iou).sum(0) for iou in self.ious])
+        self.hits = self.hits + hits.to(self.hits.device)
+        self.pictures = self.pictures + len(ious)
+
+    def compute(self) -> Tensor:
+        """Return the largest accuracy over the thresholds (the mean of them over several IoU), per cent, () float64.
+
+        NaN before any picture was seen.
+        """
+        return self._curve()[0].amax(-1).mean()
+
+    def per_iou(self) -> dict[float, float]:
+        """Return the largest accuracy at each IoU, per cent, over all processes (call it in all of them)."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            return dict(zip(self.ious, self._curve()[0].amax(-1).tolist(), strict=True))
+
+    def _curve(self) -> tuple[Tensor, Tensor]:
+        """Return the accuracies, (len(ious), T), and the thresholds, (T,)."""
+        thresholds = torch.from_numpy(np.arange(0, 1, self.interval)).to(self.device)
+        level = (thresholds * (LEVELS - 1)).long()
+        return (100 * self.hits).double()[:, level] / self.pictures, thresholds
+
+    def _best(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return accuracies, thresholds, and the smallest best threshold of each IoU, over all processes."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            accuracy, thresholds = self._curve()
+        # argmax does not promise the first of equals
+        first = (
+            (accuracy == accuracy.amax(-1, keepdim=True)).int().cumsum(-1).eq(0).sum(-1).clamp(max=len(thresholds) - 1)
+        )
+        return accuracy, thresholds, torch.where(accuracy[:, 0].isnan(), torch.nan, thresholds[first])
+
+
+class MaxBoxAcc(BoxAccuracy):
+    """MaxBoxAcc: per cent of pictures whose box has IoU >= 0.5 with a true one, at the best threshold.
+
+    Maps are resized bicubically to 224 x 224, min-max normalised and quantised, floor(255 s). At each threshold tau the
+    mask is value > int(255 tau); its box is that of the contour with the largest area, which is measured through the
+    pixels' centres: a line one pixel wide has none. Of equals, OpenCV's first counts.
+
+    Source: Choe et al., CVPR 2020, section 3.2; `BoxEvaluator` of the released code (wsolevaluation).
+
+    Args:
+        iou: IoU from which on a picture is a hit, in (0, 1].
+        interval: Step between the thresholds.
+        size: (height, width) at which maps and boxes are compared; None for the maps' own.
+        workers: Threads that share the maps of a batch; None for as many as torch uses.
+        **kwargs: Those of every `torchmetrics.Metric`.
+
+    Raises:
+        InputError: A parameter is outside its range.
+    """
+
+    def __init__(
+        self,
+        iou: float = 0.5,
+        interval: float = 0.001,
+        size: tuple[int, int] | None = PROTOCOL_SIZE,
+        workers: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__((iou,), True, interval, size, workers, **kwargs)
+
+    @property
+    def best_threshold(self) -> Tensor:
+        """The smallest threshold with the largest accuracy, () float64, over all processes (read it in all of them)."""
+        return self._best()[2][0]
+
+    def curve(self) -> BoxCurve:
+        """Return the accuracy at every threshold, over all processes (call it in all of them)."""
+        accuracy, thresholds, _ = self._best()
+        return BoxCurve(accuracy[0], thresholds)
+
+
+class MaxBoxAccV2(BoxAccuracy):
+    """MaxBoxAccV2: as MaxBoxAcc, with the best of all contours, and the mean over IoU 0.3, 0.5 and 0.7.
+
+    Every contour has a box, those around holes included, and the picture is a hit if any of them reaches the IoU with
+    any true box. Each IoU has its own best threshold.
+
+    Source: Choe et al., "Evaluation for Weakly Supervised Object Localization", 2020 (journal version);
+    `BoxEvaluator(multi_contour_eval=True)` of the released code.
+
+    Args:
+        ious: IoU from which on a picture is a hit, each in (0, 1]; the result is the mean over them.
+        interval: Step between the thresholds.
+        size: (height, width) at which maps and boxes are compared; None for the maps' own.
+        workers: Threads that share the maps of a batch; None for as many as torch uses.
+        **kwargs: Those of every `torchmetrics.Metric`.
+
+    Raises:
+        InputError: A parameter is outside its range.
+    """
+
+    def __init__(
+        self,
+        ious: Sequence[float] = (0.3, 0.5, 0.7),
+        interval: float = 0.001,
+        size: tuple[int, int] | None = PROTOCOL_SIZE,
+        workers: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(ious, False, interval, size, workers, **kwargs)
+
+    @property
+    def best_threshold(self) -> Tensor:
+        """The smallest best threshold of each IoU, (len(ious),) float64, over all processes (read it in all)."""
+        return self._best()[2]
+
+    def curve(self) -> BoxCurve:
+        """Return the accuracies at every threshold, a row an IoU, over all processes (call it in all of them)."""
+        return BoxCurve(*self._best()[:2])
+
+
+def max_box_acc(maps: Tensor | NDArray[Any], boxes: Boxes, sizes: Sizes, **options: Any) -> tuple[Tensor, Tensor]:
+    """Return the MaxBoxAcc of a set of score maps in per cent, and its threshold, see `MaxBoxAcc`."""
+    metric = MaxBoxAcc(**options)
+    metric.update(torch.as_tensor(maps), boxes, sizes)
+    return metric.compute(), metric.best_threshold
+
+
+def max_box_acc_v2(maps: Tensor | NDArray[Any], boxes: Boxes, sizes: Sizes, **options: Any) -> tuple[Tensor, Tensor]:
+    """Return the MaxBoxAccV2 of a set of score maps in per cent, and its thresholds, see `MaxBoxAccV2`."""
+    metric = MaxBoxAccV2(**options)
+    metric.update(torch.as_tensor(maps), boxes, sizes)
+    return metric.compute(), metric.best_threshold

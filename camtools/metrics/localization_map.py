@@ -1,0 +1,189 @@
+"""Localisation mAP: detections matched with true boxes by the rules of the VOC devkit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from camtools.errors import InputError
+from camtools.metrics.average_precision import Interpolation, RankedMetric
+from camtools.metrics.settings import keep_apart
+
+Detections = Mapping[str, Any]
+
+
+class LocalizationMAP(RankedMetric):
+    """Mean average precision of detected boxes, by the rules of the VOC devkit, per cent.
+
+    Detections of a class are ranked by score. Each is compared with the true box of its class and picture that it
+    overlaps most (the first of equals): a true positive if their IoU is at least `iou_threshold` and no higher ranked
+    detection took that box, a false positive otherwise; it counts for nothing if that box is difficult. The mean is
+    over the classes with at least one object that is not difficult. COCO's rules, `torchmetrics.detection.
+    MeanAveragePrecision`, differ: there a detection whose best box is taken may take the next best, and precision is
+    read at 101 recalls.
+
+    Source: Everingham et al., IJCV 2010 and 2015; `VOCevaldet.m` of the devkit.
+
+    Args:
+        iou_threshold: IoU from which a box is found, in (0, 1].
+        interpolation: "area" (VOC 2010 and later) or "11-point" (VOC 2007).
+        pixel_inclusive: Whether x1 and y1 are the last pixels inside, as in VOC's files, so that a width is
+            x1 - x0 + 1. False for half-open boxes, those of camtools and its data sets: the same boxes, read so, give
+            exactly the devkit's IoU.
+        **kwargs: Those of every `torchmetrics.Metric`.
+
+    Raises:
+        InputError: A parameter is outside its range.
+    """
+
+    iou_threshold: float
+    pixel_inclusive: bool
+
+    def __init__(
+        self,
+        iou_threshold: float = 0.5,
+        interpolation: Interpolation = "area",
+        pixel_inclusive: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if not (isinstance(iou_threshold, Real) and 0 < iou_threshold <= 1):
+            raise InputError(
+                f"LocalizationMAP(iou_threshold={iou_threshold!r}): expected a number in (0, 1], e.g. 0.5."
+            )
+        super().__init__(interpolation, **kwargs)
+        self.iou_threshold = float(iou_threshold)
+        self.pixel_inclusive = pixel_inclusive
+        keep_apart(self, iou_threshold, pixel_inclusive)
+
+    def update(self, preds: Sequence[Detections], target: Sequence[Detections]) -> None:
+        """Add a batch of pictures.
+
+        Args:
+            preds: For each picture "boxes" (n, 4), x0 y0 x1 y1 in pixels, "scores" (n,) and "labels" (n,), the classes.
+            target: For each picture "boxes" (m, 4), "labels" (m,) and, where there are some, "difficult" (m,) bool.
+                Rows of NaN are objects without a box: they can't be found, and are left out.
+
+        Raises:
+            InputError: Something is missing, or of another shape or type, or a box ends before it begins.
+        """
+        if len(preds) != len(target):
+            raise InputError(f"preds has {len(preds)} pictures and target {len(target)}: give one of each a picture.")
+        if not len(preds):
+            return
+        found = [_read(pred, f"preds[{index}]", "scores") for index, pred in enumerate(preds)]
+        truth = [_read(true, f"target[{index}]", "difficult") for index, true in enumerate(target)]
+        boxes, labels, scores = (pad_sequence(list(part), batch_first=True) for part in zip(*found, strict=True))
+        true_boxes, true_labels, difficult = (
+            pad_sequence(list(part), batch_first=True) for part in zip(*truth, strict=True)
+        )
+        exists = _exists([len(part[0]) for part in found], boxes)
+        true_exists = _exists([len(part[0]) for part in truth], true_boxes) & ~true_boxes.isnan().any(-1)
+        comparable = (labels[:, :, None] == true_labels[:, None]) & exists[:, :, None] & true_exists[:, None]
+        ious = torch.where(comparable, box_iou(boxes, true_boxes, pixel_inclusive=self.pixel_inclusive), -1.0)
+        correct, ignored = match_boxes(ious, scores, difficult.bool(), self.iou_threshold)
+        kept = exists & ~ignored
+        self.append(
+            scores=scores[kept],
+            labels=labels[kept],
+            correct=correct[kept],
+            positives=true_labels[true_exists & ~difficult.bool()],
+        )
+
+
+def localization_average_precision(
+    preds: Sequence[Detections], target: Sequence[Detections], **options: Any
+) -> tuple[Tensor, dict[int, float]]:
+    """Return the localisation mAP of a set of pictures and each class's AP in per cent, see `LocalizationMAP`."""
+    metric = LocalizationMAP(**options)
+    metric.update(preds, target)
+    return metric.compute(), metric.per_class()
+
+
+def match_boxes(ious: Tensor, scores: Tensor, difficult: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Match detections with true boxes by the VOC devkit's rule.
+
+    Args:
+        ious: (B, n, m), of each detection with each true box; -1 where they are not to be compared.
+        scores: (B, n), the order in which detections take boxes; the first of equals comes first.
+        difficult: (B, m) bool.
+        threshold: IoU from which a box is found.
+
+    Returns:
+        Which detections are true positives and which count for nothing, both (B, n) bool; the others are false
+        positives.
+    """
+    batch, count, boxes = ious.shape
+    if boxes == 0 or count == 0:
+        none = torch.zeros((batch, count), dtype=torch.bool, device=ious.device)
+        return none, none
+    best = ious.argmax(-1)
+    overlaps = ious.gather(-1, best[..., None])[..., 0] >= threshold
+    ignored = overlaps & difficult.gather(1, best)
+    candidate = overlaps & ~ignored
+    rank = scores.argsort(stable=True, dim=1, descending=True).argsort(1)
+    rank = torch.where(candidate, rank, count)
+    first = torch.full((batch, boxes), count, device=ious.device).scatter_reduce(1, best, rank, "amin")
+    return candidate & (rank == first.gather(1, best)), ignored
+
+
+def box_iou(boxes: Tensor, others: Tensor, *, pixel_inclusive: bool = False) -> Tensor:
+    """Return the IoU of every box with every other.
+
+    Args:
+        boxes: (..., n, 4), x0 y0 x1 y1.
+        others: (..., m, 4).
+        pixel_inclusive: Whether x1 and y1 still are inside, so that a width is x1 - x0 + 1.
+
+    Returns:
+        (..., n, m) in [0, 1]; 0 where both boxes are empty.
+    """
+    extra = float(pixel_inclusive)
+    low = torch.maximum(boxes[..., :, None, :2], others[..., None, :, :2])
+    high = torch.minimum(boxes[..., :, None, 2:], others[..., None, :, 2:])
+    shared = (high - low + extra).clamp(min=0).prod(-1)
+    area, other_area = ((part[..., 2:] - part[..., :2] + extra).prod(-1) for part in (boxes, others))
+    union = area[..., :, None] + other_area[..., None, :] - shared
+    return torch.where(union == 0, 0.0, shared / union)
+
+
+def _exists(counts: list[int], padded: Tensor) -> Tensor:
+    """Return which rows of a padded batch are real, (B, n) bool."""
+    rows = torch.arange(padded.shape[1], device=padded.device)
+    return rows < torch.tensor(counts, device=padded.device)[:, None]
+
+
+def _read(given: Detections, name: str, extra: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return boxes (n, 4) float64, labels (n,) int64 and scores or difficult, (n,), of one picture, checked."""
+    needed = ["boxes", "labels"] if extra == "difficult" else ["boxes", "labels", extra]
+    missing = [key for key in needed if not isinstance(given, Mapping) or key not in given]
+    if missing:
+        raise InputError(f"{name}: expected a dict with {needed}, and there is no {missing[0]!r}.")
+    boxes = torch.as_tensor(given["boxes"]).double()
+    boxes = boxes.reshape(-1, 4) if boxes.numel() == 0 else boxes
+    if boxes.dim() != 2 or boxes.shape[1] != 4:
+        raise InputError(f"{name}['boxes']: expected shape (n, 4), x0 y0 x1 y1 in pixels, got {tuple(boxes.shape)}.")
+    labels = torch.as_tensor(given["labels"], device=boxes.device)
+    blank = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    last = torch.as_tensor(given[extra], device=boxes.device) if given.get(extra) is not None else blank
+    for key, value in (("labels", labels), (extra, last)):
+        if value.shape != (len(boxes),):
+            raise InputError(f"{name}[{key!r}]: expected shape ({len(boxes)},), one a box, got {tuple(value.shape)}.")
+    if len(labels) and (labels.is_floating_point() or labels.dtype == torch.bool):
+        raise InputError(f"{name}['labels']: expected integers, the classes' indices, got {labels.dtype}.")
+    if extra == "scores" and (last.isnan().any() or boxes.isnan().any()):
+        raise InputError(f"{name}: a box or a score is NaN; leave such detections out.")
+    if extra == "difficult" and last.dtype != torch.bool and last.numel():
+        raise InputError(f"{name}['difficult']: expected bool, got {last.dtype}.")
+    reversed_rows = (boxes[:, 2:] < boxes[:, :2]).any(1)
+    if reversed_rows.any():
+        row = int(reversed_rows.nonzero()[0])
+        raise InputError(
+            f"{name}['boxes'][{row}] is {boxes[row].tolist()}: expected x0 <= x1 and y0 <= y1. "
+            "Boxes given as x, y, width, height become x, y, x + width, y + height."
+        )
+    return boxes, labels.long(), last.double() if extra == "scores" else last

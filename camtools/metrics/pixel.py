@@ -1,0 +1,295 @@
+"""Metrics of score maps against masks: PxAP, the pixel average precision, and Peak IoU, at the best threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+
+from camtools.errors import InputError
+from camtools.metrics.scoremap import PROTOCOL_SIZE, THRESHOLDS, normalise, scoremaps
+from camtools.metrics.settings import keep_apart
+
+Masks = Tensor | NDArray[Any] | Sequence[Tensor | NDArray[Any]]
+Ignore = Tensor | NDArray[Any] | Sequence[Tensor | NDArray[Any] | None] | None
+
+_EDGES = torch.cat([THRESHOLDS, torch.ones(1, dtype=torch.float64)])  # lower edges of the bins; the last holds 1 alone
+_LEVELS = 256
+
+
+class PixelCurve(NamedTuple):
+    """Precision and recall of pixels at every threshold, each (1001,) float64.
+
+    Attributes:
+        precision: Share of the kept pixels that lie on objects, in [0, 1]; NaN where nothing is kept.
+        recall: Share of the objects' pixels that are kept, in [0, 1]; NaN where there are none.
+        thresholds: 0, 0.001 ... 1; a pixel is kept when its normalised score is at or above.
+    """
+
+    precision: Tensor
+    recall: Tensor
+    thresholds: Tensor
+
+
+class IoUCurve(NamedTuple):
+    """Mean IoU at every threshold, each (1000,) float64.
+
+    Attributes:
+        iou: Mean over the pictures, per cent.
+        thresholds: 0, 0.001 ... 0.999 of the map's maximum.
+    """
+
+    iou: Tensor
+    thresholds: Tensor
+
+
+class PxAP(Metric):
+    """Pixel average precision: the area under the precision-recall curve of all pixels of a data set, per cent.
+
+    Maps are resized bicubically and min-max normalised as for the box metrics, masks are resized to the nearest pixel.
+    The scores of all pictures are pooled in 1,001 bins, [0, 0.001) ... [0.999, 1) and the value 1; pixels to ignore are
+    left out unless they lie on the object. AP = sum over the bins, from the top, of precision * step in recall. That
+    equals scikit-learn's `average_precision_score` of the binned scores.
+
+    Source: Choe et al., CVPR 2020, section 3.3, and `MaskEvaluator` of the released code (wsolevaluation).
+
+    Args:
+        size: (height, width) at which maps and masks are compared; None for the maps' own.
+        **kwargs: Those of every `torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    on_objects: Tensor
+    """(1001,) int64, how many pixels on objects have a score in each bin."""
+    elsewhere: Tensor
+    """(1001,) int64, the same for pixels of the background."""
+
+    def __init__(self, size: tuple[int, int] | None = PROTOCOL_SIZE, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.size = size
+        keep_apart(self, *(size or [None]))
+        self.add_state("on_objects", torch.zeros(len(_EDGES), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("elsewhere", torch.zeros(len(_EDGES), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, maps: Tensor, masks: Masks, ignore: Ignore = None) -> None:
+        """Add a batch.
+
+        Args:
+            maps: (B, H, W) real, one score map a picture; a map with a NaN, or of one value only, counts as zeros.
+            masks: (B, h, w) bool, True on the objects' pixels, or a list of B masks of (h, w), the pictures' own sizes.
+            ignore: The same for the pixels to leave out; an entry of a list may be None.
+
+        Raises:
+            InputError: Something is of another shape or type, or there are not as many masks as maps.
+        """
+        scores = normalise(maps, self.size)
+        objects, counted = truth_masks(masks, ignore, len(scores), (scores.shape[1], scores.shape[2]), scores.device)
+        bins = torch.bucketize(scores, _EDGES.to(scores.device), right=True) - 1
+        keys = (bins + len(_EDGES) * objects)[counted]
+        found = torch.bincount(keys, minlength=2 * len(_EDGES)).view(2, -1).to(self.on_objects.device)
+        self.elsewhere = self.elsewhere + found[0]
+        self.on_objects = self.on_objects + found[1]
+
+    def compute(self) -> Tensor:
+        """Return PxAP in per cent, () float64; NaN before any object's pixel was seen."""
+        precision, recall, _ = self._curve()
+        steps = recall - torch.cat([recall[1:], recall.new_zeros(1)])
+        return 100 * torch.where(steps == 0, 0.0, precision * steps).sum()
+
+    def curve(self) -> PixelCurve:
+        """Return precision and recall at every threshold, over all processes (call it in all of them)."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            return self._curve()
+
+    def _curve(self) -> PixelCurve:
+        on_objects, elsewhere = (part.flip(0).cumsum(0).flip(0).double() for part in (self.on_objects, self.elsewhere))
+        return PixelCurve(on_objects / (on_objects + elsewhere), on_objects / on_objects[0], _EDGES.to(self.device))
+
+
+class PeakIoU(Metric):
+    """Peak IoU: the mean over the pictures of the IoU of mask and truth, at the threshold best for the data set.
+
+    A map has at most 256 levels, floor(255 s) of its normalised scores s, as in the box metrics; the mask at threshold
+    tau keeps what is above int(tau * its largest level). One histogram a picture therefore gives the IoU at all 1,000
+    thresholds. Pixels to ignore are left out unless they lie on the object. A picture without an object's pixel has no
+    IoU and is left out.
+
+    Source: Peak IoU and its threshold, Zhang et al. 2020 (self-enhancement maps), track 3 of the LID challenge 2020.
+
+    Args:
+        size: (height, width) at which maps and masks are compared; None for the maps' own.
+        **kwargs: Those of every `torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    iou_sum: Tensor
+    """(256,) float64, sum of the pictures' IoU for the mask above each level."""
+    pictures: Tensor
+    """() int64, how many pictures had an IoU."""
+
+    def __init__(self, size: tuple[int, int] | None = PROTOCOL_SIZE, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.size = size
+        keep_apart(self, *(size or [None]))
+        self.add_state("iou_sum", torch.zeros(_LEVELS, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("pictures", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, maps: Tensor, masks: Masks, ignore: Ignore = None) -> None:
+        """Add a batch; the arguments and errors are those of `PxAP.update`."""
+        levels = scoremaps(maps, self.size)
+        objects, counted = truth_masks(masks, ignore, len(levels), (levels.shape[1], levels.shape[2]), levels.device)
+        ious = mask_ious(levels, objects, ~counted).to(self.iou_sum.device)
+        defined = ~ious[:, 0].isnan()
+        self.iou_sum = self.iou_sum + ious[defined].sum(0)
+        self.pictures = self.pictures + defined.sum()
+
+    def compute(self) -> Tensor:
+        """Return Peak IoU in per cent, () float64; NaN before any picture with an object was seen."""
+        return self._curve().iou.amax()
+
+    @property
+    def best_threshold(self) -> Tensor:
+        """The smallest threshold with the largest mean IoU, () float64 in [0, 0.999], over all processes."""
+        iou, thresholds = self.curve()
+        return torch.where(iou[0].isnan(), torch.nan, thresholds[iou.argmax()])
+
+    def curve(self) -> IoUCurve:
+        """Return the mean IoU at every threshold, over all processes (call it in all of them)."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            return self._curve()
+
+    def _curve(self) -> IoUCurve:
+        thresholds = THRESHOLDS.to(self.device)
+        level = (thresholds * (_LEVELS - 1)).long()
+        return IoUCurve(100 * self.iou_sum[level] / self.pictures, thresholds)
+
+
+def pixel_average_precision(maps: Tensor | NDArray[Any], masks: Masks, ignore: Ignore = None, **options: Any) -> Tensor:
+    """Return the PxAP of a set of score maps in per cent, see `PxAP` (arguments: its `update`, then its own)."""
+    metric = PxAP(**options)
+    metric.update(torch.as_tensor(maps), masks, ignore)
+    return metric.compute()
+
+
+def peak_iou(maps: Tensor | NDArray[Any], masks: Masks, ignore: Ignore = None, **options: Any) -> tuple[Tensor, Tensor]:
+    """Return the Peak IoU of a set of score maps in per cent, and its threshold, see `PeakIoU`."""
+    metric = PeakIoU(**options)
+    metric.update(torch.as_tensor(maps), masks, ignore)
+    return metric.compute(), metric.best_threshold
+
+
+def mask_ious(levels: Tensor, masks: Tensor, ignore: Tensor | None = None) -> Tensor:
+    """Return the IoU of every picture's truth with the mask above every level.
+
+    Args:
+        levels: (B, H, W) integer in [0, 255], as from `scoremaps`.
+        masks: (B, H, W) bool, True on the objects' pixels.
+        ignore: (B, H, W) bool, pixels to leave out unless they lie on an object.
+
+    Returns:
+        (B, 256) float64 in [0, 1]: at [:, t] the IoU of {levels > t}; NaN for a picture without an object's pixel.
+
+    Raises:
+        InputError: The shapes or types differ from these, or a level is outside [0, 255].
+    """
+    if levels.dim() != 3 or levels.is_floating_point() or levels.dtype == torch.bool:
+        raise InputError(
+            f"levels: expected integers of shape (B, H, W), got {tuple(levels.shape)} {levels.dtype}. "
+            "Quantise score maps first: scoremaps(maps)."
+        )
+    if levels.numel() and not 0 <= int(levels.min()) <= int(levels.max()) < _LEVELS:
+        raise InputError(f"levels: expected values in [0, 255], got {int(levels.min())} to {int(levels.max())}.")
+    for name, given in (("masks", masks), ("ignore", ignore)):
+        if given is not None and (given.shape != levels.shape or given.dtype != torch.bool):
+            raise InputError(
+                f"{name}: expected bool of shape {tuple(levels.shape)} as the levels, got {tuple(given.shape)} "
+                f"{given.dtype}. truth_masks() resizes masks."
+            )
+    count = len(levels)
+    picture = torch.arange(count, device=levels.device).view(-1, 1, 1)
+    keys = (2 * picture + masks) * _LEVELS + levels
+    keys = keys.flatten() if ignore is None else keys[masks | ~ignore]
+    found = torch.bincount(keys, minlength=count * 2 * _LEVELS).view(count, 2, _LEVELS)
+    total = found.sum(-1, keepdim=True)
+    above = (total - found.cumsum(-1)).double()
+    ious = above[:, 1] / (total[:, 1] + above[:, 0])
+    return torch.where(total[:, 1] == 0, torch.nan, ious)
+
+
+def truth_masks(
+    masks: Masks, ignore: Ignore, count: int, size: tuple[int, int], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Bring masks to one size, and say which pixels count.
+
+    The nearest pixel is OpenCV's `INTER_NEAREST`: new pixel i reads old pixel floor(i * old / new).
+
+    Args:
+        masks: (B, h, w) bool, or a list of B masks of (h, w), any sizes.
+        ignore: The same, True on pixels to leave out; None for none, as may be an entry of a list.
+        count: B.
+        size: (height, width) wanted.
+        device: Where the results go.
+
+    Returns:
+        The masks, (B, height, width) bool, and the pixels that count: those on the object or not to be ignored.
+
+    Raises:
+        InputError: There are not B of them, one is not (h, w) bool, or a mask's ignore region is of another size.
+    """
+    objects = _stack("masks", masks, count, size, device)
+    if ignore is None:
+        return objects, torch.ones_like(objects)
+    return objects, objects | ~_stack("ignore", ignore, count, size, device)
+
+
+def _stack(name: str, given: Any, count: int, size: tuple[int, int], device: torch.device | str) -> Tensor:
+    """Check masks and resize them to (count, *size)."""
+    if not isinstance(given, Tensor | np.ndarray | list | tuple):
+        raise InputError(
+            f"{name}: expected a bool tensor (B, h, w) or a list of B bool tensors (h, w), got {type(given).__name__}."
+        )
+    if len(given) != count:
+        raise InputError(f"{name}: got {len(given)} for {count} maps; give one for each map, in the same order.")
+    if not isinstance(given, list | tuple):
+        batch = torch.as_tensor(given)
+        if batch.dim() != 3:
+            raise InputError(f"{name}: expected (B, h, w), got {tuple(batch.shape)}. Join the objects: masks.any(1).")
+        return _nearest(_checked(name, batch), size, device)
+    blank = torch.zeros(size, dtype=torch.bool)
+    parts = [
+        _nearest(
+            _checked(f"{name}[{index}]", blank if part is None and name == "ignore" else torch.as_tensor(part), 2),
+            size,
+            device,
+        )
+        for index, part in enumerate(given)
+    ]
+    return torch.stack(parts) if parts else torch.zeros((0, *size), dtype=torch.bool, device=device)
+
+
+def _checked(name: str, mask: Tensor, dims: int = 3) -> Tensor:
+    """Refuse what is no mask."""
+    if mask.dim() != dims or mask.dtype != torch.bool or 0 in mask.shape[-2:]:
+        raise InputError(
+            f"{name}: expected a bool mask with at least one pixel and {dims} dimensions, got {tuple(mask.shape)} "
+            f"{mask.dtype}. Compare values first: mask > 0."
+        )
+    return mask
+
+
+def _nearest(masks: Tensor, size: tuple[int, int], device: torch.device | str) -> Tensor:
+    """Resize (..., h, w) as OpenCV's INTER_NEAREST does."""
+    rows, columns = (
+        (torch.arange(new, dtype=torch.float64) * (1 / (new / old))).long().clamp(max=old - 1).to(masks.device)
+        for old, new in zip(masks.shape[-2:], size, strict=True)
+    )
+    return masks.index_select(-2, rows).index_select(-1, columns).to(device)

@@ -1,0 +1,227 @@
+"""Top-1, Top-5 and GT-known localisation: the box fits, and the class is right as well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+
+from camtools.errors import InputError
+from camtools.metrics.box_ious import LEVELS, Boxes, Sizes, check_workers, checked_boxes, largest_ious
+from camtools.metrics.scoremap import PROTOCOL_SIZE, THRESHOLDS, scoremaps
+
+Labels = Tensor | NDArray[Any] | Sequence[int]
+
+
+class TopKLocalization(Metric):
+    """Top-1 Loc, Top-5 Loc and GT-known Loc, per cent of the pictures.
+
+    GT-known: the box from the true class's map has IoU >= 0.5 with a true box. Top-k: the true class is among the k
+    largest logits besides. Boxes come from maps, as in `MaxBoxAcc`, at one threshold for all pictures (`update`), or
+    from the caller's own pipeline (`update_boxes`).
+
+    Source: Choe et al., CVPR 2020, section 3.2; Russakovsky et al., IJCV 2015 (ILSVRC localisation).
+
+    Args:
+        threshold: tau in [0, 1), the fraction of a map's maximum that a pixel has to exceed; "best" for the smallest of
+            0, 0.001 ... 0.999 with the largest GT-known, the threshold of `MaxBoxAcc`. Given boxes do not depend on it.
+        top: The k to report.
+        iou: IoU from which on a box is right, in (0, 1].
+        size: (height, width) at which maps and boxes are compared; None for the maps' own.
+        workers: Threads that share the maps of a batch; None for as many as torch uses.
+        **kwargs: Those of every `torchmetrics.Metric`.
+
+    Raises:
+        InputError: A parameter is outside its range.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    threshold: float | Literal["best"]
+    top: tuple[int, ...]
+    iou: float
+    size: tuple[int, int] | None
+    workers: int | None
+    hits: Tensor
+    """(1 + len(top), 256) int64: how many pictures are GT-known and Top-k hits at each level."""
+    pictures: Tensor
+    """() int64, how many pictures there were."""
+    settings: Tensor
+    """What is being counted. A state only so that a MetricCollection never takes two metrics for the same one."""
+
+    def __init__(
+        self,
+        threshold: float | Literal["best"] = "best",
+        top: Sequence[int] = (1, 5),
+        iou: float = 0.5,
+        size: tuple[int, int] | None = PROTOCOL_SIZE,
+        workers: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if threshold != "best" and not (isinstance(threshold, Real) and 0 <= threshold < 1):
+            raise InputError(f'TopKLocalization(threshold={threshold!r}): expected a number in [0, 1), or "best".')
+        if not (isinstance(iou, Real) and 0 < iou <= 1):
+            raise InputError(f"TopKLocalization(iou={iou!r}): expected a number in (0, 1], such as 0.5.")
+        if not all(isinstance(k, int) and k > 0 for k in top):
+            raise InputError(f"TopKLocalization(top={top!r}): expected positive integers, such as (1, 5).")
+        self.threshold = threshold
+        self.top = tuple(top)
+        self.iou = float(iou)
+        self.size = size
+        self.workers = check_workers(workers)
+        fixed = -1.0 if threshold == "best" else float(threshold)
+        settings = torch.tensor([fixed, iou, *(size or (0, 0)), *self.top], dtype=torch.float64)
+        self.add_state("hits", torch.zeros(1 + len(self.top), LEVELS, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("pictures", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("settings", settings, dist_reduce_fx="max")
+
+    def update(self, maps: Tensor, boxes: Boxes, sizes: Sizes, logits: Tensor, labels: Labels) -> None:
+        """Add a batch of maps.
+
+        Args:
+            maps: (B, H, W) real, the map of each picture's true class, at any resolution.
+            boxes: B tensors (N, 4), the true boxes x0, y0, x1, y1 in pixels of the original picture.
+            sizes: B pairs (width, height) of the original pictures.
+            logits: (B, K), the classifier's scores.
+            labels: (B,) integers, the true classes.
+
+        Raises:
+            InputError: Something is of another shape, type or number, or outside its range.
+        """
+        ranks = class_ranks(logits, labels)
+        self._add(largest_ious(scoremaps(maps, self.size), boxes, sizes, workers=self.workers), ranks)
+
+    def update_boxes(
+        self, predicted: Tensor | NDArray[Any], boxes: Boxes, sizes: Sizes, logits: Tensor, labels: Labels
+    ) -> None:
+        """Add a batch of boxes that a pipeline of the caller's found, one a picture.
+
+        They are compared in pixels of the original picture, half-open (an area is width * height), neither scaled nor
+        truncated.
+
+        Args:
+            predicted: (B, 4) x0, y0, x1, y1; a row of NaN is a picture without a box: a miss.
+            boxes: As in `update`.
+            sizes: As in `update`.
+            logits: As in `update`.
+            labels: As in `update`.
+
+        Raises:
+            InputError: As in `update`.
+        """
+        ranks = class_ranks(logits, labels)
+        found = torch.as_tensor(predicted).detach().cpu().double().numpy()
+        if found.ndim != 2 or found.shape[1] != 4:
+            raise InputError(
+                f"predicted: expected (B, 4), one box a picture and NaN for none, got {tuple(found.shape)}. "
+                "The box of an explanation is explanation.box."
+            )
+        truths = checked_boxes(boxes, sizes, len(found))
+        best = [_continuous_iou(box, truth).max() for box, truth in zip(found, truths, strict=True)]
+        self.update_ious(torch.tensor(best, dtype=torch.float64).view(-1, 1).expand(-1, LEVELS), ranks)
+
+    def update_ious(self, ious: Tensor, ranks: Tensor) -> None:
+        """Add a batch whose boxes were compared already, so that several metrics can share that work.
+
+        Args:
+            ious: (B, 256), `largest` of `box_ious`.
+            ranks: (B,) from `class_ranks`.
+
+        Raises:
+            InputError: The shapes are others.
+        """
+        self._computed, self._update_count = None, self._update_count + 1  # as torchmetrics does around `update`
+        self._add(ious, ranks)
+
+    def _add(self, ious: Tensor, ranks: Tensor) -> None:
+        """Count the hits of a batch, (B, 256)."""
+        if ious.shape != (len(ranks), LEVELS):
+            raise InputError(
+                f"got boxes of {len(ious)} pictures, {tuple(ious.shape)}, and {len(ranks)} rows of logits; expected as "
+                "many of both."
+            )
+        right = ious.to(ranks.device) >= self.iou
+        hits = torch.stack([right.sum(0), *((right & (ranks < k)[:, None]).sum(0) for k in self.top)])
+        self.hits = self.hits + hits.to(self.hits.device)
+        self.pictures = self.pictures + len(ranks)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return "gt_known" and, for each k, "top1", "top5" in per cent, () float64 each; NaN before any picture."""
+        scores = (100 * self.hits).double()[:, self._level()] / self.pictures
+        return dict(zip(["gt_known", *(f"top{k}" for k in self.top)], scores, strict=True))
+
+    @property
+    def best_threshold(self) -> Tensor:
+        """The threshold in use, () float64, over all processes (read it in all of them)."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            if self.threshold != "best":
+                return torch.tensor(float(self.threshold), dtype=torch.float64, device=self.device)
+            index = int((THRESHOLDS * (LEVELS - 1)).long().eq(self._level()).nonzero()[0])
+            return torch.where(self.pictures == 0, torch.nan, THRESHOLDS[index].to(self.device))
+
+    def _level(self) -> int:
+        """Return the level at which boxes are read."""
+        if self.threshold != "best":
+            return int(self.threshold * (LEVELS - 1))
+        known = self.hits[0, : LEVELS - 1]  # no threshold below 1 reaches the last level
+        return int((known == known.max()).nonzero()[0])
+
+
+def class_ranks(logits: Tensor, labels: Labels) -> Tensor:
+    """Return how many classes come before the true one, by logit; of equal logits the lower index comes first.
+
+    Args:
+        logits: (B, K), no NaN.
+        labels: (B,) integers in [0, K).
+
+    Returns:
+        (B,) int64 on the logits' device, 0 where the true class is the likeliest: among the top k when < k.
+
+    Raises:
+        InputError: Something is of another shape or type, a label is no class, or a logit is NaN.
+    """
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"logits: expected a tensor of shape (B, K), got {got}.")
+    true = torch.as_tensor(labels, device=logits.device)
+    if true.shape != logits.shape[:1] or true.is_floating_point() or true.dtype == torch.bool:
+        raise InputError(
+            f"labels: expected {len(logits)} integers, one a picture, got {tuple(true.shape)} {true.dtype}."
+        )
+    if ((true < 0) | (true >= logits.shape[1])).any():
+        raise InputError(
+            f"labels: expected classes in [0, {logits.shape[1] - 1}] for {logits.shape[1]} logits, got "
+            f"{int(true.min())} to {int(true.max())}."
+        )
+    if logits.isnan().any():
+        raise InputError(f"logits[{int(logits.isnan().any(1).nonzero()[0])}] has a NaN, which has no rank.")
+    own = logits.gather(1, true.long()[:, None])
+    before = torch.arange(logits.shape[1], device=logits.device) < true[:, None]
+    return ((logits > own) | ((logits == own) & before)).sum(1)
+
+
+def topk_localization(
+    maps: Tensor | NDArray[Any], boxes: Boxes, sizes: Sizes, logits: Tensor, labels: Labels, **options: Any
+) -> dict[str, Tensor]:
+    """Return GT-known, Top-1 and Top-5 Loc of a set of score maps in per cent, see `TopKLocalization`."""
+    metric = TopKLocalization(**options)
+    metric.update(torch.as_tensor(maps), boxes, sizes, logits, labels)
+    return metric.compute()
+
+
+def _continuous_iou(box: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the IoU of one half-open box (4,) with several (N, 4): 0 for a box of NaN."""
+    if np.isnan(box).any():
+        return np.zeros(len(truth))
+    sides = np.minimum(box[2:], truth[:, 2:]) - np.maximum(box[:2], truth[:, :2])
+    common = np.clip(sides, 0, None).prod(1)
+    union = (box[2:] - box[:2]).prod() + (truth[:, 2:] - truth[:, :2]).prod(1) - common
+    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)

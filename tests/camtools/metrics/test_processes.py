@@ -1,0 +1,94 @@
+"""The states reduce over processes: two that share the pictures out between them find what one alone finds."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from torch import distributed
+
+SOURCE = textwrap.dedent(
+    """
+    import json, multiprocessing, sys
+    import torch
+    from torch import distributed
+    from camtools.metrics import LocalizationMAP, MeanIoU, PeakIoU, PointingGame, PointingMAP, PxAP
+
+
+    def evaluate(share):
+        generator = torch.Generator().manual_seed(0)
+        maps = torch.rand(9, 6, 7, generator=generator)
+        masks = torch.rand(9, 6, 7, generator=generator) < 0.4
+        corner = torch.rand(9, 2, 2, generator=generator) * 50
+        boxes, sizes, labels = torch.cat([corner, corner + 30], 2), [(90, 80)] * 9, torch.arange(9) % 2
+        scores = torch.rand(9, 2, generator=generator)
+        moved = boxes + torch.rand(9, 1, 1, generator=generator) * 15
+        both = torch.tensor([0, 1])
+        preds = [{"boxes": box, "scores": score, "labels": both} for box, score in zip(moved, scores)]
+        target = [{"boxes": box, "labels": both} for box in boxes]
+        metrics = {
+            "PxAP": (PxAP(size=None), maps, masks),
+            "PeakIoU": (PeakIoU(size=None), maps, masks),
+            "PointingGame": (PointingGame(3), maps, boxes, sizes, labels),
+            "PointingMAP": (PointingMAP(3), maps, boxes, sizes, labels, scores[:, 0]),
+            "LocalizationMAP": (LocalizationMAP(), preds, target),
+            "MeanIoU": (MeanIoU(2), masks.long(), (maps > 0.5).long()),
+        }
+        found = {}
+        for name, (metric, *data) in metrics.items():
+            if sizes[share]:
+                metric.update(*[part[share] for part in data])
+            more = metric.best_threshold.item() if name == "PeakIoU" else None
+            more = metric.curve().precision.nansum().item() if name == "PxAP" else more
+            if hasattr(metric, "per_class"):
+                more = {str(label): value for label, value in metric.per_class().items()}
+            found[name] = [metric.compute().item(), more]
+        return found
+
+
+    def work(rank, meeting_point, out):
+        distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
+        # at 9 the second process has no picture at all
+        found = [evaluate(slice(0, split) if rank == 0 else slice(split, None)) for split in (5, 9)]
+        with open(out, "w") as file:
+            json.dump(found, file)
+        distributed.destroy_process_group()
+
+
+    if __name__ == "__main__":
+        fork = multiprocessing.get_context("fork")
+        workers = [fork.Process(target=work, args=(rank, *sys.argv[1 + rank :: 2])) for rank in (0, 1)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        sys.exit(any(worker.exitcode for worker in workers))
+    """
+)
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_two_processes_find_what_one_does(tmp_path, repo):
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("needs processes that fork")
+    if not (distributed.is_available() and distributed.is_gloo_available()):
+        pytest.skip("needs torch.distributed with gloo")
+    environment = os.environ | {"PYTHONPATH": str(repo), "OMP_NUM_THREADS": "1"}
+    files = [tmp_path / "0.json", tmp_path / "1.json"]
+    meeting = tmp_path / "meeting"
+    # The two are forked from a fresh process: what takes time is importing torch, and that one does it once.
+    command = [sys.executable, "-W", "ignore", "-c", SOURCE, *map(str, (meeting, meeting, *files))]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    here: dict[str, object] = {"__name__": "here"}
+    exec(SOURCE, here)
+    alone = here["evaluate"](slice(None))
+    assert len({value for value, _ in alone.values()}) == 6 and all(0 < value < 100 for value, _ in alone.values())
+    for file in files:
+        for found in json.loads(file.read_text()):
+            for name, (value, more) in alone.items():
+                assert found[name][0] == pytest.approx(value, rel=1e-12), name
+                assert found[name][1] == pytest.approx(more, rel=1e-12), name
