@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor, nn
 
 from camtools.adapter import FeatureSpec
+from camtools.preprocess import Preprocess
 from camtools_adapters.observe import observe
 
 
@@ -22,10 +26,13 @@ class GenericAdapter:
         """Return where F lives, by one forward and a few backward passes over `example`; see `observe`."""
         return observe(model, example)
 
-    def data_config(self, model: nn.Module) -> None:
-        """Return None: a bare module does not tell its preprocessing."""
-        return None
+    def data_config(self, model: nn.Module) -> Any:
+        """Return the model's attribute `preprocess` where it is a `camtools.Preprocess`; else it does not tell."""
+        found = getattr(model, "preprocess", None)
+        return found if isinstance(found, Preprocess) else None
 
-    def class_names(self, model: nn.Module) -> None:
-        """Return None: a bare module does not tell its classes."""
-        return None
+    def class_names(self, model: nn.Module) -> Sequence[str] | None:
+        """Return the model's attribute `class_names` where it is a list or tuple of names; else it does not tell."""
+        found = getattr(model, "class_names", None)
+        named = isinstance(found, list | tuple) and all(isinstance(name, str) for name in found)
+        return found if named and found else None

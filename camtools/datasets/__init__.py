@@ -9,6 +9,7 @@ from camtools.datasets.listed import ListedDataset
 from camtools.datasets.openimages import OpenImages30k
 from camtools.datasets.pets import OxfordPets
 from camtools.datasets.record import Record
+from camtools.datasets.scenes import Scenes
 from camtools.datasets.spec import DATA_SOURCES, DataSource, open_dataset, register_dataset
 from camtools.datasets.voc import VOC
 from camtools.datasets.wsol import WSOL
@@ -27,6 +28,7 @@ __all__ = [
     "OxfordPets",
     "Record",
     "RecordDataset",
+    "Scenes",
     "open_dataset",
     "register_dataset",
 ]

@@ -13,6 +13,7 @@ from camtools.datasets.cub import CUB
 from camtools.datasets.ilsvrc import ILSVRC
 from camtools.datasets.openimages import OpenImages30k
 from camtools.datasets.pets import OxfordPets
+from camtools.datasets.scenes.dataset import Scenes
 from camtools.datasets.voc import VOC
 from camtools.datasets.wsol import WSOL
 from camtools.errors import InputError
@@ -24,6 +25,15 @@ def _flag(text: str) -> bool:
     if text.lower() not in words:
         raise ValueError("true or false")
     return words[text.lower()]
+
+
+def _range(text: str) -> tuple[int, int]:
+    """Read a whole number, or two with a hyphen between."""
+    low, hyphen, high = text.partition("-")
+    try:
+        return int(low), int(high if hyphen else low)
+    except ValueError:
+        raise ValueError("a whole number, or a range such as 1-3") from None
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,11 @@ DATA_SOURCES: dict[str, DataSource] = {
         {"split": str, "metadata": str, "classes": str},
     ),
     "pets": DataSource(OxfordPets, "pets:ROOT?split=test&border=ignore", {"split": str, "border": str}),
+    "scenes": DataSource(
+        Scenes,
+        "scenes:test?n=200&seed=0&size=128&objects=1-3&mixed=true",
+        {"n": int, "seed": int, "size": int, "objects": _range, "mixed": _flag},
+    ),
     "voc2007": DataSource(VOC, "voc2007:ROOT?split=test&task=detection", _VOC_OPTIONS, {"year": 2007}),
     "voc2012": DataSource(VOC, "voc2012:ROOT?split=val&task=segmentation", _VOC_OPTIONS, {"year": 2012}),
     "wsol": DataSource(

@@ -1,4 +1,4 @@
-"""Where classifiers come from: timm, torchvision, or a user's function; one file a source."""
+"""Where classifiers come from: timm, torchvision, a user's function, or camtools itself; one file a source."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Any
 from camtools.errors import ModelError
 from camtools.sources.base import Built, Source
 from camtools.sources.function import FunctionSource
+from camtools.sources.scenes import NAME as SCENES
+from camtools.sources.scenes import ScenesSource
 from camtools.sources.timm import TimmSource
 from camtools.sources.torchvision import TorchvisionSource
 
-__all__ = ["Built", "FunctionSource", "Source", "TimmSource", "TorchvisionSource", "find_source"]
+__all__ = ["Built", "FunctionSource", "ScenesSource", "Source", "TimmSource", "TorchvisionSource", "find_source"]
 
-FORMS = "timm/NAME, torchvision/NAME, package.module:function or path/FILE.py:function"
+FORMS = "timm/NAME, torchvision/NAME, package.module:function, path/FILE.py:function, or scenes"
 
 
 def find_source(spec: str, model_args: dict[str, Any] | None = None, size: tuple[int, int] | None = None) -> Source:
     """Return the source that a model's name points to, without building anything.
 
     Args:
-        spec: "timm/NAME", "torchvision/NAME", "package.module:function" or "path/FILE.py:function".
+        spec: "timm/NAME", "torchvision/NAME", "package.module:function", "path/FILE.py:function", or "scenes".
         model_args: Keyword arguments for the constructor or function.
         size: The input's (height, width) where it is not the model's own; only models of a fixed size need to know.
 
@@ -29,6 +31,8 @@ def find_source(spec: str, model_args: dict[str, Any] | None = None, size: tuple
     """
     args = dict(model_args or {})
     library, slash, name = spec.partition("/")
+    if spec == SCENES:
+        return ScenesSource(args)
     is_file = ".py:" in spec or spec.endswith(".py")
     if slash and library == "timm" and not is_file:
         return TimmSource(spec, name, args, size)
