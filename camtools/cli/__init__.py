@@ -1,4 +1,4 @@
-"""The `camtools` command: `explain` makes maps, masks and boxes of pictures, `models` says how models are seen."""
+"""The `camtools` command: `demo` shows it at work, `explain` makes maps, masks and boxes, `models` says how models are seen."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from camtools.cli.demo import demo
 from camtools.cli.explain import explain
 from camtools.cli.models import models
 
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(demo)
 app.command()(explain)
 app.command()(models)
 

@@ -1,0 +1,57 @@
+"""`camtools demo`: the main job without a network, weights or pictures."""
+
+import re
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from camtools.cli import app
+
+
+def run(*args):
+    return CliRunner().invoke(app, ["demo", *args], env={"COLUMNS": "200"})
+
+
+def test_draws_one_picture_and_prints_figures(tmp_path, no_network):
+    out = tmp_path / "new" / "demo.png"
+    result = run("--out", str(out), "--scenes", "2", "--measured", "20")
+    assert result.exit_code == 0, result.stderr
+    assert "20 scenes of the test split" in result.stdout
+    assert "the classifier is right on 100.0%" in result.stdout
+    figures = {
+        name: (float(mean), float(share))
+        for name, mean, share in re.findall(r"(r?cam)\D+([\d.]+)\D+([\d.]+)%", result.stdout)
+    }
+    assert set(figures) == {"cam", "rcam"}
+    assert 0.2 < figures["cam"][0] < 0.4 and figures["cam"][1] <= 10
+    assert f"{out} written" in result.stderr
+    with Image.open(out) as picture:
+        assert picture.mode == "RGB" and picture.width > 3 * 240 and picture.height > 2 * 240
+
+
+def test_other_pipelines_and_seeds(tmp_path):
+    first, second = (
+        run("--out", str(tmp_path / "a.png"), "--pipelines", "cam, adaptive", "--measured", "5", "--scenes", "1", *more)
+        for more in ((), ("--seed", "1"))
+    )
+    assert first.exit_code == second.exit_code == 0
+    assert "adaptive" in first.stdout and "rcam" not in first.stdout
+    assert first.stdout != second.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--pipelines", "cam,grad"), "There is no pipeline 'grad'"),
+        (("--pipelines", " ,"), "--pipelines"),
+        (("--out", "{tmp}/demo.xyz"), "demo.xyz cannot be written"),
+        (("--out", "{tmp}/file/demo.png"), "demo.png cannot be written"),
+    ],
+)
+def test_wrong_use(tmp_path, arguments, message):
+    (tmp_path / "file").write_text("")
+    result = run("--measured", "1", "--scenes", "1", *(a.format(tmp=tmp_path) for a in arguments))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not list(tmp_path.glob("**/*.png"))
