@@ -1,8 +1,11 @@
 """camtools: class activation maps, masks and boxes for classifiers that people already have.
 
 `explain(model, image)` says where a classifier sees a class; `Explainer` is its reusable form; `wrap(model)` gives the
-classifier's last features, class weights and maps, differentiable; `Pipeline` and `steps` change how maps are made.
+classifier's last features, class weights and maps, differentiable; `Pipeline` and `steps` change how maps are made;
+`evaluate(model, dataset, pipeline)` measures them.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from camtools import plot, steps
 from camtools.adapter import Adapter, FeatureSpec
@@ -19,6 +22,9 @@ from camtools.preprocess import Preprocess
 from camtools.presets import PRESETS, preset
 from camtools.trace import TraceStep
 
+if TYPE_CHECKING:
+    from camtools.evaluation import EvaluationResult, calibrated, evaluate
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -27,6 +33,7 @@ __all__ = [
     "CamModel",
     "CamtoolsError",
     "Decomposition",
+    "EvaluationResult",
     "Explainer",
     "Explanation",
     "FeatureSpec",
@@ -41,6 +48,8 @@ __all__ = [
     "TargetError",
     "TraceStep",
     "WeightsError",
+    "calibrated",
+    "evaluate",
     "explain",
     "load_model",
     "plot",
@@ -48,3 +57,12 @@ __all__ = [
     "steps",
     "wrap",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the evaluation when it is first asked for: it brings torchmetrics, which takes a second."""
+    if name in ("EvaluationResult", "calibrated", "evaluate"):
+        from camtools import evaluation
+
+        return getattr(evaluation, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The `camtools` command: `demo` shows it at work, `explain` makes maps, masks and boxes, `models` says how models are seen."""
+"""The `camtools` command: `explain` makes maps, masks and boxes of pictures, `models` says how models are seen."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from camtools.cli.demo import demo
+from camtools.cli.evaluate import evaluate
 from camtools.cli.explain import explain
 from camtools.cli.models import models
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo)
+app.command()(evaluate)
 app.command()(explain)
 app.command()(models)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,6 +50,14 @@ def explain(
         int | None, typer.Option(min=1, metavar="N", help="Explain the N likeliest classes. Without --target: 1.")
     ] = None,
     pipeline: Annotated[str, typer.Option(metavar="NAME", help="Preset: cam, rcam, adaptive, ...")] = "cam",
+    threshold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|N",
+            help="Threshold instead of the pipeline's own: a fraction of the map's maximum such as 0.35, or the "
+            "threshold.json that 'camtools evaluate --calibrate' has written.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -108,6 +117,7 @@ def explain(
             mean=means,
             std=stds,
             size=height_width,
+            threshold=threshold,
         )
         with stdout_to_stderr():
             run = Run(settings, out, resume=resume)
@@ -140,13 +150,21 @@ def _explainer(settings: Any, class_names: Path | None, device: Any, batch_size:
     )
     explainer = Explainer(
         loaded.model,
-        settings.pipeline,
+        settings.pipeline if settings.threshold is None else _calibrated(settings.pipeline, settings.threshold),
         device=device,
         batch_size=batch_size,
         transform=loaded.preprocess,
         class_names=loaded.class_names,
     )
     return Batches(explainer, settings.target, settings.top_k, loaded.class_names)
+
+
+def _calibrated(pipeline: str, threshold: str) -> Any:
+    """Return the preset with a threshold given as a number, or by the file that holds the chosen one."""
+    from camtools.evaluation import calibrated
+
+    number = re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e-?\d+)?\s*", threshold, re.IGNORECASE)
+    return calibrated(pipeline, float(threshold) if number else threshold)
 
 
 def _summarise(run: Any, seconds: float) -> None:

@@ -39,6 +39,7 @@ class Settings:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     size: tuple[int, int] | None = None
+    threshold: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON would give them back."""

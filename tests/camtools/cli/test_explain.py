@@ -311,3 +311,34 @@ def test_real_dogs(shared, tmp_path):
         assert (found["height"], found["width"], found["exact"]) == (height, width, True)
         x0, y0, x1, y1 = found["box"]
         assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+
+
+class TestThreshold:
+    def masks(self, place, *args):
+        result = run("pics/red.png", "--out", "out", "--format", "json", *args)
+        assert result.exit_code == 0, result.stderr
+        mask = np.asarray(Image.open(place / "out" / "red" / "mask.png")) > 0
+        return mask, np.load(place / "out" / "red" / "map.npy"), json.loads(result.stdout)
+
+    def test_a_number(self, place):
+        mask, heat, document = self.masks(place, "--threshold", "0.7")
+        np.testing.assert_array_equal(mask, heat > 0.7)
+        assert document["settings"]["threshold"] == "0.7"
+
+    def test_the_file_of_an_evaluation(self, place):
+        (place / "threshold.json").write_text(json.dumps({"thresholds": {"rcam": {"MaxBoxAcc": 0.9}}}))
+        mask, heat, _ = self.masks(place, "--threshold", "threshold.json", "--pipeline", "rcam")
+        np.testing.assert_array_equal(mask, heat > 0.9)
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("1.5", "theta must be a number, 0 <= theta < 1"),
+            ("nowhere.json", "nowhere.json holds no thresholds"),
+            ("threshold.json", "has no pipeline 'cam': expected one of 'rcam'"),
+        ],
+    )
+    def test_errors(self, place, text, words):
+        (place / "threshold.json").write_text(json.dumps({"thresholds": {"rcam": {"MaxBoxAcc": 0.9}}}))
+        result = run("pics/red.png", "--threshold", text)
+        assert (result.exit_code, words in " ".join(result.stderr.split())) == (2, True), result.stderr

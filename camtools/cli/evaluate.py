@@ -1,0 +1,217 @@
+"""`camtools evaluate`: how well a classifier's maps, or anybody's score maps, fit the truth of a data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from camtools.cli.common import (
+    SOME_FAILED,
+    Format,
+    FormatOption,
+    ModelArgOption,
+    SizeOption,
+    complain,
+    exit_codes,
+    parse_model_args,
+    parse_numbers,
+    parse_size,
+    pick_device,
+    stdout_console,
+    stdout_to_stderr,
+)
+
+
+def evaluate(
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="SPEC", help="Data set, NAME:PATH?key=value: boxfolder:FOLDER, cub:ROOT, voc2012:ROOT ..."
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="timm/NAME, torchvision/NAME, package.module:function, or FILE.py:function."),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Checkpoint, .safetensors or .pth, 'random', or torchvision's own names."),
+    ] = None,
+    pipeline: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Presets with commas, cam,rcam,adaptive, or the steps of one pipeline, 'NWC,IVR(45)'. May be "
+            "repeated. Deltas are to cam, or to the first.  [default: cam]",
+        ),
+    ] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            metavar="wsol|native",
+            help="wsol: pictures squashed to 224 x 224, as the reference does. native: the model's own preprocessing.",
+        ),
+    ] = "wsol",
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Metric, such as MaxBoxAccV2. May be repeated. Left out: all that fit."),
+    ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="Data on which thresholds are chosen; written to --out/threshold.json."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where results go, and finished batches: a run that was killed goes on from there. A folder with "
+            "another run is refused.",
+        ),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over, whatever --out holds of an earlier run.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most N pictures.")] = None,
+    every: Annotated[int, typer.Option(min=1, metavar="K", help="Every K-th picture.")] = 1,
+    scoremaps: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Judge the maps DIR/<image_id>.npy instead of a model's; NAME=DIR gives a name. May be repeated.",
+        ),
+    ] = None,
+    report: Annotated[
+        bool, typer.Option(help="Whether --out gets a table, threshold curves and contact sheets as well.")
+    ] = True,
+    bootstrap: Annotated[int, typer.Option(min=0, metavar="N", help="Replicates for the intervals; 0: none.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the replicates.")] = 0,
+    mean: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Mean of pictures in [0, 1], instead of the model's own.")
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Standard deviation, instead of the model's own.")
+    ] = None,
+    size: SizeOption = None,
+    class_names: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Names of the model's classes: one a line, or a JSON list.")
+    ] = None,
+    activation: Annotated[
+        str, typer.Option(metavar="softmax|sigmoid", help="How logits become scores; sigmoid for multi-label models.")
+    ] = "softmax",
+    model_arg: ModelArgOption = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures a forward.")] = 32,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Threads that read pictures.")] = 4,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Measure how well maps fit the boxes and masks of a data set, several pipelines from one forward a picture.
+
+    Prints every metric with its best threshold, the difference to cam and a 95 % interval of it. --out gets
+    results.json, rows.parquet (a row a picture, class and pipeline), table.md, the threshold curves and contact sheets
+    of the best and worst pictures. Pictures that fail are listed on stderr and in results.json; the others count all
+    the same.
+
+    Killed at any moment and started again with the same --out, a run goes on where it was. Under torchrun or
+    accelerate launch the processes share the pictures.
+
+    Exit codes: 0 done, 1 some pictures failed, 2 wrong use, 130 interrupted.
+    """
+    if (model is None) == (not scoremaps):
+        raise typer.BadParameter("give --model or --scoremaps, one of them", param_hint="--model")
+    means, stds, height_width = parse_numbers(mean, "--mean"), parse_numbers(std, "--std"), parse_size(size)
+    arguments = parse_model_args(model_arg)
+    with exit_codes():
+        with stdout_to_stderr():
+            from camtools.evaluation import evaluate as run
+            from camtools.evaluation.distributed import leads
+
+            options: dict[str, Any] = {"scoremaps": _folders(scoremaps)} if scoremaps else {}
+            network, pipelines = None, ";".join(pipeline or ["cam"])
+            if model is not None:
+                loaded = _load(model, weights, class_names, means, stds, height_width, arguments)
+                network = loaded.model
+                options |= {"transform": loaded.preprocess, "device": _device(device), "protocol": protocol}
+                options |= {"class_names": loaded.class_names, "activation": activation}
+            result = run(
+                network,
+                data,
+                pipelines,
+                metrics=metric or None,
+                calibrate=calibrate,
+                out=out,
+                fresh=fresh,
+                limit=limit,
+                every=every,
+                batch_size=batch_size,
+                workers=workers,
+                bootstrap=bootstrap,
+                seed=seed,
+                **options,
+            )
+            if out is not None and report and leads():
+                _write_report(result, data, out, network, pipelines, options)
+        if not leads():  # exits with 0: launchers end all when one fails, and the leader may still be writing
+            return
+        _show(result, out, output)
+    if result.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _write_report(result: Any, data: str, out: Path, model: Any, pipelines: str, options: dict[str, Any]) -> None:
+    """Write tables, curves and contact sheets."""
+    from camtools.datasets import open_dataset
+    from camtools.evaluation.report import model_maps, saved_maps, write_report
+
+    known = {name: options[name] for name in ("transform", "device", "protocol") if name in options}
+    maps = saved_maps(options["scoremaps"]) if model is None else model_maps(model, pipelines, **known)
+    write_report(result, out, open_dataset(data), maps)
+
+
+def _load(model: str, weights: str | None, names: Path | None, mean: Any, std: Any, size: Any, arguments: Any) -> Any:
+    """Build the model."""
+    from camtools.loading import load_model
+    from camtools.names import load_names
+
+    known = load_names(names) if names is not None else None
+    return load_model(model, weights, class_names=known, mean=mean, std=std, size=size, model_args=arguments)
+
+
+def _device(name: str) -> Any:
+    """Return the device; among several processes each takes its own of "auto" and "cuda" later."""
+    from camtools.evaluation.distributed import several
+
+    return name if several() and name in ("auto", "cuda") else pick_device(name)
+
+
+def _folders(texts: list[str]) -> dict[str, str]:
+    """Read DIR or NAME=DIR.
+
+    Raises:
+        typer.BadParameter: Two have the same name.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        key = name if equals and not Path(text).is_dir() else Path(text).resolve().name
+        if key in found:
+            raise typer.BadParameter(f"two folders are named {key!r}: say NAME=DIR", param_hint="--scoremaps")
+        found[key] = folder if equals and not Path(text).is_dir() else text
+    return found
+
+
+def _show(result: Any, out: Path | None, output: Format) -> None:
+    """Print the table or the document, and what failed."""
+    if output is Format.JSON:
+        typer.echo(json.dumps(result.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        from camtools.evaluation.report import table
+
+        stdout_console().print(table(result))
+    for name, error in result.failed:
+        complain(f"{name}: {error}")
+    count, seconds = int(result.timing["pictures"]), result.timing["seconds"]
+    parts = [f"{count} picture{'s' * (count != 1)} in {seconds:.1f} s ({count / max(seconds, 1e-9):.1f} pictures/s)"]
+    parts += [f"{len(result.failed)} failed"] if result.failed else []
+    parts += [f"results in {out}"] if out is not None else []
+    typer.echo(", ".join(parts), err=True)

@@ -1,0 +1,11 @@
+"""Evaluation of maps on data sets with truth: `evaluate`, its result, and thresholds chosen on calibration data."""
+
+from camtools.evaluation.calibrate import calibrated
+from camtools.evaluation.results import EvaluationResult, Ranked, Rows, Value
+from camtools.evaluation.run import evaluate
+from camtools.evaluation.statistics import STATISTICS
+
+METRICS = tuple(STATISTICS)
+"""Names of all metrics, in the order in which they are shown."""
+
+__all__ = ["METRICS", "EvaluationResult", "Ranked", "Rows", "Value", "calibrated", "evaluate"]

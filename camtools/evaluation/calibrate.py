@@ -1,0 +1,90 @@
+"""Thresholds chosen on calibration data: kept in a file, and put into a pipeline for `explain`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from camtools.errors import InputError
+from camtools.evaluation.results import EvaluationResult, Value
+from camtools.evaluation.tables import write_json
+from camtools.pipeline import Pipeline
+from camtools.presets import as_pipeline
+from camtools.steps import FixedThreshold, Stage
+
+FILE = "threshold.json"
+
+
+def calibrated(
+    pipeline: Any,
+    threshold: float | str | os.PathLike[str] | EvaluationResult,
+    *,
+    metric: str = "MaxBoxAcc",
+    name: str | None = None,
+) -> Pipeline:
+    """Return a pipeline with a fixed threshold in place of its own, such as one chosen on calibration data.
+
+    Metrics read thresholds at 255 levels, a pipeline at all values: masks may differ by the pixels of one level.
+
+    Args:
+        pipeline: Preset name, `Pipeline`, step, or list of steps.
+        threshold: Fraction of the map's maximum, in [0, 1); or the `threshold.json` of an evaluation with calibration,
+            its folder, or its result.
+        metric: Which metric's threshold, where there are several: "MaxBoxAcc" or "PeakIoU", say.
+        name: The pipeline's name in the evaluation; the preset's own where left out.
+
+    Raises:
+        InputError: There is no such threshold.
+        PipelineError: The pipeline is impossible, or the threshold is not such a number.
+
+    Example:
+        >>> calibrated("rcam", 0.31)[-1]
+        FixedThreshold(theta=0.31)
+    """
+    built = as_pipeline(pipeline)
+    kept = [step for step in built if step.stage != Stage.THRESHOLD]
+    if isinstance(threshold, int | float):
+        return Pipeline([*kept, FixedThreshold(threshold)])
+    wanted = name or (pipeline if isinstance(pipeline, str) else built.summary)
+    return Pipeline([*kept, FixedThreshold(_chosen(threshold, wanted, metric))])
+
+
+def write_thresholds(metrics: dict[str, dict[str, Value]], settings: dict[str, Any], path: Path) -> None:
+    """Write the thresholds chosen on the calibration data, for each pipeline and metric."""
+    write_json({"calibration": settings.get("calibration"), "thresholds": _thresholds(metrics)}, path)
+
+
+def _thresholds(metrics: dict[str, dict[str, Value]]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {key: value.calibrated_threshold for key, value in of.items() if value.calibrated_threshold is not None}
+        for name, of in metrics.items()
+    }
+
+
+def _chosen(source: Any, name: str, metric: str) -> float:
+    """Find a threshold in a file or result."""
+    if isinstance(source, EvaluationResult):
+        found, where = json.loads(json.dumps(_thresholds(source.metrics))), "the result"
+    else:
+        path = Path(source)
+        path = path / FILE if path.is_dir() else path
+        where = str(path)
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))["thresholds"]
+            assert isinstance(found, dict)
+        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+            raise InputError(
+                f"{path} holds no thresholds ({type(error).__name__}: {error}): expected the {FILE} that camtools "
+                "evaluate --calibrate has written"
+            ) from error
+    if name not in found:
+        raise InputError(f"{where} has no pipeline {name!r}: expected one of {', '.join(map(repr, found))}; give name=")
+    if not isinstance(found[name].get(metric), int | float):
+        single = [key for key, value in found[name].items() if isinstance(value, int | float)]
+        raise InputError(
+            f"{where} has no single threshold of {metric!r} for {name!r}: expected one of "
+            f"{', '.join(map(repr, single)) or 'none'}; evaluate with calibrate=, and give metric="
+        )
+    return float(found[name][metric])

@@ -1,0 +1,133 @@
+"""How pictures become inputs and maps become score maps: the WSOL protocol, or the model's own preprocessing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from camtools.errors import InputError
+from camtools.geometry import Geometry
+from camtools.metrics.scoremap import PROTOCOL_SIZE, normalise, resize_cubic
+from camtools.pipeline import Pipeline
+from camtools.preprocess import Preprocess, Transform, as_transform
+from camtools.steps import MinMax, Stage, State
+
+ProtocolName = Literal["wsol", "native"]
+
+
+@dataclass(frozen=True)
+class Projected:
+    """What a pipeline made of a few pictures of one geometry; b of them with K' classes.
+
+    Attributes:
+        scores: Normalised score maps at the protocol's size, (b, K', 224, 224) float64 in [0, 1].
+        masks: The pipeline's own, (b, K', H, W) bool: at the protocol's size, or at the picture's.
+        thresholds: Its own thresholds, fractions of the maps' maxima, (b, K') float32; NaN for maps of zeros.
+    """
+
+    scores: Tensor
+    masks: Tensor
+    thresholds: Tensor
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol with the transform that goes with it.
+
+    Attributes:
+        name: "wsol": pictures are squashed to 224 x 224 (PIL, bilinear), normalised with the model's mean and std; maps
+            are resized bicubically to 224 x 224 (Choe et al., CVPR 2020, and the released code, wsolevaluation).
+            "native": the model's own preprocessing; maps are taken back to the picture's pixels as `camtools.explain`
+            does, and from there bicubically to the size at which metrics compare them with the truth.
+        transform: From a picture to the model's input.
+    """
+
+    name: ProtocolName
+    transform: Transform
+
+    @classmethod
+    def of(cls, name: str, transform: Any) -> Protocol:
+        """Choose a protocol for a model.
+
+        Args:
+            name: "wsol" or "native".
+            transform: The model's own, anything `as_transform` takes; None for the usual one of ImageNet.
+
+        Raises:
+            InputError: The name is unknown, or mean and std of the transform are, which "wsol" needs.
+        """
+        if name not in get_args(ProtocolName):
+            raise InputError(f"protocol={name!r}: expected 'wsol' or 'native'")
+        own = Preprocess.imagenet() if transform is None else as_transform(transform)
+        if name == "native":
+            return cls("native", own)
+        if not isinstance(own, Preprocess):
+            raise InputError(
+                f"protocol='wsol' squashes pictures itself and needs the model's mean and std, which {own!r} does not "
+                "tell: pass transform=Preprocess.imagenet(mean=..., std=...), or protocol='native'"
+            )
+        squash = replace(
+            own, input_size=PROTOCOL_SIZE, resize=PROTOCOL_SIZE, crop_mode="squash", interpolation="bilinear"
+        )
+        return cls("wsol", squash)
+
+    def parts(self, geometries: list[Geometry], most: int) -> list[list[int]]:
+        """Divide a batch into groups that can be projected together.
+
+        Args:
+            geometries: One a picture.
+            most: Pictures in a group.
+
+        Returns:
+            Positions in the batch, each once, in ascending order within a group.
+        """
+        groups: dict[Any, list[int]] = {}
+        for position, geometry in enumerate(geometries):
+            groups.setdefault(None if self.name == "wsol" else geometry, []).append(position)
+        return [group[i : i + most] for group in groups.values() for i in range(0, len(group), most)]
+
+    def project(self, pipeline: Pipeline, state: State, geometry: Geometry, images: list[Image.Image]) -> Projected:
+        """Run a pipeline's steps on the picture's pixels.
+
+        Args:
+            pipeline: The pipeline.
+            state: What `pipeline.features` returned for these pictures.
+            geometry: That of all of them; "wsol" does not look at it.
+            images: The pictures; only looked at where the pipeline needs them.
+        """
+        resize = _Cubic() if self.name == "wsol" else geometry.resize
+        state = state.replace(resize=resize)
+        if pipeline.needs_image:
+            shown = [image.resize(PROTOCOL_SIZE[::-1]) if self.name == "wsol" else image for image in images]
+            pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in shown]))
+            device = state.require("maps", pipeline).device
+            state = state.replace(images=pixels.permute(0, 3, 1, 2).to(device, torch.float32) / 255)
+        done = pipeline.image(state)
+        maps, masks, limits = (done.require(name, pipeline) for name in ("maps", "masks", "thresholds"))
+        if isinstance(resize, _Cubic) and resize.exact is not None and _only_minmax(pipeline):
+            scores = normalise(resize.exact, None)  # in double precision, as the reference: levels are exactly its own
+        else:
+            scores = normalise(maps.flatten(0, 1), PROTOCOL_SIZE)
+        high = maps.amax((-2, -1))
+        fractions = torch.where(high > 0, limits / high, torch.nan)
+        return Projected(scores.unflatten(0, maps.shape[:2]), masks, fractions)
+
+
+class _Cubic:
+    """Resizes maps to the protocol's size and keeps the result in double precision, (b K', 224, 224)."""
+
+    exact: Tensor | None = None
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        self.exact = resize_cubic(maps.detach().double().flatten(0, 1), PROTOCOL_SIZE)
+        return self.exact.float().unflatten(0, maps.shape[:2])
+
+
+def _only_minmax(pipeline: Pipeline) -> bool:
+    """Whether the maps' values after the resize are only min-max normalised, as the protocol does itself."""
+    return all(type(step) is MinMax for step in pipeline if step.stage == Stage.REFINE and step.resolution == "image")

@@ -1,0 +1,95 @@
+"""The few maps that a contact sheet shows, made again: an evaluation does not keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camtools.datasets import Record
+from camtools.errors import InputError
+from camtools.evaluation.naming import named_pipelines
+from camtools.evaluation.protocol import Protocol
+from camtools.evaluation.scoremaps import map_folders, read_map
+from camtools.explainer import Explainer
+from camtools.model import unwrapped, wrap
+from camtools.running import on_device
+
+MapOf = Callable[[Record, int], Any]
+"""From a record and the model's index of a class to the map, (H, W) in [0, 1], over the whole picture, any H and W."""
+
+
+def model_maps(
+    model: nn.Module,
+    pipeline: Any,
+    *,
+    protocol: str = "wsol",
+    transform: Any = None,
+    device: str | torch.device | None = None,
+) -> dict[str, MapOf]:
+    """Return what makes each pipeline's maps, given what `camtools.evaluate` was given.
+
+    Maps are those of `camtools.explain` under the protocol's preprocessing. They are resized linearly to the picture,
+    where "wsol" measures them after a cubic resize to 224 x 224: to look at, the same.
+
+    Args:
+        model: The classifier.
+        pipeline: As for `evaluate`, such as "cam,rcam".
+        protocol: "wsol" or "native".
+        transform: The model's preprocessing; None asks the model.
+        device: Where to run; None stays with the model.
+
+    Raises:
+        InputError: The protocol is unknown, or mean and std are.
+        ModelError: The model cannot be explained.
+        PipelineError: A pipeline is unknown or impossible.
+    """
+    pipelines = named_pipelines(pipeline)
+    wrapped = wrap(on_device(model, device))
+    own = wrapped.adapter.data_config(unwrapped(wrapped)) if transform is None else transform
+    prepared = Protocol.of(protocol, own).transform
+    return {name: explainer_map(Explainer(wrapped, one, transform=prepared)) for name, one in pipelines.items()}
+
+
+def explainer_map(explainer: Callable[..., Any]) -> MapOf:
+    """Return what makes the maps of an `Explainer`, or of anything called as `explainer(image, target=label)`."""
+
+    def map_of(record: Record, label: int) -> Any:
+        return explainer(record.image, target=label).map
+
+    return map_of
+
+
+def saved_maps(scoremaps: str | Path | Mapping[str, str | Path]) -> dict[str, MapOf]:
+    """Return what reads the maps of each method, given what `camtools.evaluate(scoremaps=...)` was given.
+
+    Raises:
+        InputError: A folder does not exist.
+    """
+
+    def reader(folder: Path) -> MapOf:
+        return lambda record, label: read_map(folder, record.id)
+
+    return {name: reader(folder) for name, folder in map_folders(scoremaps).items()}
+
+
+def checked_map(found: Any, name: str, record: Record) -> Tensor:
+    """Return a map as (H, W) float32 on the CPU, within [0, 1].
+
+    Raises:
+        InputError: It is no such map.
+    """
+    try:
+        values = torch.as_tensor(found).detach().cpu().float()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"maps[{name!r}] returned {type(found).__name__} for {record.id!r}: expected a map (H, W)"
+        ) from error
+    if values.ndim != 2 or 0 in values.shape:
+        raise InputError(
+            f"maps[{name!r}] returned the shape {tuple(values.shape)} for {record.id!r}: expected one map (H, W)"
+        )
+    return values.nan_to_num(0.0).clamp(0, 1)

@@ -1,0 +1,258 @@
+"""Contact sheets: pictures a pipeline does best and worst on, or gains and loses most, pipelines side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from camtools.errors import InputError
+from camtools.evaluation.report.cells import Cells
+from camtools.evaluation.report.maps import MapOf
+from camtools.evaluation.report.ranking import By, changes, chosen_by, extremes, position_of, row_ious
+from camtools.evaluation.results import EvaluationResult
+from camtools.legend import FAINT, INK, PAPER, Bar, Key, legend
+from camtools.lettering import cut, font, line_height, wrapped
+from camtools.overlay import BOX
+from camtools.plot.comparison import TRUTH
+from camtools.plot.layout import whole
+
+_WIDTH = 1900  # pixels that a sheet may have before entries go to a further line; one entry may be wider
+_SIGN = {1: (0, 110, 60), -1: (180, 40, 0), 0: INK}  # letters of gains and losses
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a sheet.
+
+    Attributes:
+        title: What its pictures have in common.
+        rows: Their rows in the result, in the order in which they are shown.
+    """
+
+    title: str
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sheets:
+    """Draws contact sheets of one result.
+
+    A picture's entry has its id and class, the picture with the true boxes, and for each pipeline the map with the true
+    boxes and the found one, and the IoU as the evaluation measured it. Pictures are fitted into cells of one size.
+
+    Args:
+        result: Of an evaluation.
+        records: The data set, or anything with `records[index]` for the rows' `index`.
+        maps: What makes each pipeline's map, see `model_maps`, `explainer_map` and `saved_maps`; called for the rows
+            that are shown only.
+        by: Which box counts and is drawn: "own", at the pipeline's own threshold, or "best", at the threshold best for
+            MaxBoxAcc. None for the own where there is one.
+        height: Of a cell in pixels.
+        alpha: Weight of the maps' colours, in [0, 1].
+        colormap: Name of a matplotlib colour map.
+
+    Raises:
+        InputError: A pipeline has no map, or an argument is out of range.
+    """
+
+    result: EvaluationResult
+    records: Any
+    maps: Mapping[str, MapOf]
+    by: By | None = None
+    height: int = 160
+    alpha: float = 0.5
+    colormap: str = "inferno"
+
+    def __post_init__(self) -> None:
+        whole(self.height, "height", 32)
+        missing = [name for name in self.result.pipelines if name not in self.maps]
+        if missing:
+            known = ", ".join(map(repr, self.maps)) or "none"
+            raise InputError(f"maps has {known}: expected one for each pipeline, also {', '.join(map(repr, missing))}")
+        object.__setattr__(self, "by", chosen_by(self.result, self.by))
+
+    def best_and_worst(self, pipeline: str | None = None, best: int = 8, worst: int = 8) -> tuple[Section, Section]:
+        """Choose the pictures that a pipeline does best and worst on; None for the baseline."""
+        name = self.result.baseline if pipeline is None else pipeline
+        ious = self._ious[position_of(self.result, name)]
+        top, bottom = extremes(ious, _many(best, "best"), _many(worst, "worst"))
+        count = f"of {int((~np.isnan(ious)).sum()):,}, by the IoU of {self._box}"
+        return (
+            Section(f"{name}: best {len(top)} {count}", tuple(top.tolist())),
+            Section(f"{name}: worst {len(bottom)} {count}", tuple(bottom.tolist())),
+        )
+
+    def gained_and_lost(self, pipeline: str, gained: int = 8, lost: int = 8) -> tuple[Section, Section]:
+        """Choose the pictures in which a pipeline's box fits better, and worse, than the baseline's by the most."""
+        base = self.result.baseline
+        ious = self._ious
+        one, other = ious[position_of(self.result, pipeline)], ious[position_of(self.result, base)]
+        if pipeline == base:
+            raise InputError(f"pipeline={pipeline!r} is the baseline: expected another one to compare with it")
+        up, down = changes(one, other, _many(gained, "gained"), _many(lost, "lost"))
+        more, less = int((one > other).sum()), int((one < other).sum())
+        return (
+            Section(f"{pipeline}: largest gains against {base}, {len(up)} of {more:,}", tuple(up.tolist())),
+            Section(f"{pipeline}: largest losses against {base}, {len(down)} of {less:,}", tuple(down.tolist())),
+        )
+
+    def draw(self, sections: Sequence[Section], pipelines: Sequence[str] | None = None) -> Image.Image:
+        """Draw a sheet.
+
+        Args:
+            sections: From top to bottom.
+            pipelines: Those shown, in this order; None for all.
+
+        Returns:
+            RGB picture.
+        """
+        names = self.result.pipelines if pipelines is None else tuple(pipelines)
+        positions = [position_of(self.result, name) for name in names]
+        size = max(11, round(self.height / 14))
+        parts = [self._section(section, positions, size) for section in sections]
+        width = max([40 * size, *(part.width for part in parts)])
+        box = f"found box, {self._box.removeprefix('the box ')}"
+        entries: list[Bar | Key] = [
+            Bar("class map, normalised", self.colormap),
+            Key(box, BOX),
+            Key("true box", TRUTH, dashed=True),
+        ]
+        below = legend(entries, width, size, size)
+        canvas = Image.new("RGB", (width, sum(part.height for part in parts) + below.height), PAPER)
+        y = 0
+        for part in (*parts, below):
+            canvas.paste(part, (0, y))
+            y += part.height
+        return canvas
+
+    @cached_property
+    def _cells(self) -> Cells:
+        return Cells(self.result, self.records, self.maps, self._by, self.height, self.alpha, self.colormap)
+
+    @cached_property
+    def _ious(self) -> NDArray[np.float64]:
+        return row_ious(self.result, self._by)
+
+    @property
+    def _by(self) -> By:
+        assert self.by is not None
+        return self.by
+
+    @property
+    def _box(self) -> str:
+        return "the box at its own threshold" if self._by == "own" else "the box at the best threshold"
+
+    def _section(self, section: Section, positions: list[int], size: int) -> Image.Image:
+        """Draw a heading and entries below it, as many beside each other as fit."""
+        gap = size
+        entries = [self._entry(row, positions, size) for row in section.rows]
+        step = entries[0].width + 2 * gap if entries else 0
+        across = max(1, min(len(entries), (_WIDTH - gap) // step)) if entries else 1
+        lines = [entries[k : k + across] for k in range(0, len(entries), across)]
+        width = max(gap + across * step, 40 * size)
+        face = font(round(1.25 * size), True)
+        title = wrapped(section.title if entries else f"{section.title}: none", face, width - 2 * gap, 3)
+        top = 2 * gap + len(title) * line_height(face)
+        canvas = Image.new("RGB", (width, top + sum(max(e.height for e in line) + gap for line in lines)), PAPER)
+        draw = ImageDraw.Draw(canvas)
+        for k, words in enumerate(title):
+            draw.text((gap, gap + k * line_height(face)), words, fill=INK, font=face)
+        y = top
+        for line in lines:
+            for k, entry in enumerate(line):
+                canvas.paste(entry, (gap + k * step, y))
+            y += max(entry.height for entry in line) + gap
+        return canvas
+
+    def _entry(self, row: int, positions: list[int], size: int) -> Image.Image:
+        """Draw one picture: a line with its id and class, cells, and a caption under each."""
+        rows, wide = self.result.rows, self._cells.width
+        ious = self._ious[:, row]
+        base = self.result.pipelines.index(self.result.baseline)
+        columns = [(self._cells(row, None), [("truth", FAINT)])]
+        for p in positions:
+            change = ious[p] - ious[base] if p != base and base in positions else 0.0
+            shown = f" ({change:+.2f})".replace("-", "−") if abs(change) >= 0.005 else ""
+            missing = self._by == "own" and bool(np.isnan(rows.own_box[p, row]).any())
+            words = f"{'no box, ' * missing}IoU {ious[p]:.2f}{shown}"
+            sign = _SIGN[int(np.sign(change))] if shown else INK
+            columns.append((self._cells(row, p), [(self.result.pipelines[p], INK), (words, sign)]))
+        face, bold, between = font(size), font(size, True), round(size / 2)
+        high = line_height(face)
+        top = 2 * high + between // 2
+        lines = [
+            [(words, colour) for text, colour in texts for words in wrapped(text, face, wide, 2)]
+            for _, texts in columns
+        ]
+        deep = max(map(len, lines))
+        width = len(columns) * (wide + between) - between
+        canvas = Image.new("RGB", (width, 2 * high + self.height + high * deep + 2 * between), PAPER)
+        draw = ImageDraw.Draw(canvas)
+        for k, (words, letters) in enumerate(((rows.ids[row], bold), (rows.names[row], face))):
+            line = cut(" ".join(words.split()), lambda text, letters=letters: letters.getlength(text) <= width)  # type: ignore[misc]
+            draw.text((0, k * high), line, fill=INK, font=letters)
+        for k, ((cell, _), texts) in enumerate(zip(columns, lines, strict=True)):
+            x = k * (wide + between)
+            canvas.paste(cell, (x + (wide - cell.width) // 2, top + (self.height - cell.height) // 2))
+            for n, (words, colour) in enumerate(texts):
+                at = (x + (wide - face.getlength(words)) // 2, top + self.height + between // 2 + n * high)
+                draw.text(at, words, fill=colour, font=face)
+        return canvas
+
+
+def contact_sheet(
+    result: EvaluationResult,
+    records: Any,
+    maps: Mapping[str, MapOf],
+    pipeline: str | None = None,
+    *,
+    best: int = 8,
+    worst: int = 8,
+    **options: Any,
+) -> Image.Image:
+    """Draw the pictures that a pipeline does best and worst on, with all pipelines side by side.
+
+    Args:
+        result: Of an evaluation.
+        records: The data set.
+        maps: What makes each pipeline's map, see `model_maps`.
+        pipeline: Whose best and worst; None for the baseline's.
+        best: How many of the best.
+        worst: How many of the worst.
+        **options: by, height, alpha and colormap, see `Sheets`.
+
+    Raises:
+        InputError: An argument cannot be used, or `records` is another data set.
+    """
+    sheets = Sheets(result, records, maps, **options)
+    return sheets.draw(sheets.best_and_worst(pipeline, best, worst))
+
+
+def change_sheet(
+    result: EvaluationResult,
+    records: Any,
+    maps: Mapping[str, MapOf],
+    pipeline: str,
+    *,
+    gained: int = 8,
+    lost: int = 8,
+    **options: Any,
+) -> Image.Image:
+    """Draw the pictures in which a pipeline gains and loses most against the baseline, both side by side.
+
+    Arguments and errors are those of `contact_sheet`.
+    """
+    sheets = Sheets(result, records, maps, **options)
+    return sheets.draw(sheets.gained_and_lost(pipeline, gained, lost), (result.baseline, pipeline))
+
+
+def _many(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InputError(f"{name}={value!r}: expected how many pictures, a whole number of at least 0")
+    return value

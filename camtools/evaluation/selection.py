@@ -1,0 +1,106 @@
+"""Which pictures of a data set are evaluated, and what is known of them without opening any."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from torch.utils.data import Subset
+
+from camtools.datasets import ListedDataset, Record, RecordDataset, open_dataset
+from camtools.errors import InputError
+
+_LOOKED_AT = 64  # records, where a data set cannot tell its labels without drawing pictures
+
+
+class Selection:
+    """Pictures of a data set, by their indices in it.
+
+    Args:
+        data: A `RecordDataset`, a `torch.utils.data.Subset` of one, or a specification for `open_dataset`.
+        limit: At most this many, from the start; None for all.
+        every: Every how manieth of them, from the first.
+
+    Attributes:
+        data: The whole data set.
+        indices: Of the pictures, in order.
+        ids: Their ids; None where a data set only tells with the record.
+        spec: How the data set is named in settings.
+
+    Raises:
+        InputError: It is none of these, gives something else than records, or no picture is left.
+    """
+
+    def __init__(self, data: Any, limit: int | None = None, every: int = 1) -> None:
+        for name, value in (("limit", limit), ("every", every)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InputError(f"{name}={value!r}: expected a whole number of at least 1")
+        spec = data if isinstance(data, str) else None
+        found: Any = open_dataset(data) if isinstance(data, str) else data
+        chosen: list[int] | None = None
+        while isinstance(found, Subset):
+            inner = [int(index) for index in found.indices]
+            chosen = inner if chosen is None else [inner[index] for index in chosen]
+            found = found.dataset
+        if not isinstance(found, RecordDataset) or found.target != "record":
+            shown = f"{found!r} with target={found.target!r}" if isinstance(found, RecordDataset) else repr(found)
+            raise InputError(
+                f"{shown} cannot be evaluated on: expected a camtools data set of records (target='record'), a Subset "
+                "of one, or a specification such as 'boxfolder:data/birds'"
+            )
+        self.data: RecordDataset = found
+        self.indices = (list(range(len(found))) if chosen is None else chosen)[::every][:limit]
+        if not self.indices:
+            raise InputError(f"{found!r} leaves no picture to evaluate: expected at least one")
+        if len(set(self.indices)) < len(self.indices):
+            raise InputError("the Subset names a picture twice: expected every picture once")
+        listed = found if isinstance(found, ListedDataset) else None
+        self.ids = None if listed is None else [listed.ids[index] for index in self.indices]
+        self.spec = spec or repr(found)
+        self._labels: dict[int, list[int]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def record(self, index: int) -> Record:
+        """Return the record with this index in the data set."""
+        record: Record = self.data[index]
+        return record
+
+    def id_of(self, index: int) -> str:
+        """Return the id of the picture with this index in the data set; the index itself where it is not known."""
+        return str(index) if self.ids is None else self.ids[self.indices.index(index)]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The data set's class names."""
+        return self.data.classes
+
+    @property
+    def occurring(self) -> list[int]:
+        """The data set's classes that are known to occur, ascending; all where it can't tell without the pictures."""
+        if isinstance(self.data, ListedDataset):
+            return sorted({label for labels in self._known().values() for label in labels})
+        return list(range(len(self.classes)))
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether any picture has objects of several classes."""
+        return any(len(set(labels)) > 1 for labels in self._known().values())
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Say which pictures these are, comparably between runs."""
+        named = "\n".join(map(str, self.indices if self.ids is None else self.ids))
+        digest = hashlib.sha256(named.encode()).hexdigest()[:16]
+        return {"data": self.spec, "pictures": len(self), "ids": digest}
+
+    def _known(self) -> dict[int, list[int]]:
+        """The labels of all pictures, or of the first few."""
+        if self._labels is None:
+            data = self.data
+            if isinstance(data, ListedDataset):
+                self._labels = {index: data.labels_of(index) for index in self.indices}
+            else:
+                some = self.indices[:_LOOKED_AT]
+                self._labels = {index: self.record(index).labels.tolist() for index in some}
+        return self._labels
