@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from camtools import plot, steps
 from camtools.adapter import Adapter, FeatureSpec
+from camtools.context_bank import ContextBank
 from camtools.decomposition import Decomposition
 from camtools.errors import CamtoolsError, InputError, ModelError, PipelineError, TargetError, WeightsError
 from camtools.explainer import Explainer, explain
@@ -32,6 +33,7 @@ __all__ = [
     "Adapter",
     "CamModel",
     "CamtoolsError",
+    "ContextBank",
     "Decomposition",
     "EvaluationResult",
     "Explainer",

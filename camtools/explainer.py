@@ -164,7 +164,7 @@ class Explainer:
                 # Half precision has too few levels for a map: from here on everything is float32.
                 state = State(features=activations.features.detach().float(), weights=weights.detach().float())
                 trace: list[TraceStep] = []
-                state = self.pipeline.features(state, trace if self.trace else None)
+                state = self.pipeline.features(state.replace(labels=targets), trace if self.trace else None)
                 found = self._on_pictures(state, batch.pictures, activations, targets, trace)
         return [of_picture[:count] for of_picture, count in zip(found, counts, strict=True)]
 
@@ -213,7 +213,7 @@ class Explainer:
         """Return the state of the pictures of one geometry, ready for the steps on their pixels."""
         changes: dict[str, Any] = {"resize": geometry.resize}
         if len(members) < len(batch):
-            for name in ("features", "weights", "maps", "raw_maps"):
+            for name in ("features", "weights", "maps", "raw_maps", "labels"):
                 value = getattr(state, name)
                 changes[name] = value if value is None else value[members]
         if self.pipeline.needs_image:

@@ -105,7 +105,7 @@ class Runner:
             with torch.autocast(x.device.type, enabled=False):
                 # Half precision has too few levels for a map: from here on everything is float32.
                 start = State(features=found.features.detach().float(), weights=weights.detach().float())
-                states = [pipeline.features(start) for pipeline in self.measure.pipelines]
+                states = [pipeline.features(start.replace(labels=targets)) for pipeline in self.measure.pipelines]
         return Pass(samples, states, found.logits.detach().float(), targets)
 
     def _activations(self, x: Tensor) -> Activations:

@@ -4,6 +4,8 @@ from camtools.steps.absolute_negative import AbsoluteNegative
 from camtools.steps.adaptive_threshold import AdaptiveThreshold
 from camtools.steps.base import Stage, State, Step
 from camtools.steps.cam import CAM
+from camtools.steps.cream import CREAM
+from camtools.steps.crf import CRF
 from camtools.steps.fixed_threshold import FixedThreshold
 from camtools.steps.ivr import IVR
 from camtools.steps.minmax import MinMax
@@ -12,6 +14,8 @@ from camtools.steps.pas import PaS
 
 __all__ = [
     "CAM",
+    "CREAM",
+    "CRF",
     "IVR",
     "NWC",
     "AbsoluteNegative",

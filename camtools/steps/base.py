@@ -43,6 +43,7 @@ class State:
         thresholds: The value each map was compared with, (B, K'); `masks` is `maps > thresholds`.
         resize: Takes maps (B, K', h, w) from the feature grid to the original pictures' pixels, (B, K', H, W).
             None leaves them at feature resolution.
+        labels: Which class each map is of, (B, K') int64, on any device; for steps on the feature grid.
     """
 
     features: Tensor | None = None
@@ -53,6 +54,7 @@ class State:
     masks: Tensor | None = None
     thresholds: Tensor | None = None
     resize: Callable[[Tensor], Tensor] | None = None
+    labels: Tensor | None = None
 
     def replace(self, **changes: Any) -> State:
         """Return a new state with the given fields changed; this one stays as it is."""

@@ -1,0 +1,299 @@
+"""The context bank (CREAM): what a class and its surroundings look like in features, from forward passes alone."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from itertools import tee
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from camtools.activations import Activations
+from camtools.errors import InputError, PipelineError, WeightsError
+from camtools.guard import untouched
+from camtools.model import unwrapped, wrap
+from camtools.preprocess import Preprocess, as_transform
+from camtools.reading import read_batches
+from camtools.running import check_scores, on_device, to_model
+from camtools.steps.base import State
+from camtools.steps.cam import CAM
+from camtools.steps.cream import foreground_mask, is_share, mean_features
+
+Mode = Literal["momentum", "mean"]
+_FORMAT = "camtools.ContextBank/1"
+_TENSORS = ("foreground", "background", "counts")
+_TEXTS = ("layer", "side", "model", "weights", "mode")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ContextBank:
+    """Mean foreground and background features of every class: where CREAM's clustering starts.
+
+    Source: Xu et al., "CREAM: Weakly Supervised Object Localization via Class RE-Activation Mapping", CVPR 2022,
+    eq. 3-4. It is not back-propagated, so it can be fitted on a classifier that is trained already.
+
+    Attributes:
+        foreground: V_fg, (K, C) float32, zeros for a class without one; `background`: V_bg, likewise.
+        counts: How many pictures gave each class a foreground and a background, (K, 2) int64.
+        layer: Dotted name of the layer whose features these are; `side`: whether its "input" or "output".
+        model: The model's class; `weights`: hash of its weights.
+        mode: How pictures were averaged, "momentum" or "mean"; `momentum`: the share that older ones keep.
+        delta: Share of its maximum above which the map counted as foreground.
+    """
+
+    foreground: Tensor
+    background: Tensor
+    counts: Tensor
+    layer: str = ""
+    side: str = ""
+    model: str = ""
+    weights: str = ""
+    mode: str = "momentum"
+    momentum: float = 0.8
+    delta: float = 0.2
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.foreground.shape)
+        if len(shape) != 2 or tuple(self.background.shape) != shape or tuple(self.counts.shape) != (shape[0], 2):
+            raise InputError(
+                f"foreground {shape}, background {tuple(self.background.shape)}, counts {tuple(self.counts.shape)}: "
+                "expected (K, C), (K, C) and (K, 2) for K classes and C channels"
+            )
+
+    @classmethod
+    def fit(
+        cls,
+        model: nn.Module,
+        dataset: Any,
+        momentum: float = 0.8,
+        mode: Mode = "momentum",
+        delta: float = 0.2,
+        batch_size: int = 32,
+        transform: Any = None,
+        device: str | torch.device | None = None,
+        progress: bool = True,
+    ) -> ContextBank:
+        """Fit a bank to a classifier: one forward a picture, nothing kept but the bank.
+
+        The foreground of a picture is where the CAM of its true class is above `delta` of its maximum (eq. 3), the
+        background is the rest. Their mean features update the class's vectors (eq. 4); the first picture of a class
+        sets them, where the paper starts from noise. A picture whose map has no foreground, or is foreground
+        everywhere, leaves that vector as it is. A picture with several classes updates each.
+
+        Args:
+            model: Any classifier; it is left exactly as it was.
+            dataset: A `camtools.datasets` data set of records, a `Subset` of one, or a specification for
+                `open_dataset`. Its order matters with "momentum".
+            momentum: V <- momentum · V + (1 - momentum) · mean, in [0, 1).
+            mode: "momentum", the paper's, in effect a mean of the last few pictures, or "mean" of all, in any order.
+            delta: In [0, 1).
+            batch_size: Pictures a forward; it does not change the result beyond rounding.
+            transform: The model's preprocessing; None asks the model.
+            device: Where to run; a model that lives elsewhere is copied there. None stays with the model.
+            progress: Whether to show a progress bar, on a terminal.
+
+        Returns:
+            The bank, on the CPU. `missing` lists the classes of which there was no picture.
+
+        Raises:
+            InputError: An argument or a picture cannot be used, or no picture gave any vector.
+            TargetError: The data's classes are not the model's.
+            ModelError: The model cannot be explained.
+        """
+        # Late: the evaluation brings torchmetrics, which takes a second.
+        from camtools.evaluation.classes import match_classes
+        from camtools.evaluation.jobs import check_whole, weights_hash
+        from camtools.evaluation.progress import progress_bar
+        from camtools.evaluation.selection import Selection
+
+        if mode not in ("momentum", "mean"):
+            raise InputError(f"mode={mode!r}: expected 'momentum' or 'mean'")
+        for name, value in (("momentum", momentum), ("delta", delta)):
+            if not is_share(value):
+                raise InputError(f"{name}={value!r}: expected a number, 0 <= {name} < 1")
+        check_whole(batch_size=batch_size)
+        data, cam_model = Selection(dataset), wrap(on_device(model, device))
+        inner = unwrapped(cam_model)
+        config = cam_model.adapter.data_config(inner) if transform is None else transform
+        prepare = Preprocess.imagenet() if config is None else as_transform(config)
+        first, second = tee(data.record(index) for index in data.indices)
+        pictures = ((number, record.image) for number, record in enumerate(first))
+        batches = read_batches(pictures, (record.classes for record in second), prepare, batch_size)
+        sums, index = None, tuple[int, ...]()
+        with progress_bar(len(data), "Fitting", progress) as tick:
+            for batch in batches:
+                x = to_model(batch.tensor, inner)
+                with torch.inference_mode(False), torch.no_grad():
+                    with untouched(inner):
+                        found = cam_model.activations(x)
+                        check_scores(found.logits, batch.pictures)
+                        if sums is None:
+                            known = cam_model.adapter.class_names(inner)
+                            classes = found.logits.shape[1]
+                            index = match_classes(data.classes, data.occurring, classes, known).index
+                            sums = _Sums(classes, found.features.shape[1], momentum if mode == "momentum" else None)
+                        labels = [picture.target for picture in batch.pictures]
+                        maps, targets, valid = _true_maps(found, labels, index)
+                    with torch.autocast(x.device.type, enabled=False):
+                        features, mask = found.features.detach().float(), foreground_mask(maps, delta)
+                        for part, inside in enumerate((mask, ~mask)):
+                            sums.add(part, targets, valid, *mean_features(features, inside))
+                tick(len(batch.pictures))
+        if sums is None or not sums.counts.any():
+            raise InputError(f"{data.spec}: no picture gave a foreground or background: expected some with a class")
+        fg, bg = sums.vectors()
+        names = {name: getattr(found.decomposition, name) for name in ("layer", "side")}
+        names |= {"model": type(inner).__name__, "weights": weights_hash(inner)}
+        return cls(fg, bg, sums.counts.T.contiguous(), **names, mode=mode, momentum=momentum, delta=delta)
+
+    @property
+    def known(self) -> Tensor:
+        """Whether each class has both vectors, (K,) bool."""
+        return (self.counts > 0).all(1)
+
+    @property
+    def missing(self) -> list[int]:
+        """The classes without a foreground or background, ascending; CREAM starts from the picture's own for these."""
+        return [int(index) for index in (~self.known).nonzero().flatten()]
+
+    def vectors(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return V_fg and V_bg, (B, K', C), of classes (B, K'), and which have both, (B, K') bool; on their device.
+
+        Raises:
+            PipelineError: A label is not one of the bank's classes.
+        """
+        wanted, classes = labels.to(self.foreground.device), len(self.foreground)
+        outside = wanted[(wanted < 0) | (wanted >= classes)]
+        if len(outside):
+            wrong = int(outside[0])
+            raise PipelineError(f"class {wrong} is not in {self!r}: expected 0 to {classes - 1}, a bank of this model")
+        fg, bg, known = (part[wanted].to(labels.device) for part in (self.foreground, self.background, self.known))
+        return fg, bg, known
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that the bank was not fitted to, by one forward of a random input.
+
+        Args:
+            model: Any classifier; it is left exactly as it was.
+
+        Raises:
+            WeightsError: Its features, classes, layer or weights are others; says which. Weights in another precision
+                are others, too.
+            ModelError: The model cannot be explained.
+        """
+        from camtools.evaluation.jobs import weights_hash
+
+        cam_model = wrap(model)
+        inner = unwrapped(cam_model)
+        with untouched(inner), torch.no_grad():
+            found = cam_model.activations(cam_model.example())
+        place = found.decomposition
+        classes, channels = self.foreground.shape
+        for name, own, theirs in (
+            ("feature channels", channels, found.features.shape[1]),
+            ("classes", classes, found.logits.shape[1]),
+            ("layer", f"{self.side} of {self.layer!r}", f"{place.side} of {place.layer!r}"),
+            ("weights", self.weights, weights_hash(inner)),
+        ):
+            if own != theirs:
+                raise WeightsError(
+                    f"This bank does not fit {type(inner).__name__}: {name} {own} in the bank, {theirs} in the model. "
+                    "Fit one to this model: ContextBank.fit(model, dataset)"
+                )
+
+    def save(self, path: str | Path) -> None:
+        """Write the bank and what it belongs to as one safetensors file, over any that is there."""
+        from safetensors.torch import save_file
+
+        texts = {name: str(getattr(self, name)) for name in _TEXTS}
+        numbers = {name: repr(float(getattr(self, name))) for name in ("momentum", "delta")}
+        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TENSORS}
+        save_file(tensors, str(path), metadata={"format": _FORMAT} | texts | numbers)
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module | None = None) -> ContextBank:
+        """Read a bank that `save` wrote.
+
+        Args:
+            path: The file.
+            model: What it is for; one that it does not fit is refused, see `check`.
+
+        Raises:
+            WeightsError: The file is missing, damaged or no bank, or the bank does not fit the model.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), "pt") as file:
+                about, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except FileNotFoundError as error:
+            raise WeightsError(f"There is no file {path}: expected a bank written by ContextBank.save") from error
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{path} is no safetensors file: {error}. Expected one from ContextBank.save") from error
+        try:
+            if about["format"] != _FORMAT:
+                raise KeyError("format")
+            fields: dict[str, Any] = {name: about[name] for name in _TEXTS}
+            fields |= {name: float(about[name]) for name in ("momentum", "delta")}
+            bank = cls(**{name: tensors[name] for name in _TENSORS}, **fields)
+        except (KeyError, ValueError) as error:
+            raise WeightsError(f"{path} is no context bank ({error}): expected one from ContextBank.save") from error
+        if model is not None:
+            bank.check(model)
+        return bank
+
+    def __repr__(self) -> str:
+        """Name the bank such that two different ones never read the same: evaluations are told apart by it."""
+        digest = hashlib.sha256()
+        for name in _TENSORS:
+            digest.update(getattr(self, name).detach().cpu().contiguous().numpy().tobytes())
+        classes, channels = self.foreground.shape
+        lacks = f", {len(self.missing)} missing" if self.missing else ""
+        return f"ContextBank({classes} classes x {channels} channels{lacks}, {self.mode}, {digest.hexdigest()[:8]})"
+
+
+def _true_maps(found: Activations, data: list[list[int]], index: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return signed maps of each picture's classes, (B, K', h, w), the classes, and which of them count, (B, K')."""
+    labels = [[index[label] for label in one] for one in data]
+    most = max(1, *map(len, labels))
+    targets = torch.tensor([one + [0] * (most - len(one)) for one in labels])
+    valid = torch.tensor([[position < len(one) for position in range(most)] for one in labels])
+    weights = found.weights(targets).detach().float()
+    with torch.autocast(weights.device.type, enabled=False):
+        maps = CAM()(State(features=found.features.detach().float(), weights=weights)).require("maps", "CAM")
+    return maps, targets, valid
+
+
+class _Sums:
+    """The vectors on their way, (2, K, C) float64: foreground, background; `momentum` None for plain means."""
+
+    def __init__(self, classes: int, channels: int, momentum: float | None) -> None:
+        self.values = torch.zeros(2, classes, channels, dtype=torch.float64)
+        self.counts = torch.zeros(2, classes, dtype=torch.int64)
+        self.momentum = momentum
+
+    def add(self, part: int, targets: Tensor, valid: Tensor, means: Tensor, found: Tensor) -> None:
+        """Add the means of a batch's pictures, (B, K', C), as if one after another."""
+        chosen = valid & found.cpu()
+        labels, means = targets[chosen], means.cpu().double()[chosen]
+        if not len(labels):
+            return
+        here = torch.nn.functional.one_hot(labels, self.counts.shape[1])
+        number = here.cumsum(0).gather(1, labels[:, None])[:, 0]  # of its class in this batch, from 1
+        total = here.sum(0)
+        if self.momentum is not None:  # n updates at once: V <- m^n V + sum_i (1 - m) m^(n - i) x_i
+            keep = torch.tensor(self.momentum, dtype=torch.float64)
+            share = torch.where(self.counts[part][labels] + number == 1, 1.0, 1 - keep)
+            means = (share * keep ** (total[labels] - number))[:, None] * means
+            self.values[part] *= (keep**total)[:, None]
+        self.values[part].index_add_(0, labels, means)
+        self.counts[part] += total
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """Return foreground and background as they stand, (K, C) float32."""
+        divisor = self.counts.clamp_min(1)[..., None] if self.momentum is None else 1
+        foreground, background = (self.values / divisor).float().unbind()
+        return foreground.clone(), background.clone()
