@@ -1,4 +1,4 @@
-"""The `camtools` command: `explain` makes maps, masks and boxes of pictures, `models` says how models are seen."""
+"""The `camtools` command: its sub-commands `demo`, `evaluate`, `explain` and `models`, a module each."""
 
 from __future__ import annotations
 

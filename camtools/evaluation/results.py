@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from camtools.errors import InputError
+from camtools.metrics.scoremap import THRESHOLDS as PROTOCOL_THRESHOLDS
 
 LEVELS = 256
-THRESHOLDS: NDArray[np.float64] = np.arange(0, 1, 0.001)
+THRESHOLDS: NDArray[np.float64] = PROTOCOL_THRESHOLDS.numpy()
 """The protocol's thresholds: 0, 0.001 ... 0.999 of a map's maximum, (1000,)."""
 LEVEL_OF: NDArray[np.int64] = (THRESHOLDS * (LEVELS - 1)).astype(np.int64)
 """The level that each threshold reads, int(255 tau), (1000,)."""

@@ -16,11 +16,10 @@ from camtools.metrics.box_ious import LEVELS, box_ious
 from camtools.metrics.localization_map import box_iou, match_boxes
 from camtools.metrics.pixel import mask_ious, truth_masks
 from camtools.metrics.points import padded_boxes, peak_points, point_hits
-from camtools.metrics.scoremap import PROTOCOL_SIZE
+from camtools.metrics.scoremap import BIN_EDGES, PROTOCOL_SIZE
 
 Arrays = dict[str, NDArray[Any]]
-BINS = 1001
-_EDGES = torch.cat([torch.from_numpy(np.arange(0, 1, 0.001)), torch.ones(1, dtype=torch.float64)])
+BINS = len(BIN_EDGES)
 _FOUND = 0.5  # IoU
 
 
@@ -154,7 +153,7 @@ def _stacked(pairs: Sequence[tuple[Sample, Truth]]) -> tuple[Tensor, Tensor]:
 def _mask_scores(scores: Tensor, levels: Tensor, pairs: Sequence[tuple[Sample, Truth]]) -> Arrays:
     masks, ignore = (part.to(scores.device) for part in _stacked(pairs))
     ious = mask_ious(levels, masks, ignore)
-    bins = torch.bucketize(scores, _EDGES.to(scores.device), right=True) - 1
+    bins = torch.bucketize(scores, BIN_EDGES.to(scores.device), right=True) - 1
     row = torch.arange(len(pairs), device=scores.device).view(-1, 1, 1)
     known = torch.tensor([truth.mask is not None for _, truth in pairs], device=scores.device).view(-1, 1, 1)
     keys = ((2 * row + masks) * BINS + bins)[(masks | ~ignore) & known]

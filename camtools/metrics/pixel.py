@@ -12,13 +12,12 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from camtools.errors import InputError
-from camtools.metrics.scoremap import PROTOCOL_SIZE, THRESHOLDS, normalise, scoremaps
+from camtools.metrics.scoremap import BIN_EDGES, PROTOCOL_SIZE, THRESHOLDS, normalise, scoremaps
 from camtools.metrics.settings import keep_apart
 
 Masks = Tensor | NDArray[Any] | Sequence[Tensor | NDArray[Any]]
 Ignore = Tensor | NDArray[Any] | Sequence[Tensor | NDArray[Any] | None] | None
 
-_EDGES = torch.cat([THRESHOLDS, torch.ones(1, dtype=torch.float64)])  # lower edges of the bins; the last holds 1 alone
 _LEVELS = 256
 
 
@@ -75,8 +74,8 @@ class PxAP(Metric):
         super().__init__(**kwargs)
         self.size = size
         keep_apart(self, *(size or [None]))
-        self.add_state("on_objects", torch.zeros(len(_EDGES), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("elsewhere", torch.zeros(len(_EDGES), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("on_objects", torch.zeros(len(BIN_EDGES), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("elsewhere", torch.zeros(len(BIN_EDGES), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, maps: Tensor, masks: Masks, ignore: Ignore = None) -> None:
         """Add a batch.
@@ -91,9 +90,9 @@ class PxAP(Metric):
         """
         scores = normalise(maps, self.size)
         objects, counted = truth_masks(masks, ignore, len(scores), (scores.shape[1], scores.shape[2]), scores.device)
-        bins = torch.bucketize(scores, _EDGES.to(scores.device), right=True) - 1
-        keys = (bins + len(_EDGES) * objects)[counted]
-        found = torch.bincount(keys, minlength=2 * len(_EDGES)).view(2, -1).to(self.on_objects.device)
+        bins = torch.bucketize(scores, BIN_EDGES.to(scores.device), right=True) - 1
+        keys = (bins + len(BIN_EDGES) * objects)[counted]
+        found = torch.bincount(keys, minlength=2 * len(BIN_EDGES)).view(2, -1).to(self.on_objects.device)
         self.elsewhere = self.elsewhere + found[0]
         self.on_objects = self.on_objects + found[1]
 
@@ -110,7 +109,7 @@ class PxAP(Metric):
 
     def _curve(self) -> PixelCurve:
         on_objects, elsewhere = (part.flip(0).cumsum(0).flip(0).double() for part in (self.on_objects, self.elsewhere))
-        return PixelCurve(on_objects / (on_objects + elsewhere), on_objects / on_objects[0], _EDGES.to(self.device))
+        return PixelCurve(on_objects / (on_objects + elsewhere), on_objects / on_objects[0], BIN_EDGES.to(self.device))
 
 
 class PeakIoU(Metric):

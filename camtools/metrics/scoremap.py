@@ -15,6 +15,8 @@ PROTOCOL_SIZE = (224, 224)
 
 THRESHOLDS = torch.from_numpy(np.arange(0, 1, 0.001))
 """The protocol's thresholds: 0, 0.001 ... 0.999 of a map's maximum, (1000,) float64."""
+BIN_EDGES = torch.cat([THRESHOLDS, torch.ones(1, dtype=torch.float64)])
+"""Lower edges of PxAP's 1,001 bins of scores, float64; the last holds 1 alone."""
 
 _CHUNK = 8  # maps at a time on a CPU: 3 MB in double precision, which stay in its cache from one step to the next
 
