@@ -2,7 +2,8 @@
 
 An adapter answers one question about a model: which tensor F enters the classifier's pooling, in which layout, and
 what turns it into logits. camtools itself knows no model library: adapters are found through the entry point group
-`camtools.adapters`, its own three (timm, torchvision, generic) like anybody else's, and tried in order of priority.
+`camtools.adapters`, its own four (described, timm, torchvision, generic) like anybody else's, and tried in order of
+priority.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from camtools.plugins import plugins
 GROUP = "camtools.adapters"
 
 Activation = Callable[[Tensor], Tensor]
+Pooling = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,12 @@ class FeatureSpec:
         activation: Function between that tensor and the pooling that is no module, such as `torch.relu` in DenseNet.
         classifier: Dotted name of the Linear or 1 x 1 convolution that pooled features enter directly, if there is
             one. camtools checks it against the logits; a claim that fails costs nothing but the exact form.
-        pool: "avg", "max" or "avgmax" (their mean); None tries them all. "identity" says that F already is one map
-            per class, whose average is the logit.
+        pool: "avg", "max" or "avgmax" (their mean); None tries them all; or the pooling itself, a function or module
+            from F, (B, C, h, w), to (B, C). "identity" says that F already is one map per class, whose average is the
+            logit.
         head: In words, what lies between F and the logits.
+        map_pool: For heads that pool after the classifier: from class maps W · F + b, (B, K, h, w), to logits, (B, K).
+            `pool` is left out then, or "identity".
     """
 
     layer: str
@@ -48,8 +53,9 @@ class FeatureSpec:
     index: int = 0
     activation: Activation | None = None
     classifier: str | None = None
-    pool: Literal["avg", "max", "avgmax", "identity"] | None = None
+    pool: Literal["avg", "max", "avgmax", "identity"] | Pooling | None = None
     head: str = ""
+    map_pool: Pooling | None = None
 
 
 @runtime_checkable

@@ -28,7 +28,8 @@ class Decomposition:
     """How a model's logits come from its last features.
 
     Attributes:
-        exact: Whether the logits are W · pool(F) + b with the classifier's own W and b, checked on a real forward.
+        exact: Whether the logits are W · pool(F) + b with the classifier's own W and b, or map_pool(W · F + b) where
+            the head pools maps, checked on a real forward.
         residual: Largest error of that form over the largest logit; None where no linear head was claimed.
         layer: Dotted name of the layer whose tensor F is.
         side: Whether F is that layer's "input" or "output".
@@ -61,19 +62,21 @@ class Decomposition:
 
 @dataclass(frozen=True)
 class LinearHead:
-    """Pooling and a linear classifier: logits = weight · pool(F) + bias.
+    """Pooling and a linear classifier: logits = weight · pool(F) + bias, or pool(weight · F + bias).
 
     Attributes:
         weight: (K, C), the classifier's own parameter (a view of it for 1 x 1 convolutions).
         bias: (K,) or None.
-        pool: Name of the pooling, a key of `POOLS`.
+        pool: Name of the pooling: a key of `POOLS`, or what `name_of` calls it.
         residual: Relative error it was found to have.
+        pools_maps: Whether the pooling comes after the classifier.
     """
 
     weight: Tensor
     bias: Tensor | None
     pool: str
     residual: float
+    pools_maps: bool = False
 
     def is_exact(self, *dtypes: torch.dtype) -> bool:
         """Tell whether the residual is within what the coarsest of the given dtypes can show."""
@@ -97,11 +100,24 @@ def linear_head(model: nn.Module, spec: FeatureSpec, features: Tensor, logits: T
     if claim is None or claim[0].shape != (logits.shape[1], features.shape[1]):
         return None
     weight, bias = claim
-    pools = ["avg"] if spec.pool == "identity" else [spec.pool] if spec.pool else list(POOLS)
     with torch.no_grad():
-        residuals = {pool: _residual(weight, bias, POOLS[pool](features.float()), logits) for pool in pools}
-    best = min(pools, key=lambda pool: residuals[pool])
+        if spec.map_pool is not None:
+            maps = torch.einsum("kc,bchw->bkhw", weight.float(), features.float())
+            rebuilt = spec.map_pool(maps if bias is None else maps + bias.float()[:, None, None])
+            return LinearHead(weight, bias, name_of(spec.map_pool), _residual(rebuilt, logits), pools_maps=True)
+        residuals = {
+            name: _residual(_linear(weight, bias, pool(features.float())), logits)
+            for name, pool in _poolings(spec).items()
+        }
+    best = min(residuals, key=lambda pool: residuals[pool])
     return LinearHead(weight, bias, best, residuals[best])
+
+
+def name_of(pool: Callable[[Tensor], Tensor]) -> str:
+    """Return what a pooling is called in words: a module's repr where it is one line, a function's name."""
+    if isinstance(pool, nn.Module):
+        return repr(pool) if "\n" not in repr(pool) else type(pool).__name__
+    return str(getattr(pool, "__name__", type(pool).__name__))
 
 
 def head_gradient(features: Tensor, logits: Tensor, targets: Tensor, *, create_graph: bool = False) -> Tensor:
@@ -154,10 +170,25 @@ def classifier_weights(model: nn.Module, spec: FeatureSpec, features: Tensor) ->
     return weight.flatten(1), bias if isinstance(bias, Tensor) else None
 
 
-def _residual(weight: Tensor, bias: Tensor | None, pooled: Tensor, logits: Tensor) -> float:
-    """Largest |W p + b - logits| over the largest |logit|, in float32; infinite where it is not a number."""
-    rebuilt = pooled @ weight.float().T
-    if bias is not None:
-        rebuilt = rebuilt + bias.float()
-    error = (rebuilt - logits.float()).abs().max() / logits.float().abs().max().clamp_min(1e-12)
+def _poolings(spec: FeatureSpec) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Return the poolings that a spec allows, by name."""
+    if spec.pool is None:
+        return POOLS
+    if isinstance(spec.pool, str):
+        name = "avg" if spec.pool == "identity" else spec.pool
+        return {name: POOLS[name]}
+    return {name_of(spec.pool): spec.pool}
+
+
+def _linear(weight: Tensor, bias: Tensor | None, pooled: Tensor) -> Tensor:
+    """Return W p + b in float32."""
+    rebuilt = pooled.float() @ weight.float().T
+    return rebuilt if bias is None else rebuilt + bias.float()
+
+
+def _residual(rebuilt: Tensor, logits: Tensor) -> float:
+    """Largest |rebuilt - logits| over the largest |logit|, in float32; infinite where it is not a number."""
+    if rebuilt.shape != logits.shape:
+        return float("inf")
+    error = (rebuilt.float() - logits.float()).abs().max() / logits.float().abs().max().clamp_min(1e-12)
     return float(error) if bool(torch.isfinite(error)) else float("inf")

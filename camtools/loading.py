@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ class LoadedModel:
             returned; None where nothing is known of it.
         class_names: Names by class index, or None. Models of timm and torchvision with 1,000 classes have ImageNet's.
         spec: The name that it was loaded by.
+        model_args: The keyword arguments that went with it.
     """
 
     model: nn.Module
     preprocess: Preprocess | Callable[..., Any] | None
     class_names: tuple[str, ...] | None
     spec: str
+    model_args: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_model(
@@ -52,10 +54,11 @@ def load_model(
 
     Args:
         spec: "timm/NAME" or "timm/NAME.TAG", "torchvision/NAME", "package.module:function", or
-            "path/FILE.py:function". A function returns the model; or (model, mean, std); or (model, transform), a
-            `Preprocess` or a callable from a PIL picture to a tensor; or a dict with "model" and any of "mean", "std",
-            "size", "transform", "class_names".
-        weights: A checkpoint (safetensors or PyTorch, see `camtools.checkpoints.read_checkpoint`); for torchvision also
+            "path/FILE.py:function"; or a file that `HeadedModel.save` wrote. A function returns the model; or
+            (model, mean, std); or (model, transform), a `Preprocess` or a callable from a PIL picture to a tensor; or a
+            dict with "model" and any of "mean", "std", "size", "transform", "class_names".
+        weights: A checkpoint (safetensors or PyTorch, see `camtools.checkpoints.read_checkpoint`), one that
+            `HeadedModel.save` wrote included, whose head then comes with it; for torchvision also
             the name of published weights ("IMAGENET1K_V1"); "random" for none. Left out, timm and torchvision get their
             published weights, downloaded into their own caches. A function's model keeps what the function gave it,
             unless a checkpoint is named.
@@ -71,21 +74,60 @@ def load_model(
         ModelError: The name is unknown (the closest is named), or the function is missing, fails or returns no model.
         WeightsError: The weights cannot be read, downloaded, or do not fit.
     """
+    if weights is None and _is_headed(spec):
+        built = _headed(Path(spec), None, num_classes)
+        return _loaded(built, spec, class_names, mean, std, size, model_args)
     source = find_source(spec, dict(model_args or {}), _pair(size))
     tag = None if weights is None else str(weights)
     if tag is None or (source.has_published(tag) and not Path(tag).exists()):
         built = source.published(num_classes, tag)
     elif tag == RANDOM:
         built = source.empty(num_classes)
+    elif _is_headed(tag):
+        built = _headed(Path(tag), source, num_classes)
     else:
         built = _from_file(source, Path(tag), num_classes)
+    return _loaded(built, spec, class_names, mean, std, size, model_args)
+
+
+def _loaded(
+    built: Built,
+    spec: str,
+    class_names: Sequence[str] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    size: int | tuple[int, int] | None,
+    model_args: Mapping[str, Any] | None,
+) -> LoadedModel:
+    """Complete what is known of a model with what its adapter knows, and what the caller wants otherwise."""
     model = built.model.eval()
     config = find_adapter(model).data_config(model)
     known = built.preprocess or (None if config is None else as_transform(config))
     if class_names is None:
         class_names = built.class_names or find_adapter(model).class_names(model)
     names = None if class_names is None else tuple(class_names)
-    return LoadedModel(model, adjust(known, mean, std, _pair(size)), names, spec)
+    return LoadedModel(model, adjust(known, mean, std, _pair(size)), names, spec, dict(model_args or {}))
+
+
+def _is_headed(path: str) -> bool:
+    """Tell whether a file holds a model with a swapped head."""
+    from camtools.heads.saved import headed_config
+
+    return headed_config(path) is not None
+
+
+def _headed(path: Path, source: Source | None, num_classes: int | None) -> Built:
+    """Load a model with a swapped head, by the name in the file or from a source."""
+    from camtools.heads.saved import headed_config, load_headed
+
+    config = headed_config(path)
+    assert config is not None
+    if num_classes not in (None, config["classes"]):
+        raise WeightsError(
+            f"{path} is for {config['classes']} classes, but num_classes is {num_classes}. "
+            "Leave num_classes out: it is read from the file."
+        )
+    return Built(load_headed(path, None if source is None else source.empty().model))
 
 
 def _pair(size: int | Sequence[int] | None) -> tuple[int, int] | None:

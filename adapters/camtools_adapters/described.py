@@ -1,0 +1,47 @@
+"""Models that describe themselves: any module with a method `feature_spec`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from camtools.adapter import FeatureSpec
+from camtools.errors import ModelError
+
+
+class DescribedAdapter:
+    """Knows every module that has a method `feature_spec()`, whatever its library; asked before all others."""
+
+    name = "described"
+    priority = 100
+
+    def matches(self, model: nn.Module) -> bool:
+        """Tell whether the model has the method."""
+        return callable(getattr(model, "feature_spec", None))
+
+    def locate(self, model: nn.Module, example: Tensor) -> FeatureSpec:
+        """Return what the model's own `feature_spec()` says; `example` is not needed.
+
+        Raises:
+            ModelError: It returns something else than a `FeatureSpec`.
+        """
+        describe: Any = model.feature_spec
+        found = describe()
+        if not isinstance(found, FeatureSpec):
+            raise ModelError(
+                f"{type(model).__name__}.feature_spec() returned {found!r}: expected a camtools.FeatureSpec. Return "
+                'one, such as FeatureSpec("features", classifier="classifier"), or rename the method'
+            )
+        return found
+
+    def data_config(self, model: nn.Module) -> Any:
+        """Return the model's attribute `preprocess`: whatever `as_transform` takes, or None."""
+        return getattr(model, "preprocess", None)
+
+    def class_names(self, model: nn.Module) -> Sequence[str] | None:
+        """Return the model's attribute `class_names` where it is a list or tuple of names; else it does not tell."""
+        found = getattr(model, "class_names", None)
+        named = isinstance(found, list | tuple) and all(isinstance(name, str) for name in found)
+        return found if named and found else None

@@ -1,0 +1,28 @@
+"""Heads: what stands between a classifier's last features and its scores; differentiable, for anyone's model.
+
+`replace_head` puts one into a classifier that people already have. The pooling heads (`GAP`, `TAP`, `WGAP`) keep its
+linear classifier; `Wildcat` and `ExCAM` bring their own.
+"""
+
+from camtools.heads.dropout import ADL, SequentialDropout
+from camtools.heads.headed import HeadedModel, MapHead
+from camtools.heads.pooling import GAP, TAP, WGAP
+from camtools.heads.replace import replace_head
+from camtools.heads.saved import load_headed
+from camtools.heads.wildcat import ClassWisePool, ExCAM, Wildcat, WildcatPool
+
+__all__ = [
+    "ADL",
+    "GAP",
+    "TAP",
+    "WGAP",
+    "ClassWisePool",
+    "ExCAM",
+    "HeadedModel",
+    "MapHead",
+    "SequentialDropout",
+    "Wildcat",
+    "WildcatPool",
+    "load_headed",
+    "replace_head",
+]

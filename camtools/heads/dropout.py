@@ -1,0 +1,147 @@
+"""Dropouts that look at the maps: erase what was found already, so that more is found. Training only."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from camtools.errors import ModelError
+from camtools.heads.pooling import positions
+
+
+class SequentialDropout(nn.Module):
+    """Intra-class sequential dropout over the M maps of each class (ex-CAM thesis, section 3.3).
+
+    D_j = 1(sigmoid(F_j) <= delta) marks what map j does *not* find important. The first map keeps its important part,
+    F_1 <- (1 - D_1) F_1; every later one loses what it and all before it find important, F_j <- D_1 ... D_j F_j. The
+    thesis stops once nothing is left of the region: the products are zero from there on, and so are the maps. In eval
+    mode the maps pass as they are.
+
+    The masks carry no gradient. A learnable delta gets one straight through: forward the masks are binary, backward
+    they are sigmoid((delta - sigmoid(F_j)) / 0.1), with respect to delta alone. The parameter is delta's logit, so that
+    delta stays in (0, 1).
+
+    Args:
+        M: Maps a class.
+        delta: Threshold on sigmoid(F), in (0, 1); where it starts, if it is learnt.
+        learnable: Whether delta is a parameter.
+
+    Raises:
+        ModelError: M or delta is out of range.
+    """
+
+    WIDTH = 0.1  # of the sigmoid that stands for the mask's step in the backward pass
+
+    def __init__(self, M: int, delta: float = 0.5, learnable: bool = False) -> None:
+        super().__init__()
+        if not 0 < delta < 1:
+            raise ModelError(
+                f"delta is {delta}: expected 0 < delta < 1, on the sigmoid of the maps. The default is 0.5"
+            )
+        self.M = at_least_one("M", M)
+        self.start = float(delta)
+        self.logit = nn.Parameter(torch.tensor(math.log(delta / (1 - delta)))) if learnable else None
+
+    @property
+    def delta(self) -> Tensor | float:
+        """The threshold as it is now, in (0, 1)."""
+        return self.start if self.logit is None else self.logit.sigmoid()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Drop what was found already.
+
+        Args:
+            maps: (B, K·M, h, w), the M maps of class 0 first, then those of class 1, and so on.
+
+        Returns:
+            The same shape and dtype.
+
+        Raises:
+            ModelError: The number of channels is no multiple of M.
+        """
+        if not self.training:
+            return maps
+        grouped = by_class(maps, self.M)
+        score = positions(maps).detach().sigmoid().view_as(grouped)
+        unimportant = (score <= self.delta).to(score.dtype)
+        if self.logit is not None:
+            soft = ((self.logit.sigmoid() - score) / self.WIDTH).sigmoid()
+            unimportant = unimportant + (soft - soft.detach())
+        left = unimportant.cumprod(2)
+        keep = torch.cat([1 - unimportant[:, :, :1], left[:, :, 1:]], dim=2)
+        return (grouped * keep.to(maps.dtype)).flatten(1, 2)
+
+    def extra_repr(self) -> str:
+        """Say the parameters, for `repr`."""
+        delta = self.start if self.logit is None else float(self.logit.detach().sigmoid())
+        return f"M={self.M}, delta={delta:.3g}, learnable={self.logit is not None}"
+
+
+class ADL(nn.Module):
+    """Attention-based dropout layer (Choe and Shim, CVPR 2019): by chance, drops the strongest region or stresses it.
+
+    Attention A is the mean of F over channels. In training, F is multiplied either by the drop mask
+    1(A < gamma * max A) or by the importance map sigmoid(A); one draw serves the whole batch. In eval mode F passes as
+    it is. The mask carries no gradient, the importance map does.
+
+    Args:
+        drop_rate: Probability of the drop mask.
+        gamma: Threshold of the drop mask, a share of the attention's maximum in the picture.
+        per_map: Every channel is a map of its own with its own draw (ex-CAM thesis, 3.8.3): attention is the map's
+            sigmoid, which also is what gamma thresholds. For the class maps of `Wildcat`.
+
+    Raises:
+        ModelError: A parameter outside [0, 1].
+    """
+
+    def __init__(self, drop_rate: float = 0.75, gamma: float = 0.9, per_map: bool = False) -> None:
+        super().__init__()
+        for name, value in (("drop_rate", drop_rate), ("gamma", gamma)):
+            if not 0 <= value <= 1:
+                raise ModelError(f"{name} is {value}: expected 0 to 1. The paper has drop_rate=0.75, gamma=0.9")
+        self.drop_rate = float(drop_rate)
+        self.gamma = float(gamma)
+        self.per_map = bool(per_map)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Drop or stress, (B, C, h, w) to the same shape and dtype."""
+        if not self.training:
+            return features
+        f = positions(features)
+        attention = f.sigmoid() if self.per_map else f.mean(1, keepdim=True)
+        kept = attention.detach() < self.gamma * attention.detach().amax(2, keepdim=True)
+        importance = attention if self.per_map else attention.sigmoid()
+        draw = torch.rand((*f.shape[:2], 1) if self.per_map else (), device=f.device)
+        factor = torch.where(draw < self.drop_rate, kept.to(f.dtype), importance)
+        return (f * factor).view(features.shape).to(features.dtype)
+
+    def extra_repr(self) -> str:
+        """Say the parameters, for `repr`."""
+        return f"drop_rate={self.drop_rate}, gamma={self.gamma}, per_map={self.per_map}"
+
+
+def by_class(maps: Tensor, m: int) -> Tensor:
+    """Return (B, K·M, h, w) as (B, K, M, h, w).
+
+    Raises:
+        ModelError: The number of channels is no multiple of M.
+    """
+    if maps.dim() != 4 or maps.shape[1] % m or not maps.shape[1]:
+        raise ModelError(
+            f"got maps of shape {tuple(maps.shape)}: expected (batch, classes * {m}, rows, columns). Give M={m} maps a "
+            "class, those of one class side by side"
+        )
+    return maps.unflatten(1, (-1, m))
+
+
+def at_least_one(name: str, value: int) -> int:
+    """Return a count that must be a whole number above 0.
+
+    Raises:
+        ModelError: It is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelError(f"{name} is {value!r}: expected a whole number, 1 or more. Correct it")
+    return value
