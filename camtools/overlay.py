@@ -64,7 +64,7 @@ def draw_overlay(
         entries.append(Key(key, BOX if boxes else None))
     if shown != " ".join(text.split()):
         entries.append(Key(text))
-    return _with_legend(canvas, entries, max(11, round(side / 34)))
+    return with_legend(canvas, entries, max(11, round(side / 34)))
 
 
 def blend(image: Image.Image, map: NDArray[np.float32], alpha: float, colormap: str) -> Image.Image:
@@ -91,7 +91,7 @@ def blend(image: Image.Image, map: NDArray[np.float32], alpha: float, colormap: 
     return Image.fromarray(np.rint(blended).clip(0, 255).astype(np.uint8))
 
 
-def _with_legend(picture: Image.Image, entries: Sequence[Bar | Key], size: int) -> Image.Image:
+def with_legend(picture: Image.Image, entries: Sequence[Bar | Key], size: int) -> Image.Image:
     """Put a legend below a picture, or beside it where the picture is too narrow and tall enough."""
     block = legend(entries, max(picture.width, 13 * size), size)  # narrower, its words would be broken
     beside = block.width > picture.width and block.height <= picture.height

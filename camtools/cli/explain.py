@@ -15,7 +15,6 @@ from camtools.cli.common import (
     FormatOption,
     ModelArgOption,
     SizeOption,
-    complain,
     exit_codes,
     parse_model_args,
     parse_numbers,
@@ -96,7 +95,7 @@ def explain(
     Exit codes: 0 done, 1 some files failed, 2 wrong use, 130 interrupted (finished results are whole).
     """
     from camtools.cli.files import find_jobs
-    from camtools.cli.report import show
+    from camtools.cli.report import show, summarise
     from camtools.cli.run import Run, Settings
 
     if target and top_k:
@@ -125,7 +124,7 @@ def explain(
             start = time.perf_counter()
             run.over(jobs, explainer, batch_size)
         show(run, output)
-        _summarise(run, time.perf_counter() - start)
+        summarise(run, time.perf_counter() - start)
         if run.interrupted:
             raise KeyboardInterrupt
     if run.failed:
@@ -165,15 +164,3 @@ def _calibrated(pipeline: str, threshold: str) -> Any:
 
     number = re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e-?\d+)?\s*", threshold, re.IGNORECASE)
     return calibrated(pipeline, float(threshold) if number else threshold)
-
-
-def _summarise(run: Any, seconds: float) -> None:
-    """Say on stderr how much was done, and what failed."""
-    for failure in run.failed:
-        complain(f"{failure['source']}: {failure['error']}")
-    done, skipped = run.fresh, len(run.results) - run.fresh
-    parts = [f"{done} picture{'s' * (done != 1)} in {seconds:.1f} s ({done / max(seconds, 1e-9):.1f} pictures/s)"]
-    parts += [f"{skipped} done before"] if skipped else []
-    parts += [f"{len(run.failed)} failed"] if run.failed else []
-    parts += [f"results in {run.out}"] if run.out is not None else []
-    typer.echo(", ".join(parts), err=True)

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from camtools.cli.common import Format, stdout_console
+from camtools.cli.common import Format, complain, stdout_console
 from camtools.cli.run import Run
 
 
@@ -42,3 +42,15 @@ def _cells(found: dict[str, Any]) -> list[Text]:
         "exact" if found["exact"] else "linearised",
     ]
     return [Text(cell) for cell in cells]
+
+
+def summarise(run: Any, seconds: float) -> None:
+    """Say on stderr how much was done, and what failed."""
+    for failure in run.failed:
+        complain(f"{failure['source']}: {failure['error']}")
+    done, skipped = run.fresh, len(run.results) - run.fresh
+    parts = [f"{done} picture{'s' * (done != 1)} in {seconds:.1f} s ({done / max(seconds, 1e-9):.1f} pictures/s)"]
+    parts += [f"{skipped} done before"] if skipped else []
+    parts += [f"{len(run.failed)} failed"] if run.failed else []
+    parts += [f"results in {run.out}"] if run.out is not None else []
+    typer.echo(", ".join(parts), err=True)

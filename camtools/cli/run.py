@@ -88,7 +88,10 @@ class Run:
         failed: A picture each: "source" and "error".
         fresh: How many pictures were explained in this run.
         interrupted: Whether Ctrl-C ended it.
+        doing: What the progress bar says.
     """
+
+    doing = "Explaining"
 
     def __init__(self, settings: Settings, out: Path | None, *, resume: bool = False) -> None:
         """Prepare the output folder.
@@ -141,7 +144,7 @@ class Run:
         if self.out is not None:
             self._write(complete=False)
         with _progress(len(todo)) as progress, ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-            bar = progress.add_task("Explaining", total=len(todo))
+            bar = progress.add_task(self.doing, total=len(todo))
             try:
                 for chunk in _read_ahead(todo, batch_size, pool):
                     entries.update(self._chunk(chunk, explain, pool))

@@ -103,7 +103,7 @@ class CRF(Step):
             )
         unary = self._unary(torch.where(usable, maps, 0.0))
         kernels = (self.gaussian, self.bilateral, self.iterations)
-        if self._lattice(maps):
+        if self.on_lattice(maps):
             posterior = lattice.infer(unary, images, *kernels)
         else:
             posterior = infer(unary, images, *kernels, self.scale)
@@ -115,7 +115,7 @@ class CRF(Step):
         background, foreground = (1 - probability) * self.background, probability * (1 - self.background)
         return -torch.stack([background, foreground], 2).log()
 
-    def _lattice(self, maps: Tensor) -> bool:
+    def on_lattice(self, maps: Tensor) -> bool:
         """Whether pydensecrf does the work."""
         if self.backend == "auto":
             return maps.device.type == "cpu" and self.scale is None and lattice.available()

@@ -1,0 +1,237 @@
+"""The result of `segment`: which class every pixel of a picture is of."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import draw_segmentation_masks
+
+from camtools.boxes import boxes_from_masks
+from camtools.errors import InputError
+from camtools.inputs import Picture
+from camtools.legend import Key
+from camtools.overlay import with_legend
+from camtools.palette import LARGEST, Colour, voc_colour, voc_palette
+from camtools.plot.layout import outlined
+from camtools.preprocess import Transform, display_image
+from camtools.saving import staging, swap
+
+FILES = {"overlay": "overlay.png", "mask": "mask.png"}  # what `save` writes
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """Which class every pixel of one picture is of; n classes were looked for. Tensors are on the model's device.
+
+    Attributes:
+        mask: (H, W) int64 on the original picture's pixels: 0 is background, class index + 1 a class, as in VOC's
+            masks, `Record.semantic` and `MeanIoU`.
+        classes: Indices of the classes that were looked for, likeliest first or in the caller's order. One may have
+            lost every pixel to the others.
+        names: Their names; the index as text where no names are known.
+        scores: The model's probabilities for them, in [0, 1].
+        probabilities: What the mask is the argmax of, (n + 1, H, W) float32: background, then the classes.
+        maps: Their normalised maps, (n, H, W) float32 in [0, 1], before background and CRF.
+        backgrounds: The value of each map at which class and background are equally likely.
+        exact: Whether the maps come from the classifier's own weights (True) or from its head linearised (False).
+        layer: Dotted name of the layer the features come from.
+        logits: All class scores of the model, (K,).
+        picture: What came in.
+        transform: What made it ready for the model.
+        pipeline: The preset's name, or the steps on one line.
+        crf: The CRF that refined the probabilities, as it prints; None for none.
+    """
+
+    mask: Tensor
+    classes: tuple[int, ...]
+    names: tuple[str, ...]
+    scores: tuple[float, ...]
+    probabilities: Tensor
+    maps: Tensor
+    backgrounds: tuple[float, ...]
+    exact: bool
+    layer: str
+    logits: Tensor
+    picture: Picture
+    transform: Transform
+    pipeline: str = ""
+    crf: str | None = None
+
+    @property
+    def image(self) -> Image.Image:
+        """The original picture, RGB; a ready tensor is shown with its normalisation undone, as far as it is known."""
+        return display_image(self.picture, self.transform)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the original picture in pixels."""
+        return self.picture.size
+
+    @property
+    def source(self) -> str | None:
+        """The picture's path, or None where it did not come from a file."""
+        return self.picture.source
+
+    @cached_property
+    def masks(self) -> Tensor:
+        """One mask a class, in the order of `classes`, (n, H, W) bool."""
+        return self.mask == torch.tensor(self.classes, device=self.mask.device)[:, None, None] + 1
+
+    @cached_property
+    def boxes(self) -> tuple[Tensor, ...]:
+        """Boxes of the connected parts of each class's mask, in the order of `classes`.
+
+        (N, 4) int64 on the CPU, largest part first: x0, y0, x1, y1 in pixels, half-open.
+        """
+        return tuple(boxes_from_masks(self.masks)) if self.classes else ()
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """What stands for the classes in `to_image` and `mask.png`, in the order of `classes`.
+
+        Class index + 1 where the model has at most 254 classes (255 is VOC's "ignore"), else 1, 2, 3 ...
+        """
+        if len(self.logits) < LARGEST:
+            return tuple(label + 1 for label in self.classes)
+        return tuple(range(1, len(self.classes) + 1))
+
+    def cpu(self) -> Segmentation:
+        """Return the same segmentation with every tensor on the CPU."""
+        moved = {name: getattr(self, name).cpu() for name in ("mask", "probabilities", "maps", "logits")}
+        return replace(self, **moved)
+
+    def to_image(self) -> Image.Image:
+        """Return the mask as a picture with VOC's palette, mode "P"; what its values mean is in `values`.
+
+        Raises:
+            InputError: There are more than 254 classes in this one picture.
+        """
+        if len(self.classes) >= LARGEST:
+            raise InputError(
+                f"{len(self.classes)} classes do not fit into a picture with a palette: expected at most "
+                f"{LARGEST - 1}. Look for fewer classes, or store `mask` itself"
+            )
+        pixels = np.zeros(self.size, dtype=np.uint8)
+        for mask, value in zip(self.masks.cpu().numpy(), self.values, strict=True):
+            pixels[mask] = value
+        image = Image.fromarray(pixels, "P")
+        image.putpalette(voc_palette())
+        return image
+
+    def overlay(self, alpha: float = 0.5, legend: bool = True) -> Image.Image:
+        """Tint and outline every class's pixels in its colour, with a legend of names and scores.
+
+        Args:
+            alpha: Weight of the tint, in [0, 1].
+            legend: Whether to say which colour is which class, on white below the picture (beside it where it is
+                narrow).
+
+        Returns:
+            RGB picture. Without a legend it has the original's size; with one it is larger, and has the picture at its
+            top left.
+
+        Raises:
+            InputError: `alpha` is out of range.
+        """
+        if not 0 <= alpha <= 1:
+            raise InputError(f"alpha={alpha}: expected a weight between 0 (picture only) and 1 (colours only)")
+        canvas = self.image.convert("RGB")
+        colours = [voc_colour(value) for value in self.values]
+        masks = self.masks.cpu()
+        if masks.any():
+            tinted = draw_segmentation_masks(pil_to_tensor(canvas), masks, alpha, list(colours))
+            canvas = to_pil_image(tinted)
+        width = max(1, round(min(canvas.size) / 150))
+        for mask, colour in zip(masks.numpy(), colours, strict=True):
+            outlined(canvas, mask, colour, width)
+        if not legend:
+            return canvas
+        return with_legend(canvas, self._keys(colours), max(11, round(sum(canvas.size) / 68)))
+
+    def _keys(self, colours: list[Colour]) -> list[Key]:
+        """Return the lines of the legend."""
+        shares = self.masks.flatten(1).float().mean(1).tolist()
+        keys = [
+            Key(f"{name} {score:.1%}, {share:.1%} of the pixels", colour if share else None)
+            for name, score, share, colour in zip(self.names, self.scores, shares, colours, strict=True)
+        ]
+        return keys or [Key("no class in this picture")]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the arrays, ready for JSON."""
+        pixels = self.masks.flatten(1).sum(1).tolist()
+        rows = zip(
+            self.values, self.classes, self.names, self.scores, pixels, self.boxes, self.backgrounds, strict=True
+        )
+        return {
+            "source": self.source,
+            "height": self.size[0],
+            "width": self.size[1],
+            "classes": [
+                {
+                    "value": value,
+                    "label": label,
+                    "name": name,
+                    "score": score,
+                    "pixels": count,
+                    "box": boxes[0].tolist() if len(boxes) else None,
+                    "boxes": boxes.tolist(),
+                    "background": background,
+                }
+                for value, label, name, score, count, boxes, background in rows
+            ],
+            "exact": self.exact,
+            "layer": self.layer,
+            "pipeline": self.pipeline,
+            "crf": self.crf,
+        }
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write `mask.png` (see `to_image`), `overlay.png` and `manifest.json`, all or nothing.
+
+        A segmentation that is there already is replaced; other files in the directory stay. The manifest is written
+        last: where it is, the others are whole.
+
+        Args:
+            directory: Made if it is missing.
+
+        Returns:
+            The directory.
+
+        Raises:
+            InputError: It cannot be written to, or the classes do not fit into a picture with a palette.
+        """
+        target = Path(directory)
+        try:
+            with staging(target) as stage:
+                self.overlay().save(stage / FILES["overlay"])
+                self.to_image().save(stage / FILES["mask"])
+                text = json.dumps({**self.to_dict(), "files": FILES}, indent=2, ensure_ascii=False)
+                # A file name may hold bytes that are no text; escaped, they stay valid JSON and come back the same.
+                (stage / MANIFEST).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+                swap(stage, target, (*FILES.values(), MANIFEST))
+        except OSError as error:
+            raise InputError(
+                f"{target} cannot be written ({error.strerror or error}): expected a directory with room for the "
+                "results. Choose another, or free the space; nothing half-written was left"
+            ) from error
+        return target
+
+    def __repr__(self) -> str:
+        shares = self.masks.flatten(1).float().mean(1).tolist()
+        found = ", ".join(f"{name!r} {share:.1%}" for name, share in zip(self.names, shares, strict=True))
+        return (
+            f"Segmentation({self.size[0]} x {self.size[1]}, {found or 'background only'}"
+            f"{f', {self.source!r}' if self.source else ''})"
+        )

@@ -1,0 +1,351 @@
+"""`segment` in one call, and `Segmenter`, its reusable form: pictures in, semantic masks out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
+from numbers import Real
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from camtools.activations import Activations
+from camtools.crf import lattice
+from camtools.crf.mean_field import infer
+from camtools.errors import InputError, TargetError
+from camtools.explainer import Explainer
+from camtools.explanation import probabilities
+from camtools.inputs import read_pictures
+from camtools.names import resolve_target
+from camtools.pipeline import Pipeline
+from camtools.reading import Batch, Ready, read_batches
+from camtools.segmentation import Segmentation
+from camtools.steps import CRF
+from camtools.steps.base import State, Step
+from camtools.targets import Target, class_indices, is_list
+
+BACKGROUND = 0.35
+MIN_SCORE = {"softmax": 0.2, "sigmoid": 0.5}
+EPS = 1e-6  # least probability of class or background in one map, where no CRF has a say in it
+
+Classes = Target | Sequence[Target] | Sequence[Target | Sequence[Target] | None] | Tensor | None
+
+
+def default_crf() -> CRF:
+    """Return the CRF that `crf=True` stands for: kernels weak enough not to let objects vanish at `BACKGROUND`."""
+    return CRF(gaussian=(3, 1), bilateral=(80, 5, 1))
+
+
+class Segmenter:
+    """Makes semantic masks of pictures with a classifier that knows no more than which classes are in a picture.
+
+    Every class that is looked for gets its map from one forward, normalised to [0, 1] by the pipeline. A class k and
+    the background are equally likely where its map m_k is at the background score b, and the odds of k against the
+    background are m_k / (1 - m_k) times (1 - b) / b. These odds of all classes together, 1 for the background, are
+    normalised to probabilities, which a CRF over all of them may refine. The likeliest wins the pixel: without a CRF,
+    the class with the highest map where that is above b.
+
+    The model is run in eval mode and left exactly as it was.
+
+    Source: Bae, Noh and Kim, slides of track 1 of the LID challenge 2020: maps per class, background score, CRF,
+    argmax. The odds are those of `camtools.steps.CRF`, for several classes.
+
+    Args:
+        model: Any classifier, or a `CamModel`.
+        pipeline: Preset name, `Pipeline`, step, or list of steps.
+        background: The map value at even odds, above 0 and below 1. None takes for each map what the pipeline's
+            threshold step compares it with, so that the mask of a single class is the one that `explain` gives.
+        min_score: Score above which a class is looked for where the caller names none, in [0, 1); None is 0.2 for
+            "softmax" and 0.5 for "sigmoid".
+        crf: A CRF over all classes together: True for `default_crf()`, or a `camtools.steps.CRF` of your own, of which
+            the kernels, iterations, backend, scale and eps count, and `background` gives way to the one above.
+        activation: How logits become scores: "softmax", or "sigmoid" for multi-label models.
+        device: Where to run; see `Explainer`.
+        batch_size: Pictures per forward.
+        transform: The model's preprocessing; None asks the model. See `Explainer`.
+        class_names: Names of the classes in order; None asks the model.
+
+    Raises:
+        ModelError: No module, or no adapter knows it.
+        PipelineError: The pipeline is unknown or impossible.
+        InputError: The transform or an argument cannot be used.
+        TargetError: `class_names` is not a list of names.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pipeline: str | Pipeline | Step | Sequence[Step] = "rcam",
+        *,
+        background: float | None = BACKGROUND,
+        min_score: float | None = None,
+        crf: CRF | bool | None = None,
+        activation: Literal["softmax", "sigmoid"] = "softmax",
+        device: str | torch.device | None = None,
+        batch_size: int = 32,
+        transform: Any = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        if background is not None and not (_number(background) and 0 < background < 1):
+            raise InputError(
+                f"background={background!r}: expected a number above 0 and below 1, or None for the "
+                "pipeline's threshold"
+            )
+        if min_score is not None and not (_number(min_score) and 0 <= min_score < 1):
+            raise InputError(f"min_score={min_score!r}: expected a number of at least 0 and below 1")
+        if crf is not None and not isinstance(crf, bool | CRF):
+            raise InputError(f"crf={crf!r}: expected True, False, or a camtools.steps.CRF with parameters of your own")
+        self.explainer = Explainer(
+            model,
+            pipeline,
+            device=device,
+            batch_size=batch_size,
+            transform=transform,
+            class_names=class_names,
+            activation=activation,
+        )
+        self.background = background
+        self.min_score = MIN_SCORE[activation] if min_score is None else min_score
+        self.crf = crf if isinstance(crf, CRF) else default_crf() if crf else None
+
+    def __call__(self, images: Any, classes: Classes = None) -> Segmentation | list[Segmentation]:
+        """Segment one picture or many.
+
+        Args:
+            images: A path, PIL image, array or tensor, or a list or batch of them; see `camtools.explain`.
+            classes: Which classes to look for, whatever their scores: one index or name, or a list of them, for every
+                picture. For many pictures also a list with a list for each, which may be empty, or None for those
+                above `min_score`.
+
+        Returns:
+            One segmentation for a single picture, else a list. A picture in which no class is above `min_score` is all
+            background.
+
+        Raises:
+            InputError: A picture cannot be used.
+            TargetError: A class does not exist or is named twice, or `classes` has the wrong length.
+            ModelError: The model cannot be explained.
+        """
+        pictures, single = read_pictures(images)
+        wanted = _per_picture(classes, len(pictures), single)
+        found = list(self._run(self.explainer.batches(images, wanted, single)))
+        return found[0] if single else found
+
+    def stream(self, images: Iterable[Any], classes: Target | Sequence[Target] | None = None) -> Iterator[Segmentation]:
+        """Segment pictures one after another without keeping them: for more than fit in memory.
+
+        Args:
+            images: Any iterable of pictures; it is read `2 * batch_size` ahead.
+            classes: Which classes to look for in every picture; None for those above `min_score`.
+
+        Yields:
+            What a call would give for each picture, in order.
+
+        Raises:
+            InputError: A picture cannot be used; those before it have been yielded by then.
+            TargetError: A class does not exist or is named twice.
+            ModelError: The model cannot be explained.
+        """
+        wanted = _per_picture(classes, 1, True)[0]
+        explainer = self.explainer
+        return self._run(read_batches(enumerate(images), repeat(wanted), explainer.transform, explainer.batch_size))
+
+    def _run(self, batches: Iterator[Batch]) -> Iterator[Segmentation]:
+        for batch in batches:
+            yield from self._segment(batch)
+
+    def _segment(self, batch: Batch) -> list[Segmentation]:
+        """Segment one batch: one forward, then batched steps for each picture size."""
+        counts: list[int] = []
+
+        def choose(logits: Tensor) -> Tensor:
+            targets, counts[:] = self._chosen(logits, [ready.target for ready in batch.pictures])
+            return targets
+
+        activations, state, _ = self.explainer.on_grid(batch, choose)
+        found: dict[int, Segmentation] = {}
+        device = activations.features.device.type
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+            for geometry in dict.fromkeys(ready.geometry for ready in batch.pictures):
+                members = [i for i, ready in enumerate(batch.pictures) if ready.geometry == geometry]
+                found |= self._of_one_size(activations, state, batch.pictures, members, counts)
+        return [found[i] for i in range(len(batch.pictures))]
+
+    def _of_one_size(
+        self, activations: Activations, state: State, batch: list[Ready], members: list[int], counts: list[int]
+    ) -> dict[int, Segmentation]:
+        """Segment the pictures of one geometry."""
+        explainer, labels = self.explainer, state.require("labels", self)
+        images = self.crf is not None or explainer.pipeline.needs_image
+        most = max(1, *(counts[i] for i in members))
+        done = explainer.pipeline.image(explainer.part(_first(state, most), members, batch, images))
+        maps, limits = done.require("maps", self), done.require("thresholds", self)
+        if self.background is not None:
+            limits = torch.full_like(limits, self.background)
+        there = torch.arange(most)[None] < torch.tensor([counts[i] for i in members])[:, None]
+        shares = self._probabilities(maps, limits, there.to(maps.device), done.images)
+        winners = shares.argmax(1)
+        values = torch.cat([torch.zeros_like(labels[members, :1]), labels[members, :most] + 1], 1)
+        masks = values.gather(1, winners.flatten(1)).view_as(winners)
+        scores = probabilities(activations.logits, explainer.activation).gather(1, labels).cpu()
+        found = {}
+        for row, i in enumerate(members):
+            n = counts[i]
+            own = limits[row, :n].tolist()
+            classes = tuple(labels[i, :n].tolist())
+            found[i] = Segmentation(
+                mask=masks[row].clone(),
+                classes=classes,
+                names=tuple(map(explainer.name, classes)),
+                scores=tuple(scores[i, :n].tolist()),
+                probabilities=shares[row, : n + 1].clone(),
+                maps=maps[row, :n].clone(),
+                backgrounds=tuple(own) if self.background is None else (self.background,) * n,
+                exact=activations.decomposition.exact,
+                layer=activations.decomposition.layer,
+                logits=activations.logits[i].detach().clone(),
+                picture=batch[i].picture,
+                transform=explainer.transform,
+                pipeline=explainer.pipeline_name,
+                crf=None if self.crf is None else repr(self.crf),
+            )
+        return found
+
+    def _probabilities(self, maps: Tensor, limits: Tensor, there: Tensor, images: Tensor | None) -> Tensor:
+        """Return background and classes, (B, K' + 1, H, W); classes that are not there get (next to) nothing."""
+        eps = EPS if self.crf is None else self.crf.eps
+        odds = torch.logit(maps.float(), eps) - torch.logit(limits.float(), eps)[..., None, None]
+        odds = odds.masked_fill(~there[..., None, None], -100.0)
+        unary = -torch.cat([torch.zeros_like(odds[:, :1]), odds], 1).log_softmax(1)
+        if self.crf is None:
+            return (-unary).exp()
+        assert images is not None  # `part` has filled them
+        return _refined(self.crf, unary, images)
+
+    def _chosen(self, logits: Tensor, wanted: Sequence[Any]) -> tuple[Tensor, list[int]]:
+        """Return the classes of each picture, (B, K') with at least one column, and how many of them count."""
+        names = self.explainer.class_names
+        scores = probabilities(logits, self.explainer.activation)
+        order = scores.argsort(dim=1, descending=True, stable=True).tolist()
+        above = (scores > self.min_score).sum(1).tolist()
+        rows = [
+            best[:count] if given is None else [_index(one, names, logits.shape[1]) for one in given]
+            for given, best, count in zip(wanted, order, above, strict=True)
+        ]
+        for row, given in zip(rows, wanted, strict=True):
+            if len(set(row)) < len(row):
+                raise TargetError(f"classes={given!r} names a class twice: these are classes {row}. Name each once")
+        targets, _ = class_indices(
+            [row or best[:1] for row, best in zip(rows, order, strict=True)], logits, None, names
+        )
+        return targets, list(map(len, rows))
+
+    def __repr__(self) -> str:
+        return (
+            f"Segmenter({self.explainer!r}, background={self.background}, min_score={self.min_score}, crf={self.crf!r})"
+        )
+
+
+def segment(
+    model: nn.Module,
+    image: Any,
+    classes: Classes = None,
+    *,
+    pipeline: str | Pipeline | Step | Sequence[Step] = "rcam",
+    background: float | None = BACKGROUND,
+    min_score: float | None = None,
+    crf: CRF | bool | None = None,
+    activation: Literal["softmax", "sigmoid"] = "softmax",
+    device: str | torch.device | None = None,
+    batch_size: int = 32,
+    transform: Any = None,
+    class_names: Sequence[str] | None = None,
+) -> Segmentation | list[Segmentation]:
+    """Say which class every pixel of a picture is of, with a classifier trained on image labels alone.
+
+    Args:
+        model: Any classifier; it is left exactly as it was.
+        image: One picture or a list of them, see `camtools.explain`.
+        classes: Which classes to look for; None for those above `min_score`. See `Segmenter`.
+        pipeline: Preset name, `Pipeline`, step, or list of steps.
+        background: The map value at which class and background are equally likely; None for the pipeline's threshold.
+        min_score: Score above which a class is looked for; None is 0.2 for "softmax" and 0.5 for "sigmoid".
+        crf: Whether to refine all classes together by a CRF, or a `camtools.steps.CRF` of your own.
+        activation: How logits become scores: "softmax", or "sigmoid" for multi-label models.
+        device: Where to run; a model that lives elsewhere is copied there. None stays with the model.
+        batch_size: Pictures per forward.
+        transform: The model's preprocessing; None asks the model.
+        class_names: Names of the classes in order; None asks the model.
+
+    Returns:
+        One `Segmentation` for a single picture, else a list.
+
+    Raises:
+        InputError: A picture or argument cannot be used.
+        TargetError: A class does not exist or is named twice, or `classes` has the wrong length.
+        ModelError: The model cannot be explained.
+        PipelineError: The pipeline is unknown or impossible.
+
+    Example:
+        >>> found = camtools.segment(model, "street.jpg", activation="sigmoid", crf=True)
+        >>> found.names, found.mask.shape
+    """
+    segmenter = Segmenter(
+        model,
+        pipeline,
+        background=background,
+        min_score=min_score,
+        crf=crf,
+        activation=activation,
+        device=device,
+        batch_size=batch_size,
+        transform=transform,
+        class_names=class_names,
+    )
+    return segmenter(image, classes)
+
+
+def _refined(crf: CRF, unary: Tensor, images: Tensor) -> Tensor:
+    """Return the posterior (B, L, H, W) of all classes together, by the CRF's kernels and backend."""
+    kernels = (crf.gaussian, crf.bilateral, crf.iterations)
+    if crf.on_lattice(unary):
+        return lattice.infer(unary[:, None], images, *kernels)[:, 0]
+    return infer(unary[:, None], images, *kernels, crf.scale)[:, 0]
+
+
+def _first(state: State, most: int) -> State:
+    """Return the state with its first classes only."""
+    fields = {name: getattr(state, name) for name in ("weights", "maps", "raw_maps", "labels")}
+    return state.replace(**{name: value if value is None else value[:, :most] for name, value in fields.items()})
+
+
+def _per_picture(classes: Any, count: int, single: bool) -> list[list[Any] | None]:
+    """Return the classes that the caller names for each picture; None where it is for the scores to say."""
+    if isinstance(classes, Tensor | np.ndarray):
+        classes = classes.tolist()
+    if classes is None:
+        return [None] * count
+    if not is_list(classes):
+        return [[classes]] * count
+    listed = list(classes)
+    if not listed:
+        raise TargetError("classes is empty: expected at least one class, or None for those above min_score")
+    if not any(one is None or is_list(one) for one in listed):
+        return [listed] * count
+    if single or len(listed) != count:
+        pictures = "a single picture" if single else f"{count} pictures"
+        raise TargetError(
+            f"classes has {len(listed)} items, lists among them, for {pictures}: expected a flat list of "
+            "classes for every picture alike, or a list with a list for each"
+        )
+    return [one if one is None else list(one) if is_list(one) else [one] for one in listed]
+
+
+def _index(wanted: Any, names: Sequence[str] | None, count: int) -> int:
+    return resolve_target(wanted, names if isinstance(wanted, str) else None, count)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
