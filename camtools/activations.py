@@ -23,6 +23,8 @@ class Activations:
         logits: The model's own class scores, (B, K).
         features: F as (B, C, h, w).
         decomposition: How the logits come from F.
+        stages: Outputs of the network's earlier stages, (B, C', h', w') each, coarse to fine, all finer than F;
+            detached, and only where they were asked for.
     """
 
     logits: Tensor
@@ -33,6 +35,7 @@ class Activations:
     _spec: FeatureSpec = field(repr=False)
     _weight: Tensor | None = field(repr=False)
     _input_size: tuple[int, int] = field(repr=False)
+    stages: tuple[Tensor, ...] = field(default=(), repr=False)
 
     def weights(self, targets: Targets = None) -> Tensor:
         """Return the class weights.

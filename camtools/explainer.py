@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any, Literal
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from camtools.activations import Activations
 from camtools.boxes import boxes_from_masks
+from camtools.enlarging import Sizes, enlarged
 from camtools.errors import InputError
 from camtools.explanation import Explanation, probabilities
-from camtools.geometry import Geometry
 from camtools.guard import untouched
 from camtools.inputs import read_pictures
 from camtools.model import CamModel, unwrapped, wrap
@@ -73,6 +73,7 @@ class Explainer:
         self.pipeline_name = pipeline if isinstance(pipeline, str) else self.pipeline.summary
         self.trace = trace
         self.model: CamModel = wrap(on_device(model, device))
+        self._sizes = Sizes(self.model)
         self.batch_size = batch_size
         self.activation: Literal["softmax", "sigmoid"] = activation
         adapter, inner = self.model.adapter, unwrapped(self.model)
@@ -107,12 +108,7 @@ class Explainer:
         check_top_k(top_k, target)
         pictures, single = read_pictures(images)
         targets = per_picture(target, len(pictures), single)
-        if is_ready_batch(images, self.transform):
-            batches = ready_batches(images, targets, self.batch_size)
-        else:
-            numbered = [(None, images)] if single else enumerate(images)
-            batches = read_batches(numbered, targets, self.transform, self.batch_size)
-        found = list(self._run(batches, top_k))
+        found = list(self._run(self.batches(images, targets, single), top_k))
         if top_k is None and not any(map(is_list, targets)):
             ones = [one[0] for one in found]
             return ones[0] if single else ones
@@ -144,6 +140,22 @@ class Explainer:
         for one in self._run(batches, top_k):
             yield one if several else one[0]
 
+    def batches(self, images: Any, targets: list[Any], single: bool) -> Iterator[Batch]:
+        """Yield one picture or many as batches for the model, read ahead.
+
+        Args:
+            images: As a call takes them.
+            targets: One per picture, passed through.
+            single: Whether `images` is one picture.
+
+        Raises:
+            InputError: A picture cannot be used; batches of those before it have been yielded by then.
+        """
+        if is_ready_batch(images, self.transform):
+            return ready_batches(images, targets, self.batch_size)
+        numbered = [(None, images)] if single else enumerate(images)
+        return read_batches(numbered, targets, self.transform, self.batch_size)
+
     def _run(self, batches: Iterator[Batch], top_k: int | None) -> Iterator[list[Explanation]]:
         """Yield the explanations of each picture, one a class."""
         for batch in batches:
@@ -151,39 +163,76 @@ class Explainer:
 
     def _explain(self, batch: Batch, top_k: int | None) -> list[list[Explanation]]:
         """Explain one batch: one forward, then batched steps for each picture size."""
+        wanted = [ready.target for ready in batch.pictures]
+        counts: list[int] = []
+
+        def choose(logits: Tensor) -> Tensor:
+            targets, counts[:] = class_indices(wanted, logits, top_k, self.class_names)
+            return targets
+
+        activations, state, trace = self.on_grid(batch, choose)
+        device = activations.features.device.type
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+            found = self._on_pictures(state, batch.pictures, activations, trace)
+        return [of_picture[:count] for of_picture, count in zip(found, counts, strict=True)]
+
+    def on_grid(self, batch: Batch, choose: Callable[[Tensor], Tensor]) -> tuple[Activations, State, list[TraceStep]]:
+        """Run the model once, or twice for `Enlarge`, and the pipeline's steps on the feature grid.
+
+        Args:
+            batch: Pictures of any sizes whose tensors have one shape.
+            choose: From logits (B, K) to the classes to map, (B, K') int64.
+
+        Returns:
+            What the forward at the model's own size gave; the state before the resize, float32, with the classes as
+            `labels`; and the maps after every step where `trace` asks for them.
+
+        Raises:
+            ModelError: The model cannot be explained, or its scores are not numbers.
+        """
         inner = unwrapped(self.model)
         x = to_model(batch.tensor, inner)
         with torch.inference_mode(False), torch.no_grad():
+            larger = self._larger(batch, x)
+            stages = self.pipeline.needs_stages
             with untouched(inner):
-                activations = self.model.activations(x)
+                activations = self.model.activations(x, stages if larger is None else 0)
                 check_scores(activations.logits, batch.pictures)
-                wanted = [ready.target for ready in batch.pictures]
-                targets, counts = class_indices(wanted, activations.logits, top_k, self.class_names)
-                weights = activations.weights(targets)
+                targets = choose(activations.logits)
+                source = activations if larger is None else self.model.activations(larger, stages)
+                weights = source.weights(targets)
             with torch.autocast(x.device.type, enabled=False):
                 # Half precision has too few levels for a map: from here on everything is float32.
-                state = State(features=activations.features.detach().float(), weights=weights.detach().float())
+                state = State(source.features.detach().float(), weights.detach().float(), labels=targets)
                 trace: list[TraceStep] = []
-                state = self.pipeline.features(state.replace(labels=targets), trace if self.trace else None)
-                found = self._on_pictures(state, batch.pictures, activations, targets, trace)
-        return [of_picture[:count] for of_picture, count in zip(found, counts, strict=True)]
+                state = state.replace(stages=source.stages)
+                state = self.pipeline.features(state, trace if self.trace else None)
+        return activations, state, trace
+
+    def _larger(self, batch: Batch, x: Tensor) -> Tensor | None:
+        """Return the inputs that the pipeline wants maps from; None for the model's own."""
+        if self.pipeline.scale == 1:
+            return None
+        larger = enlarged([ready.picture for ready in batch.pictures], x, self.transform, self.pipeline.scale)
+        return larger if self._sizes.taken(larger) else None
 
     def _on_pictures(
         self,
         state: State,
         batch: list[Ready],
         activations: Activations,
-        targets: Tensor,
         trace: list[TraceStep],
     ) -> list[list[Explanation]]:
         """Run the steps on the pictures' pixels, together for pictures of one geometry, and collect the results."""
+        targets = state.require("labels", self)
         scores = probabilities(activations.logits, self.activation).gather(1, targets).cpu()
         labels, logits = targets.cpu(), activations.logits.detach()
         found: list[list[Explanation]] = [[] for _ in batch]
         for geometry in dict.fromkeys(ready.geometry for ready in batch):
             members = [i for i, ready in enumerate(batch) if ready.geometry == geometry]
             later: list[TraceStep] = []
-            done = self.pipeline.image(self._part(state, members, geometry, batch), later if self.trace else None)
+            part = self.part(state, members, batch, self.pipeline.needs_image)
+            done = self.pipeline.image(part, later if self.trace else None)
             maps, raw, masks, thresholds = (done.require(f, self) for f in ("maps", "raw_maps", "masks", "thresholds"))
             boxes, limits = iter(boxes_from_masks(masks)), thresholds.cpu()
             for row, i in enumerate(members):
@@ -191,7 +240,7 @@ class Explainer:
                     early, cut = Cut(k), Cut(k)  # a step on the grid has a row for each of the batch's pictures
                     exp = Explanation(
                         label=int(labels[i, k]),
-                        name=self._name(int(labels[i, k])),
+                        name=self.name(int(labels[i, k])),
                         score=float(scores[i, k]),
                         map=cut(maps, row),
                         raw_map=cut(raw, row),
@@ -209,20 +258,28 @@ class Explainer:
                     found[i].append(exp)
         return found
 
-    def _part(self, state: State, members: list[int], geometry: Geometry, batch: list[Ready]) -> State:
-        """Return the state of the pictures of one geometry, ready for the steps on their pixels."""
-        changes: dict[str, Any] = {"resize": geometry.resize}
+    def part(self, state: State, members: list[int], batch: list[Ready], images: bool) -> State:
+        """Return the state of the pictures of one geometry, ready for the steps on their pixels.
+
+        Args:
+            state: Of the whole batch, from `on_grid`.
+            members: Which pictures, all of one geometry.
+            batch: The whole batch.
+            images: Whether to fill `State.images`.
+        """
+        changes: dict[str, Any] = {"resize": batch[members[0]].geometry.resize}
         if len(members) < len(batch):
             for name in ("features", "weights", "maps", "raw_maps", "labels"):
                 value = getattr(state, name)
                 changes[name] = value if value is None else value[members]
-        if self.pipeline.needs_image:
+        if images:
             shown = np.stack([np.asarray(display_image(batch[i].picture, self.transform)) for i in members])
             pixels = torch.from_numpy(shown).permute(0, 3, 1, 2)
             changes["images"] = pixels.to(state.require("maps", self).device, torch.float32) / 255
         return state.replace(**changes)
 
-    def _name(self, index: int) -> str:
+    def name(self, index: int) -> str:
+        """Return a class's name; its index as text where no names are known."""
         return str(index) if self.class_names is None else self.class_names[index]
 
     def __repr__(self) -> str:

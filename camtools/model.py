@@ -16,6 +16,8 @@ from camtools.errors import ModelError
 from camtools.guard import call_eagerly, untouched
 from camtools.layout import to_nchw
 from camtools.logits import class_scores
+from camtools.preprocess import Preprocess
+from camtools.stages import Observer, StageCapture, StageSpec
 from camtools.targets import Targets
 
 # What does the same in train and eval mode: a fresh head on a model in eval mode leaves the check as sharp as it is.
@@ -46,6 +48,7 @@ class CamModel(nn.Module):
         self.adapter = adapter or find_adapter(unwrapped(model))
         self._given = self._spec = spec
         self._decomposition: Decomposition | None = None
+        self._stages: tuple[StageSpec, ...] | None = None
         self.register_state_dict_post_hook(_drop_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
 
@@ -129,6 +132,8 @@ class CamModel(nn.Module):
         """Return a random input of the size the model was built for, (1, C, H, W), the same at every call."""
         config = self.adapter.data_config(unwrapped(self.model))
         size = config.get("input_size", (3, 224, 224)) if isinstance(config, dict) else None
+        if isinstance(config, Preprocess):
+            size = (config.channels, *(config.input_size or (224, 224)))
         if size is None:
             crop = getattr(config, "crop_size", [224])
             size = (3, crop[0], crop[-1])
@@ -136,11 +141,13 @@ class CamModel(nn.Module):
         noise = torch.randn((1, *size), generator=torch.Generator().manual_seed(0))
         return noise.to(reference.device, reference.dtype)
 
-    def activations(self, x: Tensor) -> Activations:
+    def activations(self, x: Tensor, stages: int = 0) -> Activations:
         """Run one forward and return logits, features and class weights together.
 
         Args:
             x: Model inputs, (B, 3, H, W), normalised as the model expects.
+            stages: How many of the network's earlier, finer stages to return as well, the coarsest first; fewer where
+                it has fewer. They are found on one picture, by watching a forward.
 
         Raises:
             ModelError: The model has no map, or returns no class scores.
@@ -150,9 +157,10 @@ class CamModel(nn.Module):
         known = self._decomposition
         if training and (known is None or (known.exact and self._claim(known) is None)):
             self.locate(x)  # here dropout and batch statistics would blur the check
-        return self._run(model, x, check=not training)
+        return self._run(model, x, check=not training, stages=stages)
 
-    def _run(self, model: nn.Module, x: Tensor, *, check: bool) -> Activations:
+    def _run(self, model: nn.Module, x: Tensor, *, check: bool, stages: int = 0) -> Activations:
+        earlier = self._earlier(model, x)[:stages] if stages else ()
         grad = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(grad):  # leaving inference mode turns gradients on
             if x.is_inference():
@@ -162,13 +170,22 @@ class CamModel(nn.Module):
             if self._spec is None:
                 self._spec = self.adapter.locate(model, x[:1].detach())
             known = self._decomposition is not None and self._decomposition.exact
-            found = self._forward(model, self._spec, x, cut=not known, check=check)
+            with StageCapture(model, earlier) as capture:
+                found = self._forward(model, self._spec, x, cut=not known, check=check)
             if known and not found.decomposition.exact:  # the head was changed since
                 if found.decomposition.residual is None:  # and is no linear layer any more, so ask the adapter again
                     self._spec = self._given or self.adapter.locate(model, x[:1].detach())
                 found = self._forward(model, self._spec, x, cut=True, check=check)
             self._decomposition = found.decomposition
-            return found
+            return replace(found, stages=capture.tensors((x.shape[2], x.shape[3]))) if earlier else found
+
+    def _earlier(self, model: nn.Module, x: Tensor) -> tuple[StageSpec, ...]:
+        """The network's stages before F, coarse to fine, found by watching one picture's forward in eval mode."""
+        if self._stages is None:
+            with untouched(model), torch.no_grad(), Observer(model, (x.shape[2], x.shape[3])) as observer:
+                grid = self._run(model, x[:1], check=False).decomposition.grid
+            self._stages = observer.stages(grid)
+        return self._stages
 
     def _claim(self, decomposition: Decomposition) -> tuple[Tensor, Tensor | None] | None:
         """The classifier's weight and bias as they are now; None where the head is not pooling + linear."""
@@ -217,8 +234,10 @@ class CamModel(nn.Module):
         words = spec.head or "layers that are not pooling + linear"
         if exact and head is not None:
             words = f"{head.pool} pooling + Linear({head.weight.shape[1]}, {head.weight.shape[0]})"
-        if exact and spec.pool == "identity":
-            words = f"avg pooling of {logits.shape[1]} class maps"
+            if head.pools_maps:
+                words = f"Linear({head.weight.shape[1]}, {head.weight.shape[0]}) at every position + {head.pool}"
+        if exact and head is not None and spec.pool == "identity":
+            words = f"{head.pool} pooling of {logits.shape[1]} class maps"
         return Decomposition(
             exact=exact,
             residual=None if head is None else head.residual,

@@ -10,10 +10,10 @@ from typing import Any, overload
 from torch import Tensor
 
 from camtools.errors import PipelineError
-from camtools.steps import CAM, FixedThreshold, MinMax, Stage, State, Step
+from camtools.steps import CAM, Enlarge, FixedThreshold, MinMax, Stage, State, Step
 from camtools.trace import TraceStep
 
-_ORDER = "weights steps, one map step, refine steps, one threshold step"
+_ORDER = "one input step, weights steps, one map step, refine steps, one threshold step"
 
 
 class Pipeline(Sequence[Step]):
@@ -27,8 +27,9 @@ class Pipeline(Sequence[Step]):
     has to keep the maps within [0, 1], as thresholds expect; that is not checked.
 
     Args:
-        steps: One step, or any number of them: weights steps, at most one map step, refine steps, at most one threshold
-            step, in this order, and none on the feature grid after one on the picture's pixels.
+        steps: One step, or any number of them: at most one input step, weights steps, at most one map step, refine
+            steps, at most one threshold step, in this order, and none on the feature grid after one on the picture's
+            pixels.
 
     Raises:
         PipelineError: The list holds something that is not a step, or the steps can't work in that order.
@@ -55,6 +56,17 @@ class Pipeline(Sequence[Step]):
     def needs_image(self) -> bool:
         """Whether any step reads `State.images`."""
         return any(step.needs_image for step in self._steps)
+
+    @property
+    def needs_stages(self) -> int:
+        """How many of `State.stages` the steps look at."""
+        return max(step.needs_stages for step in self._steps)
+
+    @property
+    def scale(self) -> float:
+        """Sides of the input that the maps are made from over the model's own; 1 without `Enlarge`."""
+        first = self._steps[0]
+        return first.scale if isinstance(first, Enlarge) else 1.0
 
     @property
     def summary(self) -> str:
@@ -121,6 +133,8 @@ class Pipeline(Sequence[Step]):
         if trace is not None:
             trace.extend(self._start(state))
         for position, step in enumerate(self._steps):
+            if step.stage == Stage.INPUT:
+                continue
             if step.stage == Stage.WEIGHTS and brings_maps:
                 raise PipelineError(
                     f"{step!r} needs weights, but this state brings finished maps without them. Use a pipeline without "
@@ -166,8 +180,9 @@ class Pipeline(Sequence[Step]):
         """Return the entry that comes before the steps', or none where the first step makes the maps."""
         if state.maps is not None:
             return [TraceStep("maps as given", "map", state.maps)]
-        if self._steps[0].stage == Stage.WEIGHTS:
-            return [TraceStep("weights as trained", "weights", self._preview(state, self._steps[0]))]
+        weights = [step for step in self._steps if step.stage == Stage.WEIGHTS]
+        if weights:
+            return [TraceStep("weights as trained", "weights", self._preview(state, weights[0]))]
         return []
 
     def _traced(self, position: int, state: State) -> TraceStep:
@@ -236,6 +251,10 @@ def _checked(steps: Any) -> list[Step]:
 
 def _check_order(before: Step, after: Step) -> None:
     """Refuse two neighbours that can't follow each other."""
+    if before.stage == after.stage == Stage.INPUT:
+        raise PipelineError(
+            f"{before!r} and {after!r} both choose the input; a pipeline has one such step. Remove one."
+        )
     if before.stage == after.stage == Stage.MAP:
         raise PipelineError(f"{before!r} and {after!r} both make the maps; a pipeline has one map step. Remove one.")
     if before.stage == after.stage == Stage.THRESHOLD:
@@ -266,10 +285,10 @@ def _not_a_step(item: object) -> str:
 
 def _complete(steps: list[Step]) -> tuple[Step, ...]:
     """Fill in the map, normalising and threshold steps that are missing."""
-    weights = [step for step in steps if step.stage == Stage.WEIGHTS]
+    first = [step for step in steps if step.stage <= Stage.WEIGHTS]
     maps = [step for step in steps if step.stage == Stage.MAP] or [CAM()]
     refine = [step for step in steps if step.stage == Stage.REFINE]
     if not any(getattr(step, "normalises", False) for step in refine):
         refine.append(MinMax())
     threshold = [step for step in steps if step.stage == Stage.THRESHOLD] or [FixedThreshold()]
-    return (*weights, *maps, *refine, *threshold)
+    return (*first, *maps, *refine, *threshold)

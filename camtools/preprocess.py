@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, cast, get_args
 
 import numpy as np
@@ -195,6 +195,20 @@ class Preprocess:
         pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, self.channels).permute(2, 0, 1)
         normalised = (pixels.float() / 255 - _per_channel(self.mean)) / _per_channel(self.std)
         return normalised.contiguous(), geometry
+
+    def scaled(self, ratio: tuple[float, float]) -> Preprocess:
+        """The same preprocessing to an input of another size: it shows the same part of the picture.
+
+        Args:
+            ratio: Sides (height, width) of the input over those now.
+        """
+        size = self.input_size and (round(self.input_size[0] * ratio[0]), round(self.input_size[1] * ratio[1]))
+        resize: int | tuple[int, int] | None = self.resize
+        if isinstance(resize, int):
+            resize = max(1, round(resize * max(ratio)))
+        elif resize is not None:
+            resize = (max(1, round(resize[0] * ratio[0])), max(1, round(resize[1] * ratio[1])))
+        return replace(self, input_size=size, resize=resize)
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) after the resize, with torchvision's truncation and timm's rounding; at least 1 x 1."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from camtools.activations import Activations
+from camtools.enlarging import Sizes
 from camtools.errors import CamtoolsError, ModelError
 from camtools.evaluation.classes import ClassMap
 from camtools.evaluation.measure import Failure, Measure, Pass
@@ -89,28 +91,54 @@ class Runner:
     def _sample(self, index: int) -> Sample:
         record = self.data.record(index)
         return prepare(
-            record, index, self.classes, self.measure.protocol.transform, keep_image=self.measure.needs_image
+            record,
+            index,
+            self.classes,
+            self.measure.protocol.transform,
+            keep_image=self.measure.needs_image,
+            scales=self._stages.keys() - {1.0},
         )
 
     def _forward(self, samples: list[Sample]) -> Pass:
-        """Run the model once, and every pipeline's steps on the feature grid."""
+        """Run the model once, and once more for every other size, and the pipelines' steps on the feature grid."""
         inner = unwrapped(self.model)
         x = to_model(torch.stack([one.tensor for one in samples if one.tensor is not None]), inner)
         with torch.inference_mode(False), torch.no_grad():
+            inputs = {
+                scale: torch.stack([one.larger[scale] for one in samples]) for scale in self._stages if scale != 1
+            }
+            taken = {scale: to_model(larger, inner) for scale, larger in inputs.items() if self._sizes.taken(larger)}
+            own = max((count for scale, count in self._stages.items() if scale not in taken), default=0)
             with untouched(inner):
-                found = self._activations(x)
+                found = self._activations(x, own)
                 _check(found.logits, samples)
                 targets = self._targets(samples)
-                weights = found.weights(targets)
+                starts = {1.0: self._start(found, targets)}
+                for scale, larger in taken.items():
+                    starts[scale] = self._start(self._activations(larger, self._stages[scale]), targets)
             with torch.autocast(x.device.type, enabled=False):
-                # Half precision has too few levels for a map: from here on everything is float32.
-                start = State(features=found.features.detach().float(), weights=weights.detach().float())
-                states = [pipeline.features(start.replace(labels=targets)) for pipeline in self.measure.pipelines]
+                pipelines = self.measure.pipelines
+                states = [pipeline.features(starts.get(pipeline.scale, starts[1.0])) for pipeline in pipelines]
         return Pass(samples, states, found.logits.detach().float(), targets)
 
-    def _activations(self, x: Tensor) -> Activations:
+    @cached_property
+    def _stages(self) -> dict[float, int]:
+        """How many earlier stages the pipelines look at, by the scale of the input that they want."""
+        scales = {pipeline.scale for pipeline in self.measure.pipelines}
+        return {s: max(p.needs_stages for p in self.measure.pipelines if p.scale == s) for s in sorted(scales)}
+
+    @cached_property
+    def _sizes(self) -> Sizes:
+        return Sizes(self.model)
+
+    def _start(self, found: Activations, targets: Tensor) -> State:
+        """Return where pipelines start. Half precision has too few levels for a map: all is float32 from here on."""
+        weights = found.weights(targets).detach().float()
+        return State(found.features.detach().float(), weights, labels=targets, stages=found.stages)
+
+    def _activations(self, x: Tensor, stages: int) -> Activations:
         try:
-            return self.model.activations(x)
+            return self.model.activations(x, stages)
         except torch.OutOfMemoryError as error:
             raise ModelError(
                 f"The device ran out of memory with {len(x)} pictures a forward: give a smaller batch_size."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from camtools.datasets import Record
+from camtools.enlarging import enlarged
 from camtools.errors import InputError
 from camtools.evaluation.classes import ClassMap
 from camtools.geometry import Geometry
@@ -51,6 +53,7 @@ class Sample:
         image: The picture; None where no step looks at it.
         tensor: The model's input, (C, h, w); None where there is no model.
         geometry: Where that lies in the picture.
+        larger: Inputs of other sizes, (C, h', w') each, by their scale.
         truths: A row each.
         boxes: Of all objects, (N, 4) float32; NaN rows for those without one.
         labels: The model's classes of all objects, (N,) int64.
@@ -63,6 +66,7 @@ class Sample:
     image: Image.Image | None
     tensor: Tensor | None
     geometry: Geometry
+    larger: dict[float, Tensor]
     truths: tuple[Truth, ...]
     boxes: Tensor
     labels: Tensor
@@ -70,7 +74,13 @@ class Sample:
 
 
 def prepare(
-    record: Record, index: int, classes: ClassMap, transform: Transform | None, *, keep_image: bool = False
+    record: Record,
+    index: int,
+    classes: ClassMap,
+    transform: Transform | None,
+    *,
+    keep_image: bool = False,
+    scales: Iterable[float] = (),
 ) -> Sample:
     """Make a record ready.
 
@@ -80,6 +90,7 @@ def prepare(
         classes: To the model's classes.
         transform: The protocol's; None where there is no model.
         keep_image: Whether a pipeline looks at the picture.
+        scales: Of further inputs that pipelines want maps from, over the model's own size.
 
     Raises:
         InputError: Its truth is impossible.
@@ -87,8 +98,11 @@ def prepare(
     image = record.image
     size = (image.height, image.width)
     tensor, geometry = None, Geometry.identity(size)
+    larger: dict[float, Tensor] = {}
     if transform is not None:
-        tensor, geometry = transform(Picture(image, None, record.id, size))
+        picture = Picture(image, None, record.id, size)
+        tensor, geometry = transform(picture)
+        larger = {scale: enlarged([picture], tensor[None], transform, scale)[0] for scale in scales}
     labels = torch.tensor([classes.index[label] for label in record.labels.tolist()], dtype=torch.int64)
     if (labels < 0).any():
         raise InputError(f"{record.id!r} has the class {classes.names[int(record.labels[labels < 0][0])]!r}, which the "
@@ -101,6 +115,7 @@ def prepare(
         image=image if keep_image else None,
         tensor=tensor,
         geometry=geometry,
+        larger=larger,
         truths=_truths(record, boxes, classes),
         boxes=boxes,
         labels=labels,

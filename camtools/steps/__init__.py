@@ -2,10 +2,12 @@
 
 from camtools.steps.absolute_negative import AbsoluteNegative
 from camtools.steps.adaptive_threshold import AdaptiveThreshold
+from camtools.steps.affinity import Affinity
 from camtools.steps.base import Stage, State, Step
 from camtools.steps.cam import CAM
 from camtools.steps.cream import CREAM
 from camtools.steps.crf import CRF
+from camtools.steps.enlarge import Enlarge
 from camtools.steps.fixed_threshold import FixedThreshold
 from camtools.steps.ivr import IVR
 from camtools.steps.minmax import MinMax
@@ -20,6 +22,8 @@ __all__ = [
     "NWC",
     "AbsoluteNegative",
     "AdaptiveThreshold",
+    "Affinity",
+    "Enlarge",
     "FixedThreshold",
     "MinMax",
     "PaS",

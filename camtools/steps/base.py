@@ -23,6 +23,7 @@ Resolution = Literal["feature", "image"]
 class Stage(IntEnum):
     """Where in the pipeline a step acts; stages only ever go up."""
 
+    INPUT = -1
     WEIGHTS = 0
     MAP = 1
     REFINE = 2
@@ -43,6 +44,8 @@ class State:
         thresholds: The value each map was compared with, (B, K'); `masks` is `maps > thresholds`.
         resize: Takes maps (B, K', h, w) from the feature grid to the original pictures' pixels, (B, K', H, W).
             None leaves them at feature resolution.
+        stages: Outputs of the network's earlier stages, (B, C', h', w') each, coarse to fine, all finer than F; empty
+            where it has none.
         labels: Which class each map is of, (B, K') int64, on any device; for steps on the feature grid.
     """
 
@@ -54,6 +57,7 @@ class State:
     masks: Tensor | None = None
     thresholds: Tensor | None = None
     resize: Callable[[Tensor], Tensor] | None = None
+    stages: tuple[Tensor, ...] | None = None
     labels: Tensor | None = None
 
     def replace(self, **changes: Any) -> State:
@@ -89,11 +93,13 @@ class Step(abc.ABC):
         stage: Where in the pipeline the step acts.
         resolution: Whether it works on the feature grid ("feature") or on the original picture's pixels ("image").
         needs_image: Whether `State.images` must be filled.
+        needs_stages: How many of `State.stages` the step looks at; 0 for none.
     """
 
     stage: ClassVar[Stage]
     resolution: ClassVar[Resolution] = "feature"
     needs_image: ClassVar[bool] = False
+    needs_stages: int = 0
 
     @abc.abstractmethod
     def __call__(self, state: State) -> State:
