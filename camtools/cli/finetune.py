@@ -1,0 +1,140 @@
+"""`camtools finetune`: train a classifier by a recipe, such that its maps fit objects better."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from camtools.cli.common import ModelArgOption, exit_codes, parse_model_args, stdout_console, stdout_to_stderr
+
+
+def finetune(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="gap, tap, wgap, minmaxcam ...; left out: lists them.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="timm/NAME, torchvision/NAME, package.module:function, FILE.py:function."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="Training set, NAME:PATH?key=value; only its labels are used.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where checkpoints, logs and pictures of the run go.")
+    ] = None,
+    val: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="Validation set; its boxes and masks are measured against.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Checkpoint to begin with, 'random', or torchvision's own names.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the training pictures.")] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", help="Pictures a step and process.")] = None,
+    lr: Annotated[float | None, typer.Option(metavar="X", help="Learning rate of the backbone.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of everything random.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the recipe. May be repeated; see --settings."),
+    ] = None,
+    settings: Annotated[bool, typer.Option("--settings", help="List the recipe's settings, and leave.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    model_arg: ModelArgOption = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
+) -> None:
+    """Fine-tune a classifier on pictures and their labels, by a recipe.
+
+    Prints a line an epoch, and at the end the metrics before and after. --out gets best.safetensors and
+    last.safetensors, which every command takes as --weights; metrics.csv, TensorBoard logs, config.json, and a picture
+    of maps before and after. A run that was killed goes on with --resume, and ends with the same weights. Under
+    accelerate launch or torchrun the processes share the batches.
+
+    Exit codes: 0 done, 2 wrong use, 130 interrupted.
+    """
+    with exit_codes():
+        if recipe is None:
+            _list_recipes()
+            return
+        if settings:
+            _list_settings(recipe)
+            return
+        named = (("--model", model), ("--data", data), ("--out", out))
+        missing = [name for name, value in named if value is None]
+        if missing:
+            raise typer.BadParameter("has to be given", param_hint=", ".join(missing))
+        assert model is not None and data is not None
+        options = _settings(set_, {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed})
+        arguments = parse_model_args(model_arg)
+        with stdout_to_stderr():
+            from camtools.evaluation.distributed import leads
+            from camtools.loading import load_model
+            from camtools.training import finetune as run
+            from camtools.training import make_recipe
+
+            method = make_recipe(recipe, options)  # before a model is loaded: the likelier mistakes are here
+            loaded = load_model(model, weights, model_args=arguments)
+            result = run(method, loaded, data, val, out=out, resume=resume, device=device)
+        if leads():
+            _show(result)
+
+
+def _settings(texts: list[str] | None, shorthands: dict[str, Any]) -> dict[str, Any]:
+    """Read KEY=VALUE pairs, beside the options that have their own names.
+
+    Raises:
+        typer.BadParameter: A pair lacks its "=", or a setting is given twice.
+    """
+    found = {name: value for name, value in shorthands.items() if value is not None}
+    for text in texts or ():
+        key, equals, value = text.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--set")
+        if key in found:
+            raise typer.BadParameter(f"{key!r} is given twice", param_hint="--set")
+        found[key] = value
+    return found
+
+
+def _list_recipes() -> None:
+    """Print every installed recipe with the first line of its docstring."""
+    from rich.table import Table
+
+    from camtools.training import installed_recipes, recipe_class
+
+    table = Table("recipe", "what it does")
+    for name in installed_recipes():
+        table.add_row(name, recipe_class(name)().words)
+    stdout_console().print(table)
+
+
+def _list_settings(recipe: str) -> None:
+    """Print a recipe's settings, its own first."""
+    from rich.table import Table
+
+    from camtools.training import recipe_class
+    from camtools.training.config import describe
+
+    table = Table("setting", "default", "what it is")
+    for row in describe(recipe_class(recipe).Config):
+        table.add_row(*row)
+    stdout_console().print(table)
+
+
+def _show(result: Any) -> None:
+    """Print metrics before training and of the best epoch, and where files are."""
+    from rich.table import Table
+
+    rows = {int(row["epoch"]): row for row in result.history}
+    before, best = rows.get(0, {}), rows[result.best_epoch]
+    names = [name for name in best if name == "val_accuracy" or "/" in name]
+    if names:
+        table = Table("metric", "before", f"epoch {result.best_epoch}", "change")
+        for name in names:
+            old = before.get(name)
+            change = "" if old is None else f"{best[name] - old:+.1f}"
+            table.add_row(name, "" if old is None else f"{old:.1f}", f"{best[name]:.1f}", change)
+        stdout_console().print(table)
+    for key, path in result.paths.items():
+        typer.echo(f"{key}: {path}", err=True)

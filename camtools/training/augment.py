@@ -1,0 +1,121 @@
+"""Random changes of training pictures; what happens to a picture depends on seed, epoch and picture only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from camtools.preprocess import Preprocess
+from camtools.training.config import TrainConfig
+
+_RESIZE_OVER_INPUT = 8 / 7  # 256 to 224, wsolevaluation
+
+
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Let torch's random numbers on the CPU depend on these numbers for a while; then they go on as before."""
+    state = torch.get_rng_state()
+    entropy = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+    torch.default_generator.manual_seed(entropy)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+class HideAndSeek(torch.nn.Module):
+    """Hides random cells of a grid (Singh and Lee, ICCV 2017).
+
+    Args:
+        grid: Cells a side.
+        drop: Probability that a cell is hidden.
+    """
+
+    def __init__(self, grid: int = 4, drop: float = 0.5) -> None:
+        super().__init__()
+        self.grid, self.drop = grid, drop
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """Return a copy with the hidden cells 0, the mean picture of a normalised one.
+
+        Args:
+            picture: (C, H, W), normalised.
+        """
+        hidden = torch.rand(self.grid, self.grid) < self.drop
+        height, width = picture.shape[-2:]
+        rows = torch.arange(height) * self.grid // height
+        columns = torch.arange(width) * self.grid // width
+        return picture.masked_fill(hidden[rows][:, columns], 0.0)
+
+
+def input_size(config: TrainConfig, preprocess: Preprocess) -> tuple[int, int]:
+    """Return (height, width) of the model's inputs in training and validation."""
+    size = (config.input_size, config.input_size) if config.input_size is not None else preprocess.input_size
+    return size or (224, 224)
+
+
+def training_transform(config: TrainConfig, preprocess: Preprocess) -> Callable[[Any], Tensor]:
+    """Return what makes an RGB PIL picture a model input, (C, H, W) float32, augmented as `config.augment` says.
+
+    Args:
+        config: Settings.
+        preprocess: The model's own, for channels, mean and std.
+    """
+    height, width = input_size(config, preprocess)
+    larger = config.resize and (config.resize, config.resize)
+    scaled = (round(height * _RESIZE_OVER_INPUT), round(width * _RESIZE_OVER_INPUT))
+    parts: list[Any] = [v2.Grayscale()] if preprocess.channels == 1 else [v2.RGB()]
+    if "resized_crop" in config.augment:
+        parts.append(v2.RandomResizedCrop((height, width), scale=(config.crop_scale, 1.0)))
+    elif "crop" in config.augment:
+        resize = larger or scaled
+        parts += [v2.Resize((max(resize[0], height), max(resize[1], width))), v2.RandomCrop((height, width))]
+    else:
+        parts.append(v2.Resize((height, width)))
+    if "flip" in config.augment:
+        parts.append(v2.RandomHorizontalFlip())
+    made: Callable[[Any], Tensor] = v2.Compose([*parts, *_to_input(preprocess), *_hidden(config)])
+    return made
+
+
+def plain_transform(config: TrainConfig, preprocess: Preprocess) -> Callable[[Any], Tensor]:
+    """Return the same without anything random: the whole picture squashed to the input's size."""
+    grey = [v2.Grayscale()] if preprocess.channels == 1 else [v2.RGB()]
+    made: Callable[[Any], Tensor] = v2.Compose(
+        [*grey, v2.Resize(input_size(config, preprocess)), *_to_input(preprocess)]
+    )
+    return made
+
+
+def cutmix(images: Tensor, labels: Tensor, classes: int, alpha: float) -> tuple[Tensor, Tensor]:
+    """Paste a rectangle of each picture's neighbour in the batch into it (Yun et al., ICCV 2019).
+
+    Args:
+        images: (B, C, H, W).
+        labels: (B,) indices, or (B, K) shares.
+        classes: K.
+        alpha: Of the Beta distribution that the area comes from.
+
+    Returns:
+        Pictures, and shares of classes, (B, K) float32.
+    """
+    mixed, shares = v2.CutMix(alpha=alpha, num_classes=classes)(images, labels)
+    return mixed, shares.float()
+
+
+def _to_input(preprocess: Preprocess) -> list[Any]:
+    return [
+        v2.PILToTensor(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(list(preprocess.mean), list(preprocess.std)),
+    ]
+
+
+def _hidden(config: TrainConfig) -> list[Any]:
+    return [HideAndSeek(config.has_grid, config.has_drop)] if "has" in config.augment else []

@@ -1,0 +1,220 @@
+"""What a fine-tune can be told: typed settings with their ranges, read from keyword arguments or from text."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from camtools.errors import InputError
+
+AUGMENTATIONS = ("crop", "resized_crop", "flip", "has", "cutmix")
+
+
+def option(
+    default: Any,
+    words: str,
+    *,
+    source: str = "",
+    least: float | None = None,
+    most: float | None = None,
+    choices: Sequence[Any] | None = None,
+    affects: bool = True,
+) -> Any:
+    """Declare a field of a `TrainConfig`.
+
+    Args:
+        default: Its value where nothing is said.
+        words: What it is, for the help.
+        source: Where the default comes from: paper, equation, code.
+        least: Smallest value.
+        most: Largest value.
+        choices: The values there are; of a tuple's elements.
+        affects: Whether the trained weights depend on it; a run may be resumed with another value where they don't.
+    """
+    rules = {"words": words, "source": source, "least": least, "most": most, "choices": choices, "affects": affects}
+    return dataclasses.field(default=default, metadata=rules)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings that all recipes share. A recipe's own `Config` derives from it, adds fields and may change defaults.
+
+    Values are checked when it is made; see the fields' `metadata` for ranges, words and sources.
+
+    Raises:
+        InputError: A value has the wrong type or is out of range.
+    """
+
+    epochs: int = option(10, "Passes over the training pictures.", least=1)
+    batch_size: int = option(32, "Pictures a step and process.", least=1)
+    optimizer: str = option("sgd", "What makes steps of gradients.", choices=("sgd", "adamw"))
+    lr: float = option(1e-3, "Learning rate of the backbone.", least=0)
+    head_lr_factor: float = option(
+        10.0, "The classifier's rate, in multiples of it.", source="wsolevaluation, MinMaxCAM", least=0
+    )
+    momentum: float = option(0.9, "Of SGD; Nesterov's, unless 0.", source="wsolevaluation", least=0, most=1)
+    weight_decay: float = option(5e-4, "Of all weights.", source="MinMaxCAM", least=0)
+    clip_grad: float = option(0.0, "Largest norm of the gradients; 0: any.", least=0)
+    schedule: str = option(
+        "cosine", "How the rate falls: along a cosine to 0, in steps, or not.", choices=("cosine", "step", "constant")
+    )
+    step_epochs: int = option(15, "Epochs between the steps of schedule=step.", source="wsolevaluation", least=1)
+    step_gamma: float = option(0.1, "Factor of each such step.", source="wsolevaluation", least=0, most=1)
+    warmup: float = option(0.0, "Epochs in which the rate rises from 0.", least=0)
+    label_smoothing: float = option(0.0, "Share of the truth given to all classes alike.", least=0, most=0.999)
+    ema: float = option(
+        0.0, "Decay of the weights' moving average, which then is the result; 0: none.", least=0, most=1
+    )
+    freeze_bn: bool = option(False, "Whether batch normalisation keeps its statistics.")
+    output_stride: int | None = option(
+        None, "Pixels between positions of the feature map: the last stages keep their resolution.", choices=(8, 16, 32)
+    )
+    input_size: int | None = option(None, "Side of the input in pixels; None: the model's own.", least=16)
+    resize: int | None = option(
+        None, "Side to which pictures are squashed before a crop; None: 8/7 of the input.", source="wsolevaluation"
+    )
+    augment: tuple[str, ...] = option(
+        ("crop", "flip"),
+        "crop: a random square of the resized picture; resized_crop: of random size; flip; has: Hide-and-Seek (Singh "
+        "and Lee, ICCV 2017); cutmix (Yun et al., ICCV 2019).",
+        choices=AUGMENTATIONS,
+    )
+    crop_scale: float = option(0.25, "Least share of the area that resized_crop keeps.", least=0.01, most=1)
+    has_grid: int = option(4, "Cells a side of Hide-and-Seek's grid.", source="Singh and Lee, ICCV 2017", least=1)
+    has_drop: float = option(0.5, "Share of cells it hides.", source="Singh and Lee, ICCV 2017", least=0, most=1)
+    cutmix_alpha: float = option(1.0, "Of CutMix's Beta distribution.", source="Yun et al., ICCV 2019", least=1e-3)
+    seed: int = option(0, "Of everything random.", least=0)
+    mixed_precision: str = option("no", "Type of the forward's numbers.", choices=("no", "bf16", "fp16"))
+    accumulate: int = option(1, "Batches whose gradients make one step.", least=1)
+    compile: bool = option(False, "Whether torch.compile makes the model faster.")
+    workers: int | None = option(
+        None, "Processes that read pictures; None: up to 8 with a GPU, else none.", least=0, affects=False
+    )
+    log_every: int = option(20, "Steps between entries in the log, and looks at the loss.", least=1, affects=False)
+    save_every: int = option(
+        0, "Steps between checkpoints within an epoch; 0: only after each.", least=0, affects=False
+    )
+    best: str = option(
+        "accuracy",
+        "What is best: accuracy, loss, last, or a metric of camtools.evaluate such as MaxBoxAccV2, which looks at the "
+        "validation set's boxes.",
+    )
+    protocol: str = option("native", "Of the validation, see camtools.evaluate.", choices=("native", "wsol"))
+    validate_every: int = option(1, "Epochs between validations; the last epoch always has one.", least=1)
+    val_limit: int | None = option(None, "Validation pictures; None: all.", least=1)
+    examples: int = option(6, "Validation pictures drawn before and after.", least=0, affects=False)
+
+    def __post_init__(self) -> None:
+        kinds = typing.get_type_hints(type(self))
+        for one in dataclasses.fields(self):
+            object.__setattr__(self, one.name, _checked(one, kinds[one.name], getattr(self, one.name)))
+        both = {"crop", "resized_crop"} <= set(self.augment)
+        if both or len(set(self.augment)) < len(self.augment):
+            raise InputError(f"augment={self.augment!r}: expected each once, and crop or resized_crop, not both")
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """Make a config of settings by name; text is read as the field's type ("1e-3", "crop,flip", "none").
+
+        Raises:
+            InputError: A name is unknown (says which is closest), or a value has the wrong type or is out of range.
+        """
+        kinds = typing.get_type_hints(cls)
+        known = {one.name: one for one in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for name, value in options.items():
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise InputError(f"there is no setting {name!r}{hint} Expected one of {', '.join(known)}")
+            values[name] = _read(value, kinds[name]) if isinstance(value, str) else value
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings, as JSON keeps them."""
+        found = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+    def affecting(self) -> dict[str, Any]:
+        """Return the settings on which the weights depend, as JSON keeps them."""
+        kept = {one.name for one in dataclasses.fields(self) if one.metadata.get("affects", True)}
+        return {name: value for name, value in self.to_dict().items() if name in kept}
+
+
+def describe(config: type[TrainConfig]) -> list[tuple[str, str, str]]:
+    """Return (name, default, words) of every setting, the recipe's own first."""
+    shared = {one.name for one in dataclasses.fields(TrainConfig)}
+    rows = []
+    for one in sorted(dataclasses.fields(config), key=lambda one: one.name in shared):
+        words, source = one.metadata.get("words", ""), one.metadata.get("source", "")
+        default = ",".join(one.default) if isinstance(one.default, tuple) else str(one.default)
+        rows.append((one.name, default.lower(), f"{words} [{source}]" if source else words))
+    return rows
+
+
+def _kinds(kind: Any) -> tuple[type, ...]:
+    """Return the types that a field's annotation admits; tuple[str, ...] counts as tuple."""
+    parts = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return tuple(typing.get_origin(part) or part for part in parts)
+
+
+def _read(text: str, kind: Any) -> Any:
+    """Read a value; what cannot be read stays text, and is refused for its type."""
+    kinds = _kinds(kind)
+    plain = text.strip()
+    if plain.lower() == "none" and type(None) in kinds:
+        return None
+    if tuple in kinds:
+        return tuple(part.strip() for part in plain.split(",") if part.strip() and plain.lower() != "none")
+    if bool in kinds:
+        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(plain.lower(), text)
+    if str in kinds:
+        return plain
+    try:
+        return ast.literal_eval(plain)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _checked(one: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
+    """Return a field's value in its type."""
+    kinds, rules = _kinds(kind), one.metadata
+    wanted = _wanted(kinds, rules)
+    if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
+        value = float(value)
+    if isinstance(value, list) and tuple in kinds:
+        value = tuple(value)
+    wrong = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
+    if not wrong and value is not None:
+        each = value if isinstance(value, tuple) else (value,)
+        choices, least, most = rules.get("choices"), rules.get("least"), rules.get("most")
+        wrong = any(
+            (choices is not None and item not in choices)
+            or (isinstance(item, float) and not math.isfinite(item))
+            or (least is not None and item < least)
+            or (most is not None and item > most)
+            for item in each
+        )
+    if wrong:
+        raise InputError(f"{one.name}={value!r}: expected {wanted}. {rules.get('words', '')}".rstrip())
+    return value
+
+
+def _wanted(kinds: tuple[type, ...], rules: Mapping[str, Any]) -> str:
+    """Say in words what a field takes."""
+    least, most, choices = rules.get("least"), rules.get("most"), rules.get("choices")
+    if choices is not None:
+        words = ("any of " if tuple in kinds else "one of ") + ", ".join(map(str, choices))
+    else:
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a tuple"}
+        words = " or ".join(names[kind] for kind in kinds if kind in names)
+        words += "" if least is None else f" of at least {least:g}"
+        words += "" if most is None else f" and at most {most:g}" if least is not None else f" of at most {most:g}"
+    return words + (", or none" if type(None) in kinds else "")

@@ -1,0 +1,182 @@
+"""What a recipe is: how one method changes the model, chooses batches, and learns from them.
+
+`camtools.finetune` owns everything else: pictures, augmentation, precision, checkpoints, logs, validation. A recipe is
+found by name through the entry point group `camtools.recipes`; camtools's own lie in `recipes/camtools_recipes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from camtools.errors import InputError
+from camtools.training.config import TrainConfig
+from camtools.training.sampling import shuffled_batches
+
+if TYPE_CHECKING:
+    from camtools.training.trainer import Trainer
+
+Labels = Sequence[Sequence[int]]
+"""The classes of every training picture, each once: `labels[i]` are the model's indices of picture i."""
+
+
+@dataclass
+class Batch:
+    """What one step learns from: pictures and labels, never boxes.
+
+    Attributes:
+        images: Model inputs, (B, C, H, W), normalised, on the model's device.
+        labels: (B,) int64, each picture's class; or (B, K) float32 shares in [0, 1] for multi-label recipes and CutMix.
+        indices: Positions of the pictures in the training set, (B,) int64, on the CPU.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+class Recipe:
+    """A way to fine-tune. Subclasses set the class attributes, and override what their method does differently.
+
+    Args:
+        config: Its settings; None for the defaults.
+
+    Attributes:
+        name: By which it is found, and named in files.
+        Config: Its settings' class.
+        pipeline: How the trained model's maps are read: anything `camtools.evaluate` takes. "cam" is measured besides.
+        multilabel: False: pictures have one class, and labels are indices. True: labels are (B, K) shares. None: as the
+            data is.
+    """
+
+    name: ClassVar[str] = ""
+    Config: ClassVar[type[TrainConfig]] = TrainConfig
+    pipeline: Any = "cam"
+    multilabel: bool | None = False
+
+    def __init__(self, config: TrainConfig | None = None) -> None:
+        found = self.Config() if config is None else config
+        if not isinstance(found, self.Config):
+            raise InputError(f"config is {type(found).__name__}: expected {self.name}'s {self.Config.__name__}")
+        self.config: Any = found
+
+    @property
+    def words(self) -> str:
+        """What it does, in a line: the first of its docstring."""
+        return (type(self).__doc__ or "").strip().partition("\n")[0]
+
+    def check(self, labels: Labels, names: Sequence[str]) -> None:
+        """Refuse training data that the method cannot use; called before anything is built.
+
+        Args:
+            labels: Of all training pictures.
+            names: Of the classes.
+
+        Raises:
+            InputError: It cannot; says which class lacks what.
+        """
+
+    def build(self, model: nn.Module, classes: int | None) -> nn.Module:
+        """Return what is trained, made of a copy of the caller's model.
+
+        Args:
+            model: The caller's own, which must stay as it is: `camtools.replace_head` copies.
+            classes: How many classes a fresh classifier has; None to keep the model's own.
+
+        Raises:
+            ModelError: The method does not fit the model.
+        """
+        from camtools.heads import GAP, replace_head
+
+        return replace_head(model, GAP(), classes=classes, output_stride=self.config.output_stride)
+
+    def fast_parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """Return the parameters whose rate is `head_lr_factor` times as high: what lies behind the feature map."""
+        from camtools.training.optimizer import head_parameters
+
+        return head_parameters(model)
+
+    def batches(self, labels: Labels, epoch: int) -> list[list[int]]:
+        """Return the pictures of every step of an epoch, by their positions in the training set.
+
+        Must depend on nothing but the arguments and the settings. With several processes each takes every n-th batch.
+
+        Args:
+            labels: Of all training pictures.
+            epoch: From 0.
+        """
+        return shuffled_batches(len(labels), self.config.batch_size, self.config.seed, epoch)
+
+    def step(self, trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
+        """Learn from one batch; here `loss`, its gradients, and an update.
+
+        The model is in training mode. Methods with several updates call `trainer.update` and `trainer.update_only`.
+
+        Returns:
+            What is logged: scalars by name, detached; "loss" has to be among them.
+        """
+        with trainer.precision():
+            losses = self.loss(trainer, batch)
+        trainer.update(losses["loss"])
+        return {name: value.detach() for name, value in losses.items()}
+
+    def loss(self, trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
+        """Return scalars by name; "loss" is the one that is minimised, the others are logged.
+
+        Here cross-entropy, or binary cross-entropy for recipes with `multilabel` labels, and the accuracy.
+        """
+        logits = trainer.model(batch.images).float()
+        found = {"loss": self.classification_loss(logits, batch.labels)}
+        if batch.labels.ndim == 1:
+            found["accuracy"] = accuracy(logits.detach(), batch.labels)
+        return found
+
+    def classification_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return (softmax or binary) cross-entropy, a scalar, with the configured label smoothing.
+
+        Args:
+            logits: (B, K).
+            labels: (B,) indices, or (B, K) shares.
+        """
+        smoothing = self.config.label_smoothing
+        if labels.ndim == 2 and self.multilabel is not False:
+            target = labels * (1 - smoothing) + smoothing / 2
+            return nn.functional.binary_cross_entropy_with_logits(logits, target)
+        return nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+    def before_training(self, trainer: Trainer) -> None:
+        """Run once, before the first epoch and after a checkpoint was loaded."""
+
+    def after_epoch(self, trainer: Trainer) -> None:
+        """Run after every epoch's last step, before validation and checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the recipe learnt beside the weights: tensors, numbers and text, as checkpoints keep them."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+
+    def finished(self, model: nn.Module) -> nn.Module:
+        """Return what is evaluated, saved and handed back: here the trained model itself.
+
+        Args:
+            model: The trained module, or its moving average; unwrapped, in eval mode. Must not be changed.
+        """
+        return model
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the share of pictures whose class is the likeliest, per cent, a scalar.
+
+    Args:
+        logits: (B, K).
+        labels: (B,) indices.
+    """
+    return (logits.argmax(1) == labels).float().mean() * 100
+
+
+__all__ = ["Batch", "Labels", "Recipe", "TrainConfig", "accuracy"]

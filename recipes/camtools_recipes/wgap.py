@@ -1,0 +1,37 @@
+"""`wgap`: pooling weighted by the activations' own softmax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from camtools.training.config import TrainConfig, option
+from camtools.training.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class WgapConfig(TrainConfig):
+    """Settings of `wgap`."""
+
+    divide: bool = option(
+        False, "Whether to divide by H x W, as the paper's eq. 1 has it; a fine-tune then starts from tiny logits."
+    )
+
+
+class Wgap(Recipe):
+    """Weighted global average pooling (Zhang et al., eq. 1), read with absolute weights and the adaptive threshold.
+
+    G_c = sum S_c F_c, S_c the softmax of F_c over the positions.
+    """
+
+    name = "wgap"
+    Config = WgapConfig
+    pipeline = "adaptive"
+
+    def build(self, model: nn.Module, classes: int | None) -> nn.Module:
+        """Put WGAP in the place of the model's pooling."""
+        from camtools.heads import WGAP, replace_head
+
+        head = WGAP(divide=self.config.divide)
+        return replace_head(model, head, classes=classes, output_stride=self.config.output_stride)

@@ -1,0 +1,118 @@
+"""How much longer a recipe's step takes than `gap`'s, and how busy reading keeps the model.
+
+    python tests/benchmarks/recipes.py --recipes tap,wgap,minmaxcam --model torchvision/mobilenet_v2
+
+Prints milliseconds a picture of each recipe's step on random pictures, with its ratio to `gap`; then pictures a
+second of a real epoch of `gap` as a share of a bare forward, backward and update on pictures that lie in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import torch
+from PIL import Image
+
+from camtools.datasets import Record
+from camtools.datasets.listed import ListedDataset
+from camtools.evaluation.selection import Selection
+from camtools.loading import load_model
+from camtools.training import make_recipe
+from camtools.training.accelerator import accelerated
+from camtools.training.augment import input_size
+from camtools.training.data import TrainingSet
+from camtools.training.recipe import Batch
+from camtools.training.trainer import Trainer
+
+
+class Noise(ListedDataset):
+    """Pictures of noise as large as photographs on disk are, kept as JPEG in memory; as many of each class."""
+
+    def __init__(self, count: int, classes: int, side: int) -> None:
+        import io
+
+        super().__init__((f"{i:06d}" for i in range(count)), [str(i) for i in range(classes)], None, "record")
+        random = torch.Generator().manual_seed(0)
+        small = torch.randint(0, 256, (32, 32, 3), generator=random, dtype=torch.uint8).numpy()
+        file = io.BytesIO()
+        Image.fromarray(small).resize((side, side)).save(file, "JPEG", quality=90)
+        self.bytes = file.getvalue()
+
+    def labels_of(self, index: int) -> list[int]:
+        return [index % len(self.classes)]
+
+    def record(self, index: int) -> Record:
+        import io
+
+        image = Image.open(io.BytesIO(self.bytes)).convert("RGB")
+        return Record(image, torch.tensor(self.labels_of(index)), torch.zeros(0, 4), None, None, self.ids[index])
+
+
+def trainer_of(name: str, args: argparse.Namespace, data: TrainingSet, accelerator: Any) -> Trainer:
+    loaded = load_model(args.model, "random", num_classes=args.classes)
+    recipe = make_recipe(
+        name, {"batch_size": args.batch, "epochs": 1, "workers": args.workers, "mixed_precision": args.precision}
+    )
+    built = recipe.build(loaded.model, None)
+    preprocess: Any = loaded.preprocess
+    return Trainer(recipe, built, data, args.classes, recipe.multilabel is True, preprocess, accelerator)
+
+
+def waited(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def step_seconds(trainer: Trainer, args: argparse.Namespace) -> list[float]:
+    """Seconds a picture of each step; the batch is the recipe's own size, S pictures a class one after another."""
+    indices = trainer.own_batches()[0]
+    size = input_size(trainer.config, trainer.preprocess)
+    images = torch.randn(len(indices), 3, *size, device=trainer.device)
+    labels = torch.tensor([trainer.data.labels[i][0] for i in indices], device=trainer.device)
+    if trainer.shares:
+        labels = torch.nn.functional.one_hot(labels, trainer.classes).float()
+    found = []
+    for _ in range(args.steps + 2):
+        trainer.model.train()
+        start = waited(trainer.device)
+        trainer.recipe.step(trainer, Batch(images, labels, torch.tensor(indices)))
+        found.append((waited(trainer.device) - start) / len(indices))
+    return found[2:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", default="tap,wgap,minmaxcam")
+    parser.add_argument("--model", default="torchvision/mobilenet_v2")
+    parser.add_argument("--classes", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=25, help="minmaxcam's own is 25")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--side", type=int, default=500, help="pixels a side of the stored pictures")
+    parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--precision", default="no", choices=["no", "bf16", "fp16"])
+    args = parser.parse_args()
+    data = TrainingSet(Selection(Noise(max(args.pictures, 5 * args.classes), args.classes, args.side)))
+    with accelerated(args.precision, None) as accelerator:
+        trainers = {name: trainer_of(name, args, data, accelerator) for name in ("gap", *args.recipes.split(","))}
+        times: dict[str, list[float]] = {name: [] for name in trainers}
+        for _ in range(3):  # in turn, so that whatever else the machine does meets all of them
+            for name, trainer in trainers.items():
+                times[name] += step_seconds(trainer, args)
+        base = statistics.median(times["gap"])
+        for name, seconds in times.items():
+            middle = statistics.median(seconds)
+            print(f"{name:12} {1000 * middle:8.3f} ms a picture, {middle / base:.2f} x gap")
+        count = sum(map(len, trainers["gap"].own_batches()))
+        start = waited(accelerator.device)
+        trainers["gap"].run_epoch(lambda step, means: None, lambda count, loss: None, lambda: None)
+        speed = count / (waited(accelerator.device) - start)
+        print(f"an epoch of {count} pictures: {speed:.1f} pictures/s, {speed * base:.2f} of the bare step's")
+
+
+if __name__ == "__main__":
+    main()

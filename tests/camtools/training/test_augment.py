@@ -1,0 +1,99 @@
+"""Augmentation: seeded by picture, and what each kind does to pixels."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from camtools.preprocess import Preprocess
+from camtools.training import TrainConfig
+from camtools.training.augment import HideAndSeek, cutmix, plain_transform, seeded, training_transform
+
+UNIT = Preprocess(input_size=(8, 8), resize=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+def ramp(width=8, height=8):
+    """Red grows to the right, green downwards."""
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    pixels[..., 0] = np.arange(width) * 10
+    pixels[..., 1] = np.arange(height)[:, None] * 10
+    return Image.fromarray(pixels)
+
+
+def test_seeded_numbers_depend_on_the_arguments_and_leave_the_callers_alone():
+    before = torch.get_rng_state()
+    with seeded(1, 2, 3):
+        first = torch.rand(4)
+    assert torch.equal(torch.get_rng_state(), before)
+    with seeded(1, 2, 3):
+        assert torch.equal(torch.rand(4), first)
+    with seeded(1, 2, 4):
+        assert not torch.equal(torch.rand(4), first)
+
+
+def test_the_plain_transform_squashes_and_normalises():
+    unit = Preprocess(input_size=(8, 8), resize=(8, 8), mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 1.0))
+    x = plain_transform(TrainConfig(), unit)(Image.new("RGB", (30, 10), (255, 0, 51)))
+    assert x.shape == (3, 8, 8)
+    torch.testing.assert_close(x.mean((1, 2)), torch.tensor([2.0, -1.0, -0.3]))
+
+
+def test_no_augmentation_gives_the_picture_itself():
+    x = training_transform(TrainConfig(augment=()), UNIT)(ramp())
+    torch.testing.assert_close(x[0, 0] * 255, torch.arange(8.0) * 10)
+
+
+def test_flips_are_flips():
+    transform = training_transform(TrainConfig(augment=("flip",)), UNIT)
+    seen = set()
+    for number in range(12):
+        with seeded(number):
+            row = (transform(ramp())[0, 0] * 255).round().long().tolist()
+        seen.add(tuple(row))
+    assert seen == {tuple(range(0, 80, 10)), tuple(range(70, -10, -10))}
+
+
+def test_a_crop_is_a_window_of_the_resized_picture():
+    transform = training_transform(TrainConfig(augment=("crop",), resize=12), UNIT)
+    corners = set()
+    for number in range(40):
+        with seeded(number):
+            x = (transform(ramp(12, 12)) * 255).round().long()
+        left, top = int(x[0, 0, 0]) // 10, int(x[1, 0, 0]) // 10
+        assert x[0, 3].tolist() == [10 * (left + i) for i in range(8)]
+        corners.add((left, top))
+    assert {left for left, _ in corners} == set(range(5)) == {top for _, top in corners}
+
+
+def test_the_default_resize_is_eight_sevenths():
+    transform = training_transform(TrainConfig(input_size=224), UNIT)
+    assert "Resize(size=[256, 256]" in repr(transform) and "RandomCrop(size=(224, 224)" in repr(transform)
+
+
+def test_grey_models_get_one_channel():
+    grey = Preprocess(input_size=(8, 8), resize=(8, 8), mean=(0.0,), std=(1.0,), channels=1)
+    x = training_transform(TrainConfig(augment=()), grey)(Image.new("RGB", (8, 8), (255, 255, 255)))
+    assert x.shape == (1, 8, 8) and torch.all(x == 1)
+
+
+def test_hide_and_seek_hides_whole_cells():
+    with seeded(4):
+        x = HideAndSeek(grid=4, drop=0.5)(torch.ones(3, 10, 12))
+    rows, columns = torch.arange(10) * 4 // 10, torch.arange(12) * 4 // 12
+    cells = [x[:, rows == i][:, :, columns == j] for i in range(4) for j in range(4)]
+    assert all(len(cell.unique()) == 1 for cell in cells)
+    assert 0 < sum(float(cell.max()) for cell in cells) < 16
+    assert torch.all(HideAndSeek(drop=0.0)(torch.ones(3, 8, 8)) == 1)
+    assert torch.all(HideAndSeek(drop=1.0)(torch.ones(3, 8, 8)) == 0)
+
+
+def test_cutmix_shares_are_the_shares_of_pixels():
+    images = torch.stack([torch.full((1, 10, 10), float(i)) for i in range(3)])
+    with seeded(8):
+        mixed, shares = cutmix(images, torch.tensor([0, 1, 2]), 3, alpha=1.0)
+    for own in range(3):
+        other = (own - 1) % 3
+        part = float((mixed[own] == other).float().mean())
+        assert 0 < part < 1
+        expected = torch.zeros(3)
+        expected[own], expected[other] = 1 - part, part
+        torch.testing.assert_close(shares[own], expected)

@@ -1,0 +1,78 @@
+"""Files whole or not at all, and settings compared."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from camtools.errors import InputError, WeightsError
+from camtools.training.checkpoint import check_same, read_state, replacing, write_state, write_text, write_with
+
+CPU = torch.device("cpu")
+
+
+def test_what_is_written_is_read(tmp_path):
+    state = {"settings": "{}", "x": torch.arange(3), "n": [1, 2.5], "none": None}
+    write_state(tmp_path / "deep" / "state.pt", state)
+    found = read_state(tmp_path / "deep" / "state.pt", CPU)
+    assert torch.equal(found.pop("x"), torch.arange(3))
+    assert found == {"settings": "{}", "n": [1, 2.5], "none": None}
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["state.pt"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("write failed"), KeyError("x")])
+def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path, error):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    expected = KeyError if isinstance(error, KeyError) else InputError
+    with pytest.raises(expected) as caught, replacing(path) as partial:
+        partial.write_text("ne")
+        raise error
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    if expected is InputError:
+        assert f"{path} cannot be written: {error}" in str(caught.value) and "--resume" in str(caught.value)
+
+
+def test_a_writer_sees_the_suffix(tmp_path):
+    names = []
+
+    def write(path: Path) -> None:
+        names.append(path.suffix)
+        path.write_text("x")
+
+    write_with(tmp_path / "a.png", write)
+    assert names == [".png"] and [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_full_disk(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    with pytest.raises(InputError, match="No space left on device"), replacing(tmp_path / "a") as partial:
+        partial.symlink_to("/dev/full")
+        with partial.open("wb") as file:
+            torch.save({"x": torch.zeros(100_000)}, file)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", None])
+def test_a_damaged_checkpoint_is_refused(tmp_path, content):
+    path = tmp_path / "state.pt"
+    if content is None:
+        torch.save({"weights": torch.zeros(1)}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(WeightsError, match="is no checkpoint of a fine-tune"):
+        read_state(path, CPU)
+
+
+def test_nothing_is_executed(tmp_path):
+    torch.save({"settings": "{}", "path": Path("x")}, tmp_path / "state.pt")
+    with pytest.raises(WeightsError, match="is no checkpoint"):
+        read_state(tmp_path / "state.pt", CPU)
+
+
+def test_settings_are_compared_by_value(tmp_path):
+    check_same(json.dumps({"lr": 0.1, "augment": ["flip"]}), {"augment": ("flip",), "lr": 0.1}, tmp_path)
+    with pytest.raises(InputError, match=r"lr was 0.1, is 0.2; seed was 'absent', is 3"):
+        check_same(json.dumps({"lr": 0.1}), {"lr": 0.2, "seed": 3}, tmp_path)
