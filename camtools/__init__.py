@@ -2,12 +2,12 @@
 
 `explain(model, image)` says where a classifier sees a class; `Explainer` is its reusable form; `wrap(model)` gives the
 classifier's last features, class weights and maps, differentiable; `Pipeline` and `steps` change how maps are made;
-`evaluate(model, dataset, pipeline)` measures them.
+`segment(model, image)` makes a semantic mask of several classes; `evaluate(model, dataset, pipeline)` measures maps.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from camtools import plot, steps
+from camtools import heads, plot, steps
 from camtools.adapter import Adapter, FeatureSpec
 from camtools.context_bank import ContextBank
 from camtools.decomposition import Decomposition
@@ -15,16 +15,21 @@ from camtools.errors import CamtoolsError, InputError, ModelError, PipelineError
 from camtools.explainer import Explainer, explain
 from camtools.explanation import Explanation
 from camtools.geometry import Geometry
+from camtools.heads import HeadedModel, load_headed, replace_head
 from camtools.layout import Layout
 from camtools.loading import LoadedModel, load_model
 from camtools.model import CamModel, wrap
+from camtools.output_stride import set_output_stride
 from camtools.pipeline import Pipeline
 from camtools.preprocess import Preprocess
 from camtools.presets import PRESETS, preset
+from camtools.segmentation import Segmentation
+from camtools.segmenter import Segmenter, segment
 from camtools.trace import TraceStep
 
 if TYPE_CHECKING:
     from camtools.evaluation import EvaluationResult, calibrated, evaluate
+    from camtools.training import FinetuneResult, Recipe, finetune
 
 __version__ = "0.1.0"
 
@@ -39,7 +44,9 @@ __all__ = [
     "Explainer",
     "Explanation",
     "FeatureSpec",
+    "FinetuneResult",
     "Geometry",
+    "HeadedModel",
     "InputError",
     "Layout",
     "LoadedModel",
@@ -47,15 +54,24 @@ __all__ = [
     "Pipeline",
     "PipelineError",
     "Preprocess",
+    "Recipe",
+    "Segmentation",
+    "Segmenter",
     "TargetError",
     "TraceStep",
     "WeightsError",
     "calibrated",
     "evaluate",
     "explain",
+    "finetune",
+    "heads",
+    "load_headed",
     "load_model",
     "plot",
     "preset",
+    "replace_head",
+    "segment",
+    "set_output_stride",
     "steps",
     "wrap",
 ]
@@ -67,4 +83,8 @@ def __getattr__(name: str) -> Any:
         from camtools import evaluation
 
         return getattr(evaluation, name)
+    if name in ("FinetuneResult", "Recipe", "finetune"):
+        from camtools import training
+
+        return getattr(training, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -40,7 +40,7 @@ def test_adapters_are_entry_points_that_load():
     found = {
         point.name: point.load() for point in entry_points(group="camtools.adapters") if point.dist.name == "camtools"
     }
-    assert set(found) == {"timm", "torchvision", "generic"}
+    assert set(found) == {"described", "timm", "torchvision", "generic"}
     assert {point.name for point in entry_points(group="console_scripts") if point.dist.name == "camtools"} == {
         "camtools"
     }

@@ -1,4 +1,4 @@
-"""The `camtools` command: its sub-commands `demo`, `evaluate`, `explain` and `models`, a module each."""
+"""The `camtools` command: its sub-commands `demo`, `evaluate`, `explain`, `models` and `segment`, a module each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import typer
 from camtools.cli.demo import demo
 from camtools.cli.evaluate import evaluate
 from camtools.cli.explain import explain
+from camtools.cli.finetune import finetune
 from camtools.cli.models import models
+from camtools.cli.segment import segment
 
 __all__ = ["app", "main"]
 
@@ -26,7 +28,9 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(evaluate)
 app.command()(explain)
+app.command()(finetune)
 app.command()(models)
+app.command()(segment)
 
 
 def _print_version(wanted: bool) -> None:
