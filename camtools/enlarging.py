@@ -37,15 +37,22 @@ def enlarged(pictures: Sequence[Picture], x: Tensor, transform: Transform, scale
         scale: Sides over the own ones.
 
     Returns:
-        (B, C, h', w'), on the device of `x`: the pictures preprocessed anew, or where that is not possible `x`
-        interpolated.
+        (B, C, h', w'), on the device of `x`: each picture preprocessed anew, or its part of `x` interpolated where that
+        is not possible: of ready tensors, of transforms that are no `Preprocess`, and of one that does not resize.
     """
     size = enlarged_size((x.shape[2], x.shape[3]), scale)
-    if isinstance(transform, Preprocess) and all(picture.image is not None for picture in pictures):
-        ratio = (size[0] / x.shape[2], size[1] / x.shape[3])
-        made = [transform.scaled(ratio)(picture)[0] for picture in pictures]
-        return torch.stack([_exactly(one, size) for one in made]).to(x)
-    return _interpolated(x, size)
+    anew = [picture.image is not None for picture in pictures]
+    if not isinstance(transform, Preprocess) or transform.resize is None or not any(anew):
+        return _interpolated(x, size)
+    ratio = (size[0] / x.shape[2], size[1] / x.shape[3])
+    if transform.crop_mode != "squash":
+        ratio = (max(ratio), max(ratio))  # else it would show another part of the picture
+    larger = transform.scaled(ratio)
+    made = [
+        _exactly(larger(picture)[0], size).to(x) if new else _interpolated(one[None], size)[0]
+        for picture, one, new in zip(pictures, x, anew, strict=True)
+    ]
+    return torch.stack(made)
 
 
 class Sizes:
@@ -79,7 +86,8 @@ class Sizes:
 
     def _try(self, shape: tuple[int, ...]) -> bool:
         inner = unwrapped(self._model)
-        x = to_model(torch.zeros(1, *shape), inner)
+        # Noise, as adapters look for features with it, and all is alike in a black picture.
+        x = to_model(torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)), inner)
         try:
             with torch.no_grad(), untouched(inner):
                 self._model.activations(x)
@@ -96,5 +104,6 @@ def _exactly(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _interpolated(x: Tensor, size: tuple[int, int]) -> Tensor:
-    made = interpolate(x.float(), size=size, mode="bilinear", align_corners=False, antialias=size[0] < x.shape[-2])
+    fewer = size[0] < x.shape[-2] or size[1] < x.shape[-1]
+    made = interpolate(x.float(), size=size, mode="bilinear", align_corners=False, antialias=fewer)
     return made.to(x.dtype)

@@ -123,7 +123,7 @@ class CamModel(nn.Module):
             ModelError: The model has no map, or returns no class scores.
         """
         model = unwrapped(self.model)
-        self._spec, self._decomposition = self._given, None
+        self._spec, self._decomposition, self._stages = self._given, None, None
         with untouched(model), torch.no_grad():
             self._decomposition = self._run(model, x[:1], check=True).decomposition
         return self._decomposition

@@ -197,11 +197,21 @@ class Preprocess:
         return normalised.contiguous(), geometry
 
     def scaled(self, ratio: tuple[float, float]) -> Preprocess:
-        """The same preprocessing to an input of another size: it shows the same part of the picture.
+        """The same preprocessing to an input of another size.
+
+        It shows the same part of the picture, up to rounding, where both ratios are one or `crop_mode` is "squash".
 
         Args:
             ratio: Sides (height, width) of the input over those now.
+
+        Raises:
+            InputError: `resize` is None and `input_size` is not, so that pixels are the picture's own.
         """
+        if self.resize is None and self.input_size is not None:
+            raise InputError(
+                f"{self!r} can't be scaled: it cuts out the picture's own pixels, and would cut out others. Give it a "
+                "resize"
+            )
         size = self.input_size and (round(self.input_size[0] * ratio[0]), round(self.input_size[1] * ratio[1]))
         resize: int | tuple[int, int] | None = self.resize
         if isinstance(resize, int):

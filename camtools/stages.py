@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from camtools.errors import ModelError
 from camtools.layout import Layout, is_grid, to_nchw
 from camtools.logits import tensors_in
 
@@ -38,17 +39,27 @@ class StageCapture:
     Args:
         model: The module whose stages these are.
         stages: Which.
+
+    Raises:
+        ModelError: A layer is gone.
     """
 
     def __init__(self, model: nn.Module, stages: tuple[StageSpec, ...]) -> None:
-        self._model = model
         self._stages = stages
         self._recorded: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
+        self._modules: list[nn.Module] = []
+        for stage in stages:
+            try:
+                self._modules.append(model.get_submodule(stage.layer))
+            except AttributeError as error:
+                raise ModelError(
+                    f"{type(model).__name__} has no layer {stage.layer!r}, where one of its earlier stages was. If the "
+                    "model was edited after it was wrapped, wrap it again"
+                ) from error
 
     def __enter__(self) -> StageCapture:
-        for number, stage in enumerate(self._stages):
-            module = self._model.get_submodule(stage.layer)
+        for number, (stage, module) in enumerate(zip(self._stages, self._modules, strict=True)):
             self._handles.append(module.register_forward_hook(self._recorder(number, stage.index)))
         return self
 
@@ -85,11 +96,13 @@ class Observer:
         self._model = model
         self._size = input_size
         self._seen: list[StageSpec] = []
+        self._entered: dict[str, int] = {}  # positions of what a module was last called with
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Observer:
         for name, module in self._model.named_modules():
             if name:
+                self._handles.append(module.register_forward_pre_hook(self._counter(name), with_kwargs=True))
                 self._handles.append(module.register_forward_hook(self._watcher(name)))
         return self
 
@@ -100,21 +113,34 @@ class Observer:
     def stages(self, grid: tuple[int, int]) -> tuple[StageSpec, ...]:
         """Return the last tensor of every resolution finer than a grid, coarse to fine.
 
-        Of a resolution's tensors those of the least deeply nested modules count, as a network's stages are modules
-        nearer to its root than what they are built of; of these the last.
+        A network's stages are modules nearer to its root than what they are built of. So of two resolutions too much
+        alike to be two stages the one with the less deeply nested module stays; and of a resolution's tensors those
+        count that are nested as deeply as its stages, the coarser ones included, or less.
 
         Args:
             grid: Rows and columns of F.
         """
+        least: dict[tuple[int, int], int] = {}
+        for stage in self._seen:
+            if _ratio(stage.grid, grid) >= _FINER:
+                least[stage.grid] = min(_depth(stage), least.get(stage.grid, _depth(stage)))
+        sizes: list[tuple[int, int]] = []
+        for size in sorted(least, key=lambda size: (least[size], size)):
+            if all(max(_ratio(size, other), _ratio(other, size)) >= _FINER for other in sizes):
+                sizes.append(size)
         found: list[StageSpec] = []
-        finer = {stage.grid for stage in self._seen if _ratio(stage.grid, grid) >= _FINER}
-        for size in sorted(finer):
-            if found and _ratio(size, found[-1].grid) < _FINER:
-                continue
-            same = [stage for stage in self._seen if stage.grid == size]
-            least = min(stage.layer.count(".") for stage in same)
-            found.append([stage for stage in same if stage.layer.count(".") == least][-1])
+        deepest = 0
+        for size in sorted(sizes):
+            deepest = max(deepest, least[size])
+            found.append([stage for stage in self._seen if stage.grid == size and _depth(stage) <= deepest][-1])
         return tuple(found)
+
+    def _counter(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            positions = [_positions(tensor, self._size) for tensor in tensors_in((args, kwargs))]
+            self._entered[name] = max(positions, default=0)
+
+        return hook
 
     def _watcher(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -122,18 +148,41 @@ class Observer:
                 layout = _layout(tensor, self._size)
                 if layout is not None:
                     rows = tensor.shape[2:] if layout is Layout.NCHW else tensor.shape[1:3]
-                    self._seen.append(StageSpec(name, layout, index, (int(rows[0]), int(rows[1]))))
+                    if self._made_of_as_many(name, int(rows[0] * rows[1])):
+                        self._seen.append(StageSpec(name, layout, index, (int(rows[0]), int(rows[1]))))
 
         return hook
 
+    def _made_of_as_many(self, name: str, positions: int) -> bool:
+        """Whether all that a module is part of was called with as many positions, or nothing is known of it.
+
+        It was not where attention holds N x N affinities of N tokens, or a decoder enlarges its features.
+        """
+        parts = name.split(".")
+        above = (".".join(parts[:count]) for count in range(1, len(parts)))
+        return all(not self._entered.get(one) or self._entered[one] >= positions for one in above)
+
 
 def _layout(tensor: Tensor, input_size: tuple[int, int]) -> Layout | None:
-    """Return the layout of a tensor of pictures; None for anything else."""
-    if tensor.dim() != 4 or not torch.is_floating_point(tensor):
+    """Return the layout of a tensor of one picture; None for anything else, windows of a picture among it."""
+    if tensor.dim() != 4 or len(tensor) != 1 or not torch.is_floating_point(tensor):
         return None
     if is_grid(tensor.shape[2], tensor.shape[3], input_size):
         return Layout.NCHW
     return Layout.NHWC if is_grid(tensor.shape[1], tensor.shape[2], input_size) else None
+
+
+def _positions(tensor: Tensor, input_size: tuple[int, int]) -> int:
+    """Return how many positions a module's input has, on a grid or as a sequence of tokens; 0 if it has none."""
+    layout = _layout(tensor, input_size)
+    if layout is not None:
+        rows = tensor.shape[2:] if layout is Layout.NCHW else tensor.shape[1:3]
+        return int(rows[0] * rows[1])
+    return tensor.shape[1] if tensor.dim() == 3 else 0
+
+
+def _depth(stage: StageSpec) -> int:
+    return stage.layer.count(".")
 
 
 def _ratio(fine: tuple[int, int], coarse: tuple[int, int]) -> float:

@@ -74,6 +74,7 @@ def evaluate(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over, whatever --out holds of an earlier run.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most N pictures.")] = None,
     every: Annotated[int, typer.Option(min=1, metavar="K", help="Every K-th picture.")] = 1,
+    skip: Annotated[int, typer.Option(min=0, metavar="N", help="Leave out the first N pictures.")] = 0,
     scoremaps: Annotated[
         list[str] | None,
         typer.Option(
@@ -143,6 +144,7 @@ def evaluate(
                 fresh=fresh,
                 limit=limit,
                 every=every,
+                skip=skip,
                 batch_size=batch_size,
                 workers=workers,
                 bootstrap=bootstrap,

@@ -166,7 +166,7 @@ def classifier_rows(one: Pass, activation: Any) -> Arrays:
 
 def _take(state: State, members: list[int]) -> State:
     """Return the state of some of the pictures; weights of one row are all pictures'."""
-    changes = {}
+    changes: dict[str, Any] = {"stages": state.stages and tuple(one[members] for one in state.stages)}
     for name in ("features", "weights", "maps", "raw_maps", "labels"):
         value = getattr(state, name)
         changes[name] = value if value is None or (name == "weights" and len(value) == 1) else value[members]

@@ -36,6 +36,7 @@ def evaluate(
     fresh: bool = False,
     limit: int | None = None,
     every: int = 1,
+    skip: int = 0,
     batch_size: int = 32,
     device: str | torch.device | None = None,
     transform: Any = None,
@@ -66,6 +67,7 @@ def evaluate(
         fresh: Whether to start over where `out` holds another run, which is otherwise refused.
         limit: At most this many pictures.
         every: Every how manieth picture.
+        skip: How many pictures to leave out at the start.
         batch_size: Pictures a forward.
         device: Where to run; a model that lives elsewhere is copied there. None stays with the model.
         transform: The model's preprocessing; None asks the model. "wsol" takes mean and std from it.
@@ -93,7 +95,7 @@ def evaluate(
         raise InputError(f"activation={activation!r}: expected 'softmax' or 'sigmoid'")
     if (model is None) == (scoremaps is None):
         raise InputError(f"got {'neither model nor' if model is None else 'both model and'} scoremaps: expected one")
-    data, folder = Selection(dataset, limit, every), None if out is None else Path(out)
+    data, folder = Selection(dataset, limit, every, skip), None if out is None else Path(out)
     others = None if calibrate is None else Selection(calibrate)
     group = team()
     job: ModelJob | MapJob

@@ -20,6 +20,7 @@ class Selection:
         data: A `RecordDataset`, a `torch.utils.data.Subset` of one, or a specification for `open_dataset`.
         limit: At most this many, from the start; None for all.
         every: Every how manieth of them, from the first.
+        skip: How many to leave out at the start, before the others choose.
 
     Attributes:
         data: The whole data set.
@@ -31,10 +32,12 @@ class Selection:
         InputError: It is none of these, gives something else than records, or no picture is left.
     """
 
-    def __init__(self, data: Any, limit: int | None = None, every: int = 1) -> None:
+    def __init__(self, data: Any, limit: int | None = None, every: int = 1, skip: int = 0) -> None:
         for name, value in (("limit", limit), ("every", every)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InputError(f"{name}={value!r}: expected a whole number of at least 1")
+        if isinstance(skip, bool) or not isinstance(skip, int) or skip < 0:
+            raise InputError(f"skip={skip!r}: expected a whole number of at least 0")
         spec = data if isinstance(data, str) else None
         found: Any = open_dataset(data) if isinstance(data, str) else data
         chosen: list[int] | None = None
@@ -49,7 +52,7 @@ class Selection:
                 "of one, or a specification such as 'boxfolder:data/birds'"
             )
         self.data: RecordDataset = found
-        self.indices = (list(range(len(found))) if chosen is None else chosen)[::every][:limit]
+        self.indices = (list(range(len(found))) if chosen is None else chosen)[skip::every][:limit]
         if not self.indices:
             raise InputError(f"{found!r} leaves no picture to evaluate: expected at least one")
         if len(set(self.indices)) < len(self.indices):

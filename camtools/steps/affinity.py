@@ -28,7 +28,8 @@ class Affinity(Step):
 
     Reads `State.stages` and `State.maps` (B, K', h, w); replaces `State.maps`, float32, (B, K', h', w'). Where the
     model has no finer stage (class-token transformers), so that `State.stages` is empty, maps pass unchanged. A
-    constant map, or one with a NaN or an infinity, becomes zeros.
+    constant map, or one with a NaN or an infinity in it or in its picture's stages, becomes zeros. A position at which
+    all features are zero is like no other and keeps its value.
 
     Source: the pixel correlation module of Wang et al., "Self-supervised Equivariant Attention Mechanism for Weakly
     Supervised Semantic Segmentation", CVPR 2020, section 3.3, which trains an embedding of the features for it and has
@@ -77,8 +78,11 @@ class Affinity(Step):
         sound = maps.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
         values = torch.where(sound, values, 0.0)
         values = interpolate(values, size=grid, mode="bicubic", align_corners=False).clamp(0, 1)
-        affinity = (units.mT @ units).clamp_min(0) ** self.power  # (B, N, N)
-        spread = values.flatten(2) @ affinity / affinity.sum(1, keepdim=True).clamp_min(1e-12)
+        affinity = (units.mT @ units).clamp(0, 1)  # (B, N, N)
+        affinity.diagonal(dim1=1, dim2=2).fill_(1)  # up to rounding it is, except of zeros
+        affinity = affinity**self.power
+        spread = values.flatten(2) @ affinity / affinity.sum(1, keepdim=True)
+        spread = torch.where(spread.isfinite().all(-1, keepdim=True), spread, 0.0)
         return state.replace(maps=spread.unflatten(2, tuple(grid)))
 
     def _check(self, maps: Tensor, stages: tuple[Tensor, ...]) -> None:

@@ -65,7 +65,9 @@ def double(maps):
 def a_state(batch=2, classes=3, **fields):
     generator = torch.Generator().manual_seed(5)
     features = torch.rand(batch, 6, 4, 5, generator=generator)
-    return State(features=features, weights=torch.randn(1, classes, 6, generator=generator), resize=double, **fields)
+    weights = torch.randn(1, classes, 6, generator=generator)
+    stages = tuple(torch.rand(batch, 3, 4 * n, 5 * n, generator=generator) for n in (2, 4))
+    return State(features=features, weights=weights, resize=double, stages=stages, **fields)
 
 
 # --- building -------------------------------------------------------------------------------------------------------
@@ -321,7 +323,9 @@ def test_image_without_maps_says_so():
 def test_presets_on_cuda_equal_the_cpu(name, dtype):
     state = a_state()
     state = state.replace(features=state.features.to(dtype))
-    on_gpu = preset(name)(state.replace(features=state.features.cuda(), weights=state.weights.cuda()))
+    stages = tuple(one.cuda() for one in state.stages)
+    there = state.replace(features=state.features.cuda(), weights=state.weights.cuda(), stages=stages)
+    on_gpu = preset(name)(there)
     assert on_gpu.masks.is_cuda and on_gpu.maps.dtype == torch.float32
     tolerance = 1e-4 if dtype == torch.float32 else 5e-2
     torch.testing.assert_close(on_gpu.maps.cpu(), preset(name)(state).maps, atol=tolerance, rtol=0)

@@ -34,7 +34,7 @@ print(names)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "['timm', 'torchvision', 'generic']"
+    assert done.stdout.strip() == "['described', 'timm', 'torchvision', 'generic']"
 
 
 @pytest.mark.parametrize(

@@ -271,3 +271,80 @@ def test_a_timm_data_config_is_a_transform():
     config = {"input_size": (3, 64, 64), "crop_pct": 0.5, "crop_mode": "center", "interpolation": "bicubic"}
     assert as_transform(config) == Preprocess.from_timm(config)
     assert as_transform(config).resize == 128
+
+
+# --- to another size ------------------------------------------------------------------------------------------------
+
+GREY = {"std": (0.2,), "channels": 1}
+
+
+@pytest.mark.parametrize(
+    ("before", "ratio", "after"),
+    [
+        (Preprocess((224, 224), 256), (320 / 224, 320 / 224), Preprocess((320, 320), 366)),
+        (Preprocess((224, 224), 224), (2, 2), Preprocess((448, 448), 448)),
+        (Preprocess((224, 224), (224, 224)), (0.5, 2), Preprocess((112, 448), (112, 448))),
+        (
+            Preprocess((64, 96), (70, 100), "bicubic", crop_mode="border"),
+            (1.5, 1.5),
+            Preprocess((96, 144), (105, 150), "bicubic", crop_mode="border"),
+        ),
+        (Preprocess(None, 60), (1.5, 2), Preprocess(None, 120)),
+        (Preprocess(None, (60, 80)), (1.5, 2), Preprocess(None, (90, 160))),
+        (Preprocess(None, None), (2, 2), Preprocess(None, None)),
+        (Preprocess((4, 4), 5, mean=(0.5,), **GREY), (0.01, 0.01), None),
+        (Preprocess((8, 8), 9, mean=(0.5,), **GREY), (4, 4), Preprocess((32, 32), 36, mean=(0.5,), **GREY)),
+    ],
+)
+def test_scaled_by_hand(before, ratio, after):
+    if after is None:
+        with pytest.raises(InputError, match=r"input_size is \(0, 0\): expected \(height, width\), pixels above 0"):
+            before.scaled(ratio)
+    else:
+        assert before.scaled(ratio) == after
+
+
+def test_scaled_needs_a_resize():
+    transform = Preprocess((32, 32), None)
+    with pytest.raises(InputError) as error:
+        transform.scaled((2, 2))
+    assert str(error.value) == (
+        f"{transform!r} can't be scaled: it cuts out the picture's own pixels, and would cut out others. Give it a "
+        "resize"
+    )
+
+
+@pytest.mark.parametrize("ratio", [320 / 224, 2, 0.5])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        Preprocess(),
+        Preprocess((224, 224), 224),
+        Preprocess((224, 224), 194),
+        Preprocess((160, 224), 256),
+        Preprocess((224, 224), (224, 224)),
+        Preprocess((224, 224), (256, 256), crop_mode="squash"),
+        Preprocess((224, 224), (256, 256), crop_mode="center"),
+        Preprocess((224, 224), (224, 224), crop_mode="border"),
+        Preprocess((160, 224), (183, 256), crop_mode="center"),
+        Preprocess((160, 224), (160, 224), crop_mode="border"),
+        Preprocess(None, 256),
+    ],
+    ids=repr,
+)
+def test_scaled_shows_the_same_part(photos, transform, ratio):
+    """Up to two pixels of the smaller input: a rounded side and offset of each, by half a pixel at most."""
+    for photo in photos:
+        one, other = transform(photo)[1], transform.scaled((ratio, ratio))(photo)[1]
+        pixel = max(1 / min(g.scale) for g in (one, other))
+        seen = torch.tensor([one.visible_box, other.visible_box])
+        assert (seen[0] - seen[1]).abs().max() <= 2 * pixel
+        assert one.size == other.size
+
+
+def test_squash_shows_all_at_any_ratio(photos):
+    squash = Preprocess.imagenet((160, 224), squash=True).scaled((1.4, 3))
+    for photo in photos:
+        tensor, geometry = squash(photo)
+        assert tensor.shape == (3, 224, 672) and geometry.covers_all
+        assert geometry.visible_box == pytest.approx((0, 0, photo.size[1], photo.size[0]))

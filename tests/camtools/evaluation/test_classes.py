@@ -88,6 +88,8 @@ def test_names_decide_and_are_recorded(model, pictures, options):
         ({"workers": 1.5}, InputError, "workers=1.5: expected a whole number of at least 1"),
         ({"limit": 0}, InputError, "limit=0: expected a whole number"),
         ({"every": -1}, InputError, "every=-1: expected a whole number"),
+        ({"skip": -1}, InputError, "skip=-1: expected a whole number of at least 0"),
+        ({"skip": 10**6}, InputError, "leaves no picture to evaluate"),
         ({"activation": "tanh"}, InputError, "activation='tanh': expected 'softmax' or 'sigmoid'"),
         ({"scoremaps": "x"}, InputError, "got both model and scoremaps: expected one"),
         ({"device": "nowhere"}, InputError, "device='nowhere' cannot be used"),

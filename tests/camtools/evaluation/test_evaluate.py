@@ -232,13 +232,16 @@ def test_pipelines_do_not_depend_on_each_other(model, pictures, options):
         assert alone.metrics[name]["MaxBoxAcc"].value == together.metrics[name]["MaxBoxAcc"].value
 
 
-def test_limit_every_and_subset_choose_pictures(model, pictures, options):
+def test_limit_every_skip_and_subset_choose_pictures(model, pictures, options):
     data = BoxFolder(pictures, classes=options["class_names"])
     some = camtools.evaluate(model, data, limit=3, every=2, **options)
     assert some.rows.ids == [data.ids[0], data.ids[2], data.ids[4]]
+    later = camtools.evaluate(model, data, limit=2, every=3, skip=4, **options)
+    assert later.rows.ids == [data.ids[4], data.ids[7]]
     subset = torch.utils.data.Subset(torch.utils.data.Subset(data, range(1, 12)), [0, 3])
     assert camtools.evaluate(model, subset, **options).rows.ids == [data.ids[1], data.ids[4]]
     assert camtools.evaluate(model, subset, **options).rows.index.tolist() == [1, 4]
+    assert camtools.evaluate(model, subset, skip=1, **options).rows.ids == [data.ids[4]]
 
 
 def test_a_broken_picture_is_listed_and_the_others_count(model, tmp_path, options, drawing):

@@ -142,7 +142,7 @@ def test_cutmix_and_label_smoothing_reach_the_loss(net, colours, plain, options)
 
     def watch(trainer, batch):
         found = loss(trainer, batch)
-        seen.append((batch.labels.clone(), float(found["loss"])))
+        seen.append((batch.labels.clone(), found["loss"].item()))
         return found
 
     recipe.loss = watch
