@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from camtools import heads, plot, steps
 from camtools.adapter import Adapter, FeatureSpec
+from camtools.box_regressor import BoxRegressor
 from camtools.context_bank import ContextBank
 from camtools.decomposition import Decomposition
 from camtools.errors import CamtoolsError, InputError, ModelError, PipelineError, TargetError, WeightsError
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PRESETS",
     "Adapter",
+    "BoxRegressor",
     "CamModel",
     "CamtoolsError",
     "ContextBank",

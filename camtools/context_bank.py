@@ -134,7 +134,9 @@ class ContextBank:
                             known = cam_model.adapter.class_names(inner)
                             classes = found.logits.shape[1]
                             index = match_classes(data.classes, data.occurring, classes, known).index
-                            sums = _Sums(classes, found.features.shape[1], momentum if mode == "momentum" else None)
+                            sums = BankUpdates(
+                                classes, found.features.shape[1], momentum if mode == "momentum" else None
+                            )
                         labels = [picture.target for picture in batch.pictures]
                         maps, targets, valid = _true_maps(found, labels, index)
                     with torch.autocast(x.device.type, enabled=False):
@@ -267,8 +269,14 @@ def _true_maps(found: Activations, data: list[list[int]], index: tuple[int, ...]
     return maps, targets, valid
 
 
-class _Sums:
-    """The vectors on their way, (2, K, C) float64: foreground, background; `momentum` None for plain means."""
+class BankUpdates:
+    """The vectors on their way, (2, K, C) float64: foreground, background; `momentum` None for plain means.
+
+    Args:
+        classes: K.
+        channels: C.
+        momentum: Share that V keeps at every update (eq. 4).
+    """
 
     def __init__(self, classes: int, channels: int, momentum: float | None) -> None:
         self.values = torch.zeros(2, classes, channels, dtype=torch.float64)
@@ -276,7 +284,15 @@ class _Sums:
         self.momentum = momentum
 
     def add(self, part: int, targets: Tensor, valid: Tensor, means: Tensor, found: Tensor) -> None:
-        """Add the means of a batch's pictures, (B, K', C), as if one after another."""
+        """Add the means of a batch's pictures as if one after another.
+
+        Args:
+            part: 0 for foreground, 1 for background.
+            targets: Classes, (B, K') int64, on the CPU.
+            valid: Which of them count, likewise, bool.
+            means: (B, K', C).
+            found: Whether there is a mean, (B, K') bool.
+        """
         chosen = valid & found.cpu()
         labels, means = targets[chosen], means.cpu().double()[chosen]
         if not len(labels):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import repeat
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from camtools.activations import Activations
+from camtools.box_regressor import BoxRegressor, whole_pixels
 from camtools.boxes import boxes_from_masks
 from camtools.enlarging import Sizes, enlarged
 from camtools.errors import InputError
@@ -43,6 +45,7 @@ class Explainer:
         class_names: Names of the classes in order; None asks the model.
         activation: How logits become `score`: "softmax", or "sigmoid" for multi-label models.
         trace: Whether explanations keep the map after every step, see `Explanation.trace`.
+        boxes_from: A `BoxRegressor` whose box takes the place of those around the mask's parts; None keeps these.
 
     Raises:
         ModelError: No module, or no adapter knows it.
@@ -62,6 +65,7 @@ class Explainer:
         class_names: Sequence[str] | None = None,
         activation: Literal["softmax", "sigmoid"] = "softmax",
         trace: bool = False,
+        boxes_from: BoxRegressor | None = None,
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"batch_size={batch_size!r}: expected a whole number of at least 1")
@@ -69,6 +73,9 @@ class Explainer:
             raise InputError(f"activation={activation!r}: expected 'softmax' or 'sigmoid'")
         if not isinstance(trace, bool):
             raise InputError(f"trace={trace!r}: expected True or False")
+        if boxes_from is not None and not callable(getattr(boxes_from, "boxes_of", None)):
+            raise InputError(f"boxes_from={boxes_from!r}: expected a camtools.BoxRegressor, or None")
+        self.boxes_from = boxes_from
         self.pipeline = as_pipeline(pipeline)
         self.pipeline_name = pipeline if isinstance(pipeline, str) else self.pipeline.summary
         self.trace = trace
@@ -174,6 +181,8 @@ class Explainer:
         device = activations.features.device.type
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
             found = self._on_pictures(state, batch.pictures, activations, trace)
+        if self.boxes_from is not None:
+            found = _with_boxes(found, self.boxes_from, batch.pictures)
         return [of_picture[:count] for of_picture, count in zip(found, counts, strict=True)]
 
     def on_grid(self, batch: Batch, choose: Callable[[Tensor], Tensor]) -> tuple[Activations, State, list[TraceStep]]:
@@ -272,6 +281,7 @@ class Explainer:
             for name in ("features", "weights", "maps", "raw_maps", "labels"):
                 value = getattr(state, name)
                 changes[name] = value if value is None else value[members]
+            changes["stages"] = state.stages and tuple(one[members] for one in state.stages)
         if images:
             shown = np.stack([np.asarray(display_image(batch[i].picture, self.transform)) for i in members])
             pixels = torch.from_numpy(shown).permute(0, 3, 1, 2)
@@ -300,6 +310,7 @@ def explain(
     class_names: Sequence[str] | None = None,
     activation: Literal["softmax", "sigmoid"] = "softmax",
     trace: bool = False,
+    boxes_from: BoxRegressor | None = None,
 ) -> Explanation | list[Explanation] | list[list[Explanation]]:
     """Say where a classifier sees a class: map, mask and boxes, from one forward.
 
@@ -311,13 +322,14 @@ def explain(
         target: Class index or name; a list gives several classes for a single picture, one per picture for many.
             None takes the likeliest class.
         top_k: This many likeliest classes instead.
-        pipeline: Preset name ("cam", "rcam", "adaptive"), `Pipeline`, step, or list of steps.
+        pipeline: Preset name (a key of `camtools.PRESETS`), `Pipeline`, step, or list of steps.
         device: Where to run; a model that lives elsewhere is copied there. None stays with the model.
         batch_size: Pictures per forward.
         transform: The model's preprocessing; None asks the model. See `Explainer`.
         class_names: Names of the classes in order; None asks the model.
         activation: How logits become `score`: "softmax", or "sigmoid" for multi-label models.
         trace: Whether to keep the map after every step, for `Explanation.plot_trace`.
+        boxes_from: A `BoxRegressor` that the boxes come from, see `Explainer`.
 
     Returns:
         One `Explanation` for a single picture and class; a list for several classes or several pictures; a list of
@@ -342,5 +354,15 @@ def explain(
         class_names=class_names,
         activation=activation,
         trace=trace,
+        boxes_from=boxes_from,
     )
     return explainer(image, target=target, top_k=top_k)
+
+
+def _with_boxes(
+    found: list[list[Explanation]], regressor: BoxRegressor, pictures: Sequence[Ready]
+) -> list[list[Explanation]]:
+    """Give every picture's explanations the regressor's box instead of their masks'."""
+    boxes = regressor.boxes_of([ready.picture for ready in pictures])
+    whole = [whole_pixels(box[None], ready.picture.size) for box, ready in zip(boxes, pictures, strict=True)]
+    return [[replace(one, boxes=box) for one in of_picture] for of_picture, box in zip(found, whole, strict=True)]
