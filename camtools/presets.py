@@ -12,6 +12,7 @@ from camtools.pipeline import Pipeline
 from camtools.steps import (
     CAM,
     CREAM,
+    CRF,
     NWC,
     AbsoluteNegative,
     AdaptiveThreshold,
@@ -52,6 +53,18 @@ def _cream() -> Pipeline:
     return Pipeline([CAM(), CREAM(), MinMax(), FixedThreshold(0.2)])
 
 
+def _rcam_crf() -> Pipeline:
+    return Pipeline(
+        [
+            NWC(),
+            CAM(),
+            MinMax(),
+            CRF(background=0.45, gaussian=(3, 1), bilateral=(80, 13, 2)),
+            FixedThreshold(0.5),
+        ]
+    )
+
+
 def _fast() -> Pipeline:
     return Pipeline([CAM(), Affinity(levels=2, power=2), MinMax(), FixedThreshold(0.45)])
 
@@ -70,6 +83,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "cream": Preset(
             _cream, "Features clustered into object and surroundings, from the map's own (Xu et al., 2022)."
         ),
+        "rcam+crf": Preset(_rcam_crf, "Negative weights clamped, then drawn to the picture's edges by a dense CRF."),
         "fast": Preset(_fast, "The map spread over what earlier stages see as alike; one forward."),
         "best": Preset(_best, "The same from an input 1.43 times as large; three forwards' cost."),
     }

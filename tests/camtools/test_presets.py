@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from camtools.errors import PipelineError
+from camtools.geometry import Geometry
 from camtools.pipeline import Pipeline
 from camtools.presets import PRESETS, as_pipeline, preset
-from camtools.steps import NWC, PaS, State
+from camtools.steps import CREAM, CRF, NWC, Affinity, Enlarge, PaS, State
 
 
 @pytest.mark.parametrize(
@@ -16,6 +17,22 @@ from camtools.steps import NWC, PaS, State
             "adaptive",
             ["AbsoluteNegative()", "CAM(relu=False)", "MinMax()", "AdaptiveThreshold(select='first', interval=0.05)"],
         ),
+        ("cream", ["CAM(relu=False)", repr(CREAM()), "MinMax()", "FixedThreshold(theta=0.2)"]),
+        (
+            "rcam+crf",
+            [
+                "NWC()",
+                "CAM(relu=False)",
+                "MinMax()",
+                repr(CRF(background=0.45, gaussian=(3, 1), bilateral=(80, 13, 2))),
+                "FixedThreshold(theta=0.5)",
+            ],
+        ),
+        ("fast", ["CAM(relu=False)", repr(Affinity(2, 2)), "MinMax()", "FixedThreshold(theta=0.45)"]),
+        (
+            "best",
+            [repr(Enlarge(1.43)), "CAM(relu=False)", repr(Affinity(2, 3)), "MinMax()", "FixedThreshold(theta=0.35)"],
+        ),
     ],
 )
 def test_what_the_names_stand_for(name, steps):
@@ -26,11 +43,22 @@ def test_what_the_names_stand_for(name, steps):
 def test_every_preset_runs_is_fresh_and_described(name):
     assert preset(name) is not preset(name)
     generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.rand(*shape, generator=generator)
+
     state = State(
-        features=torch.rand(2, 6, 7, 7, generator=generator), weights=torch.randn(1, 3, 6, generator=generator)
+        features=random(2, 6, 7, 7),
+        weights=torch.randn(1, 3, 6, generator=generator),
+        stages=(random(2, 4, 14, 14), random(2, 3, 28, 28)),
+        images=random(2, 3, 56, 56),
+        resize=Geometry.identity((56, 56)).resize,
     )
     result = preset(name)(state)
-    assert result.maps.amin((2, 3)).eq(0).all() and result.maps.amax((2, 3)).eq(1).all()
+    if "crf" in name:  # probabilities, which need not reach 0 and 1
+        assert result.maps.amin((2, 3)).lt(0.1).all() and result.maps.amax((2, 3)).gt(0.9).all()
+    else:
+        assert result.maps.amin((2, 3)).eq(0).all() and result.maps.amax((2, 3)).eq(1).all()
     assert result.masks.equal(result.maps > result.thresholds[..., None, None])
     assert result.masks.flatten(2).any(-1).all()
     factory, description = PRESETS[name]
