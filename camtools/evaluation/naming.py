@@ -47,7 +47,7 @@ def parse_pipelines(text: str) -> list[tuple[str, Pipeline]]:
     found = []
     for entry in filter(None, (part.strip() for part in text.split(";"))):
         words = [word.strip() for word in entry.split(",") if word.strip()]
-        if all(word.isidentifier() and word not in _known() for word in words):
+        if all((word in PRESETS or word.isidentifier()) and word not in _known() for word in words):
             found += [(word, as_pipeline(word)) for word in words]
             continue
         label, equals, body = entry.partition("=")

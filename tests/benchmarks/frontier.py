@@ -22,7 +22,7 @@ import camtools
 from camtools.evaluation.naming import parse_pipelines
 
 PIPELINES = (
-    "cam,rcam,adaptive,cream,fast,best;AbsoluteNegative;Affinity(1,2);NWC,Affinity(2,2);"
+    "cam,rcam,adaptive,cream,rcam+crf,fast,best;Affinity(1,2);NWC,Affinity(2,2);"
     "Enlarge(1.43);Enlarge(2);Enlarge(1.43),NWC,Affinity(2,3);Enlarge(2),Affinity(2,3)"
 )
 
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", help="folder of the evaluation")
     parser.add_argument("--plot", type=Path, help="picture to write")
+    parser.add_argument("--title", default="", help="of the picture")
     wanted = parser.parse_args()
     pipelines = dict(parse_pipelines(wanted.pipelines))
     loaded = camtools.load_model(wanted.model, wanted.weights, num_classes=wanted.classes)
@@ -67,7 +68,7 @@ def main() -> None:
     print(table(("pipeline", "MaxBoxAcc", "MaxBoxAccV2", "gain", "95 % interval", "forwards"), rows))
     if wanted.plot is not None:
         points = {name: (costs[name], result.metrics[name]["MaxBoxAccV2"].value) for name in pipelines}
-        draw(points, wanted.plot, wanted.data)
+        draw(points, wanted.plot, wanted.title)
 
 
 def measured(
@@ -111,7 +112,7 @@ def draw(points: dict[str, tuple[float, float]], path: Path, title: str) -> None
     axes.set_xlabel("cost of the whole pipeline, bare forwards at 224 x 224")
     axes.set_ylabel("MaxBoxAccV2")
     axes.set_title(title, fontsize=9)
-    axes.margins(x=0.25)
+    axes.set_xlim(0, 1.3 * max(cost for cost, _ in points.values()))
     axes.grid(color="0.93")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

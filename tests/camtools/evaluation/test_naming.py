@@ -2,7 +2,7 @@
 
 import pytest
 
-from camtools import preset
+from camtools import PRESETS, preset
 from camtools.errors import PipelineError
 from camtools.evaluation.naming import named_pipelines, parse_pipelines
 from camtools.pipeline import Pipeline
@@ -19,6 +19,10 @@ def test_presets_and_steps_in_one_text():
     assert found["cam"] == preset("cam").summary
     assert found["NWC,IVR(45)"] == "NWC, CAM, IVR(45), FixedThreshold(0.2)"
     assert found["mine"] == Pipeline([*named_pipelines("AbsoluteNegative,PaS(90)")["AbsoluteNegative,PaS(90)"]]).summary
+
+
+def test_every_preset_in_one_text():
+    assert summaries(",".join(PRESETS)) == {name: preset(name).summary for name in PRESETS}
 
 
 def test_objects():
