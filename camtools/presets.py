@@ -21,6 +21,7 @@ from camtools.steps import (
     FixedThreshold,
     MinMax,
     PaS,
+    RangeThreshold,
     Step,
 )
 
@@ -50,7 +51,7 @@ def _adaptive() -> Pipeline:
 
 
 def _cream() -> Pipeline:
-    return Pipeline([CAM(), CREAM(), MinMax(), FixedThreshold(0.2)])
+    return Pipeline([CAM(), CREAM(centre=True), MinMax(), FixedThreshold(0.5)])
 
 
 def _rcam_crf() -> Pipeline:
@@ -66,11 +67,11 @@ def _rcam_crf() -> Pipeline:
 
 
 def _fast() -> Pipeline:
-    return Pipeline([CAM(), Affinity(levels=2, power=2), MinMax(), FixedThreshold(0.45)])
+    return Pipeline([CAM(), Affinity(levels=2, power=2), MinMax(), RangeThreshold(45, 0.25)])
 
 
 def _best() -> Pipeline:
-    return Pipeline([Enlarge(1.43), CAM(), Affinity(levels=2, power=3), MinMax(), FixedThreshold(0.35)])
+    return Pipeline([Enlarge(1.43), CAM(), Affinity(levels=2, power=3), MinMax(), RangeThreshold(30, 0.22)])
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(

@@ -13,6 +13,9 @@ from camtools.steps.ivr import IVR
 from camtools.steps.minmax import MinMax
 from camtools.steps.nwc import NWC
 from camtools.steps.pas import PaS
+from camtools.steps.range_threshold import RangeThreshold
+from camtools.steps.sigmoid import ScoreThreshold, Sigmoid
+from camtools.steps.unit_features import UnitFeatures
 
 __all__ = [
     "CAM",
@@ -27,7 +30,11 @@ __all__ = [
     "FixedThreshold",
     "MinMax",
     "PaS",
+    "RangeThreshold",
+    "ScoreThreshold",
+    "Sigmoid",
     "Stage",
     "State",
     "Step",
+    "UnitFeatures",
 ]

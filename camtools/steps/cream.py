@@ -52,6 +52,9 @@ class CREAM(Step):
         delta: Share of its maximum above which the CAM counts as foreground, in [0, 1).
         calibrate: Whether to choose between z_fg and z_bg; False takes z_fg.
         add_cam: Whether to add the normalised CAM.
+        centre: Whether features and vectors are taken relative to the picture's mean feature. Not in the paper.
+            Features behind a ReLU share a large common part, so that their cosines to either centre are nearly the
+            same; relative to their mean the two centres lie opposite each other.
 
     Raises:
         PipelineError: A parameter is out of range; or, when called, the state lacks features, maps or labels, their
@@ -69,6 +72,7 @@ class CREAM(Step):
         delta: float = 0.2,
         calibrate: bool = True,
         add_cam: bool = True,
+        centre: bool = False,
     ) -> None:
         from camtools.context_bank import ContextBank  # late: a bank is made with steps
 
@@ -80,7 +84,7 @@ class CREAM(Step):
             raise PipelineError(f"CREAM(sigma={sigma!r}): sigma must be a finite number above 0.")
         if not is_share(delta):
             raise PipelineError(f"CREAM(delta={delta!r}): delta must be a number, 0 <= delta < 1.")
-        for name, flag in (("calibrate", calibrate), ("add_cam", add_cam)):
+        for name, flag in (("calibrate", calibrate), ("add_cam", add_cam), ("centre", centre)):
             if not isinstance(flag, bool):
                 raise PipelineError(f"CREAM({name}={flag!r}): {name} must be True or False.")
         self.bank = bank
@@ -89,13 +93,18 @@ class CREAM(Step):
         self.delta = delta
         self.calibrate = calibrate
         self.add_cam = add_cam
+        self.centre = centre
 
     def __call__(self, state: State) -> State:
         """Return the state with re-activated maps."""
         features, maps = state.require("features", self).float(), state.require("maps", self).float()
         self._check(features, maps)
         mask = foreground_mask(maps, self.delta)
-        foreground, background, ready = self._centres(state, features, mask)
+        mean = None
+        if self.centre:
+            mean = features.mean((2, 3))  # (B, C)
+            features = _relative(features, mean[..., None, None])
+        foreground, background, ready = self._centres(state, features, mask, mean)
         logit = self._posterior(features.flatten(2), foreground, background).unflatten(-1, maps.shape[-2:])
         found = logit.sigmoid()
         if self.calibrate:
@@ -108,8 +117,13 @@ class CREAM(Step):
         sound = (result.isfinite() & maps.isfinite()).all(-1, keepdim=True).all(-2, keepdim=True)
         return state.replace(maps=torch.where(sound, result, 0.0))
 
-    def _centres(self, state: State, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return where the clusters start, (B, K', C) each, and whether there are both, (B, K')."""
+    def _centres(
+        self, state: State, features: Tensor, mask: Tensor, mean: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return where the clusters start, (B, K', C) each, and whether there are both, (B, K').
+
+        `mean`, (B, C), was taken from the features already.
+        """
         means, there = mean_features(features, torch.cat([mask, ~mask], dim=1))
         foreground, background = means.chunk(2, dim=1)
         ready = there.unflatten(1, (2, -1)).all(1)
@@ -130,7 +144,7 @@ class CREAM(Step):
         of_class = [part.to(features.device) for part in self.bank.vectors(labels)]
         known = of_class[2][..., None]
         foreground, background = (
-            torch.where(known, theirs.float(), mine)
+            torch.where(known, theirs.float() if mean is None else theirs.float() - mean[:, None], mine)
             for theirs, mine in zip(of_class[:2], (foreground, background), strict=True)
         )
         return foreground, background, ready | known[..., 0]
@@ -194,6 +208,13 @@ def mean_features(features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     flat = mask.flatten(2).to(features.dtype)
     count = flat.sum(-1, keepdim=True)
     return flat @ features.flatten(2).mT / count.clamp_min(1), count[..., 0] > 0
+
+
+def _relative(features: Tensor, mean: Tensor) -> Tensor:
+    """Take a mean, (B, C, 1, 1), from features; what is left by rounding alone becomes 0."""
+    left = features - mean
+    noise = 1e-6 * mean.norm(dim=1, keepdim=True)
+    return torch.where(left.norm(dim=1, keepdim=True) > noise, left, 0.0)
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from camtools.errors import PipelineError
 from camtools.geometry import Geometry
 from camtools.pipeline import Pipeline
 from camtools.presets import PRESETS, as_pipeline, preset
-from camtools.steps import CREAM, CRF, NWC, Affinity, Enlarge, PaS, State
+from camtools.steps import CREAM, CRF, NWC, Affinity, Enlarge, PaS, RangeThreshold, State
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from camtools.steps import CREAM, CRF, NWC, Affinity, Enlarge, PaS, State
             "adaptive",
             ["AbsoluteNegative()", "CAM(relu=False)", "MinMax()", "AdaptiveThreshold(select='first', interval=0.05)"],
         ),
-        ("cream", ["CAM(relu=False)", repr(CREAM()), "MinMax()", "FixedThreshold(theta=0.2)"]),
+        ("cream", ["CAM(relu=False)", repr(CREAM(centre=True)), "MinMax()", "FixedThreshold(theta=0.5)"]),
         (
             "rcam+crf",
             [
@@ -28,10 +28,10 @@ from camtools.steps import CREAM, CRF, NWC, Affinity, Enlarge, PaS, State
                 "FixedThreshold(theta=0.5)",
             ],
         ),
-        ("fast", ["CAM(relu=False)", repr(Affinity(2, 2)), "MinMax()", "FixedThreshold(theta=0.45)"]),
+        ("fast", ["CAM(relu=False)", repr(Affinity(2, 2)), "MinMax()", repr(RangeThreshold(45, 0.25))]),
         (
             "best",
-            [repr(Enlarge(1.43)), "CAM(relu=False)", repr(Affinity(2, 3)), "MinMax()", "FixedThreshold(theta=0.35)"],
+            [repr(Enlarge(1.43)), "CAM(relu=False)", repr(Affinity(2, 3)), "MinMax()", repr(RangeThreshold(30, 0.22))],
         ),
     ],
 )

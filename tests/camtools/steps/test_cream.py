@@ -92,6 +92,41 @@ def test_equals_the_paper_in_float64(iterations, calibrate, add_cam, with_bank):
             np.testing.assert_allclose(found[b, k].flatten().numpy(), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("iterations", [1, 2, 4])
+@pytest.mark.parametrize("with_bank", [False, True])
+def test_centred_equals_the_paper_on_what_the_mean_leaves(iterations, with_bank):
+    features, maps, labels = noise()
+    bank = ContextBank(*torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(1)), torch.ones(4, 2).long())
+    settings = {"iterations": iterations, "sigma": 8.0, "delta": 0.2}
+    found = run(features, maps, labels, bank=bank if with_bank else None, centre=True, **settings)
+    for b in range(len(maps)):
+        for k in range(maps.shape[1]):
+            f, cam = features[b].flatten(1).T.double().numpy(), maps[b, k].flatten().double().numpy()
+            mean = f.mean(0)
+            start = [v[labels[b, k]].double().numpy() - mean for v in (bank.foreground, bank.background)]
+            expected = from_the_paper(f - mean, cam, start=start if with_bank else None, **settings).map
+            np.testing.assert_allclose(found[b, k].flatten().numpy(), expected, atol=2e-5)
+
+
+def test_centred_does_not_see_what_all_features_share():
+    features, maps, labels = noise()
+    shared = torch.linspace(0, 20, 8)
+    bank = ContextBank(*torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(1)), torch.ones(4, 2).long())
+    moved = ContextBank(bank.foreground + shared, bank.background + shared, bank.counts)
+    for one, other in ((None, None), (bank, moved)):
+        plain = run(features, maps, labels, bank=one, centre=True)
+        found = run(features + shared[:, None, None], maps, labels, bank=other, centre=True)
+        torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4)
+        uncentred = run(features + shared[:, None, None], maps, labels, bank=other)
+        assert (uncentred - plain).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
+def test_centred_constant_features_give_one_half(value):
+    found = run(torch.full((1, 3, 5, 5), value), noise()[1][:1, :1, :5, :5], add_cam=False, centre=True)
+    torch.testing.assert_close(found, torch.full((1, 1, 5, 5), 0.5))
+
+
 def test_calibration_takes_the_larger_map():
     swapped = bank_of([[0.0, 1.0]], [[1.0, 0.0]])
     labels = torch.zeros(1, 1, dtype=torch.int64)
@@ -261,6 +296,7 @@ def test_explain_hands_the_classes_on(tiny):
         ({"delta": 1}, "CREAM(delta=1): delta must be a number, 0 <= delta < 1"),
         ({"delta": -0.1}, "CREAM(delta=-0.1): delta must be a number, 0 <= delta < 1"),
         ({"calibrate": 1}, "CREAM(calibrate=1): calibrate must be True or False"),
+        ({"centre": 1}, "CREAM(centre=1): centre must be True or False"),
         ({"add_cam": None}, "CREAM(add_cam=None): add_cam must be True or False"),
     ],
 )
@@ -301,5 +337,5 @@ def test_bank_of_another_model_is_refused():
 
 
 def test_declares_itself():
-    text = "CREAM(bank=None, iterations=2, sigma=8.0, delta=0.2, calibrate=True, add_cam=True)"
+    text = "CREAM(bank=None, iterations=2, sigma=8.0, delta=0.2, calibrate=True, add_cam=True, centre=False)"
     assert (repr(CREAM()), CREAM.stage, CREAM.resolution) == (text, Stage.REFINE, "feature")
