@@ -13,6 +13,7 @@ from camtools.cli.evaluate import evaluate
 from camtools.cli.explain import explain
 from camtools.cli.finetune import finetune
 from camtools.cli.models import models
+from camtools.cli.reproduce import reproduce
 from camtools.cli.segment import segment
 
 __all__ = ["app", "main"]
@@ -30,6 +31,7 @@ app.command()(evaluate)
 app.command()(explain)
 app.command()(finetune)
 app.command()(models)
+app.command()(reproduce)
 app.command()(segment)
 
 

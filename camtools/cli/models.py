@@ -35,7 +35,8 @@ def models(
         typer.Option(
             "--model",
             metavar="NAME",
-            help="timm/NAME, torchvision/NAME, package.module:function, FILE.py:function. May be repeated.",
+            help="timm/NAME, torchvision/NAME, package.module:function, FILE.py:function, or a file of a model with "
+            "another head. May be repeated.",
         ),
     ] = None,
     size: SizeOption = None,
@@ -44,12 +45,13 @@ def models(
 ) -> None:
     """Say how camtools sees models: adapter, exact or linearised maps, layer and map size.
 
-    Each model is built with random weights, which is enough to tell, and run once; nothing is downloaded. Without a
-    pattern or --model, only the names are listed.
+    Each model is built with random weights, which is enough to tell, and run once; nothing is downloaded. A file's
+    model has the file's weights. Without a pattern or --model, only the names are listed.
 
     Exit codes: 0 done, 1 some models have no map, 2 wrong use, 130 interrupted.
     """
     arguments, height_width = parse_model_args(model_arg), parse_size(size)
+    from camtools.heads.saved import headed_config
     from camtools.sources import find_source
 
     with exit_codes():
@@ -62,7 +64,8 @@ def models(
             _print_names(names, output)
             return
         for name in names:
-            find_source(name)  # an unknown name is wrong use, said before anything is built
+            if headed_config(name) is None:
+                find_source(name)  # an unknown name is wrong use, said before anything is built
         rows = _look_into(names, arguments, height_width)
         _print_rows(rows, output)
     if any(row["error"] for row in rows):
@@ -94,7 +97,7 @@ def _look_into(names: list[str], arguments: dict[str, Any], size: tuple[int, int
 
 
 def describe(name: str, arguments: dict[str, Any] | None = None, size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Build one model with random weights and say how its maps come about.
+    """Build one model and say how its maps come about.
 
     Args:
         name: As in `camtools.load_model`.
@@ -107,6 +110,7 @@ def describe(name: str, arguments: dict[str, Any] | None = None, size: tuple[int
     """
     import torch
 
+    from camtools.heads.saved import headed_config
     from camtools.loading import load_model
     from camtools.model import wrap
     from camtools.sources import FunctionSource, find_source
@@ -116,7 +120,7 @@ def describe(name: str, arguments: dict[str, Any] | None = None, size: tuple[int
     )
     row["model"] = name
     try:
-        own = isinstance(find_source(name), FunctionSource)
+        own = headed_config(name) is not None or isinstance(find_source(name), FunctionSource)
         loaded = load_model(name, None if own else "random", size=size, model_args=arguments)
         cam_model = wrap(loaded.model)
         example = cam_model.example()

@@ -6,8 +6,9 @@ found by name through the entry point group `camtools.recipes`; camtools's own l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from camtools.training.sampling import shuffled_batches
 
 if TYPE_CHECKING:
     from camtools.training.trainer import Trainer
+    from camtools.training.validation import Validation
 
 Labels = Sequence[Sequence[int]]
 """The classes of every training picture, each once: `labels[i]` are the model's indices of picture i."""
@@ -163,10 +165,30 @@ class Recipe:
     def finished(self, model: nn.Module) -> nn.Module:
         """Return what is evaluated, saved and handed back: here the trained model itself.
 
+        Where a `pipeline` depends on what was learnt, this is the place to bring it up to date.
+
         Args:
-            model: The trained module, or its moving average; unwrapped, in eval mode. Must not be changed.
+            model: The trained module, or its moving average; unwrapped, in eval mode; or what an earlier call returned.
+                Must not be changed.
         """
         return model
+
+    def files(self, model: nn.Module) -> dict[str, Callable[[Path], object]]:
+        """Return what is saved beside a model: functions that write a file, by the end of its name.
+
+        Args:
+            model: What `finished` returned.
+        """
+        return {}
+
+    def validate(self, model: nn.Module, validation: Validation) -> dict[str, float]:
+        """Return metrics by name, per cent: here those of the model's maps and classes.
+
+        Args:
+            model: What `finished` returned.
+            validation: Measures it.
+        """
+        return validation(model)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:

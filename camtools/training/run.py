@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,35 +13,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from camtools.adapter import find_adapter
 from camtools.errors import InputError
 from camtools.evaluation.classes import match_classes
 from camtools.evaluation.jobs import weights_hash
 from camtools.evaluation.selection import Selection
 from camtools.heads import HeadedModel
-from camtools.loading import LoadedModel, load_model
+from camtools.loading import LoadedModel
 from camtools.model import unwrapped, wrap
-from camtools.preprocess import Preprocess, as_transform
-from camtools.sources.adjust import adjust
+from camtools.pipeline import Pipeline
+from camtools.preprocess import Preprocess
+from camtools.presets import preset
 from camtools.training.accelerator import accelerated
 from camtools.training.augment import seeded
-from camtools.training.checkpoint import STATE, check_same, read_state, write_state, write_text, write_with
 from camtools.training.classes import Fit, fit_classes
 from camtools.training.data import TrainingSet
 from camtools.training.examples import before_and_after
-from camtools.training.logs import CSV_FILE, EVENTS, Logs, Row
+from camtools.training.folder import BEST_FILE, LAST_FILE, RunFolder
+from camtools.training.logs import Logs, Row
 from camtools.training.progress import training_bar
 from camtools.training.recipe import Recipe
 from camtools.training.registry import make_recipe
+from camtools.training.start import labels_are_shares, starting_model, training_preprocess
 from camtools.training.trainer import Trainer
 from camtools.training.validation import LAST, Validation, check_best, read_pipelines
 
-BEST_FILE, LAST_FILE, SETTINGS_FILE, PICTURE_FILE = (
-    "best.safetensors",
-    "last.safetensors",
-    "config.json",
-    "examples.png",
-)
 _BUILDING = 1_000_037  # so that a fresh classifier's random numbers are its own
 
 
@@ -58,7 +52,8 @@ class FinetuneResult:
         class_names: Of the model's classes.
         settings: All that the run depended on.
         paths: Files by what they are: "best", "last", "state", "csv", "tensorboard", "config", "examples". Empty
-            without `out`.
+            without `out`. What a recipe saves beside the model has the file's own name ("bank").
+        pipeline: How the model's maps are read; with what the recipe learnt beside the weights.
     """
 
     model: nn.Module
@@ -67,6 +62,7 @@ class FinetuneResult:
     class_names: tuple[str, ...]
     settings: dict[str, Any]
     paths: dict[str, Path] = field(default_factory=dict)
+    pipeline: Pipeline = field(default_factory=lambda: preset("cam"))
 
 
 def finetune(
@@ -120,15 +116,15 @@ def finetune(
         raise InputError("resume needs the run's folder: expected out=FOLDER (--out)")
     check_best(method.config.best, val_set is not None)
     train, val = Selection(train_set), None if val_set is None else Selection(val_set)
-    loaded = _start(model, weights, transform, class_names)
+    loaded = starting_model(model, weights, transform, class_names)
     network, names = loaded.model, loaded.class_names
     fit = fit_classes(train, len(wrap(network).class_weights), names)
     data = TrainingSet(train, fit.index)
-    shares = _check_labels(method, data)
+    shares = labels_are_shares(method, data)
     method.check(data.labels, fit.names)
     if val is not None:
         match_classes(val.classes, val.occurring, len(fit.names), fit.names)
-    preprocess = _preprocess(loaded.preprocess, method)
+    preprocess = training_preprocess(loaded.preprocess, method)
     with accelerated(method.config.mixed_precision, device) as accelerator:
         run = _Run(method, loaded, data, val, fit, shares, preprocess, accelerator, folder, progress)
         return run(resume)
@@ -150,7 +146,8 @@ class _Run:
         folder: Path | None,
         progress: bool,
     ) -> None:
-        self.recipe, self.config, self.val, self.fit, self.folder = recipe, recipe.config, val, fit, folder
+        self.recipe, self.config, self.val, self.fit = recipe, recipe.config, val, fit
+        self.folder = RunFolder(folder, accelerator.is_main_process)
         self.accelerator, self.shown = accelerator, progress and accelerator.is_main_process
         self.preprocess, network = preprocess, loaded.model
         self.home = next((p.device for p in network.parameters()), torch.device("cpu"))
@@ -172,8 +169,9 @@ class _Run:
             built = copy.deepcopy(network)
         built.preprocess = preprocess  # type: ignore[assignment]  # what models describe themselves by
         built.class_names = fit.names  # type: ignore[assignment]
-        if isinstance(built, HeadedModel) and loaded.spec:
-            built.origin = replace(built.origin, source=loaded.spec, source_args=dict(loaded.model_args))
+        headed = getattr(built, "network", built)  # a BoxRegressor's
+        if isinstance(headed, HeadedModel) and loaded.spec:
+            headed.origin = replace(headed.origin, source=loaded.spec, source_args=dict(loaded.model_args))
         self.before = copy.deepcopy(built).to(self.home).eval() if val is not None and self._drawn else None
         self.trainer = Trainer(recipe, built, data, len(fit.names), shares, preprocess, accelerator)
         self.validation = None
@@ -190,8 +188,7 @@ class _Run:
         trainer, config = self.trainer, self.config
         with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if trainer.device.type == "cuda" else []):
             self._begin(resume)
-            leads = self.accelerator.is_main_process
-            with Logs(self.folder if leads else None, trainer.updates) as logs:
+            with Logs(self.folder.path if self.folder.written else None, trainer.updates) as logs:
                 if not self.history and self.validation is not None:
                     self._validated({"epoch": 0.0})
                     logs.epoch(self.history, 0)
@@ -208,36 +205,30 @@ class _Run:
         Raises:
             InputError: A file cannot be written.
         """
-        if self.folder is None or not self.accelerator.is_main_process:
+        if not self.folder.written:
             return
         if models:
-            write_with(self.folder / LAST_FILE, lambda path: save_model(self.trainer.result(), path))
+            self._write_model(LAST_FILE)
             if self.best["epoch"] == self.trainer.epoch:
-                write_with(self.folder / BEST_FILE, lambda path: save_model(self.trainer.result(), path))
-        state = {"settings": json.dumps(self.settings), "history": self.history, "best": self.best}
-        write_state(self.folder / STATE, {**state, "trainer": self.trainer.state_dict()})
+                self._write_model(BEST_FILE)
+        state = {"history": self.history, "best": self.best, "trainer": self.trainer.state_dict()}
+        self.folder.write_checkpoint(self.settings, state)
+
+    def _write_model(self, name: str) -> None:
+        model = self.trainer.result()
+        self.folder.write_model(name, model, self.recipe.files(model))
 
     def _begin(self, resume: bool) -> None:
         """Load the checkpoint, or see that there is none."""
-        if self.folder is None:
-            return
-        path = self.folder / STATE
-        if path.exists() and not resume:
-            raise InputError(
-                f"{self.folder} holds a run already: expected an empty folder. Go on with it (resume=True, --resume), "
-                "or choose another (out=)"
-            )
-        if path.exists():
-            state = read_state(path, self.trainer.device)
-            check_same(state["settings"], self.settings, self.folder)
+        state = self.folder.checkpoint(self.settings, resume, self.trainer.device)
+        if state is not None:
             self.trainer.load_state_dict(state["trainer"])
             self.history, self.best = state["history"], state["best"]
             self._say(f"going on after epoch {self.trainer.epoch}, batch {self.trainer.batch}")
-        elif self.accelerator.is_main_process:
+        else:
             if resume:
-                self._say(f"{self.folder} holds no run yet: one begins")
-            text = json.dumps({**self.settings, **self.config.to_dict()}, indent=1, ensure_ascii=False)
-            write_text(self.folder / SETTINGS_FILE, text + "\n")
+                self._say(f"{self.folder.path} holds no run yet: one begins")
+            self.folder.write_settings({**self.settings, **self.config.to_dict()})
         self.accelerator.wait_for_everyone()
 
     def _epoch(self, logs: Logs) -> None:
@@ -265,7 +256,7 @@ class _Run:
     def _validated(self, row: Row) -> None:
         """Append a row of the history, with the validation's metrics."""
         if self.validation is not None:
-            row |= self.validation(self.trainer.result())
+            row |= self.recipe.validate(self.trainer.result(), self.validation)
         self.history.append(row)
         if row["epoch"] == 0:
             words = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
@@ -282,27 +273,27 @@ class _Run:
         if self.best["value"] is None or value > self.best["value"]:
             state = self.trainer.result().state_dict()
             kept = {name: tensor.detach().clone() for name, tensor in state.items()}
-            self.best = {"epoch": int(row["epoch"]), "value": value, "state": kept}
+            own = copy.deepcopy(self.recipe.state_dict())
+            self.best = {"epoch": int(row["epoch"]), "value": value, "state": kept, "recipe": own}
 
     def _finish(self) -> FinetuneResult:
         """Hand out the best model, and draw what training changed."""
         self.accelerator.unwrap_model(self.trainer.model, keep_fp32_wrapper=False)  # its forward is its own again
         model = copy.deepcopy(self.trainer.result())
         model.load_state_dict(self.best["state"])
-        model.to(self.home).eval()
-        paths: dict[str, Path] = {}
-        if self.folder is not None:
-            names = {"best": BEST_FILE, "last": LAST_FILE, "state": STATE, "csv": CSV_FILE, "tensorboard": EVENTS}
-            paths = {key: self.folder / name for key, name in {**names, "config": SETTINGS_FILE}.items()}
-            if self.before is not None and self.accelerator.is_main_process:
-                picture = self._picture(model)
-                if picture is not None:
-                    paths["examples"] = self.folder / PICTURE_FILE
-                    write_with(paths["examples"], picture.save)
+        self.recipe.load_state_dict(self.best["recipe"])
+        model = self.recipe.finished(model.to(self.home).eval())
+        if self.before is not None and self.folder.written:
+            picture = self._picture(model)
+            if picture is not None:
+                self.folder.write_picture(picture)
+        paths = self.folder.paths(self.recipe.files(model))
+        if paths:
             self._say(f"best epoch {self.best['epoch']}: {paths['best']}")
         self.accelerator.wait_for_everyone()
         settings = {**self.settings, **self.config.to_dict()}
-        return FinetuneResult(model, self.history, self.best["epoch"], self.fit.names, settings, paths)
+        pipeline = list(read_pipelines(self.recipe.name, self.recipe.pipeline).values())[-1]
+        return FinetuneResult(model, self.history, self.best["epoch"], self.fit.names, settings, paths, pipeline)
 
     def _picture(self, model: nn.Module) -> Any:
         assert self.before is not None and self.val is not None and self.validation is not None
@@ -321,7 +312,7 @@ class _Run:
 
     @property
     def _drawn(self) -> bool:
-        return self.folder is not None and bool(self.config.examples)
+        return self.folder.path is not None and bool(self.config.examples)
 
     def _notes(self, data: TrainingSet) -> None:
         """Say what a user should know before hours go by."""
@@ -336,67 +327,3 @@ class _Run:
     def _say(self, words: str) -> None:
         if self.shown:
             print(words, file=sys.stderr, flush=True)
-
-
-def save_model(model: nn.Module, path: Path) -> None:
-    """Write a trained model: with its description where it has one, else its weights alone, as safetensors."""
-    own = getattr(model, "save", None)
-    if callable(own):
-        own(path)
-        return
-    from safetensors.torch import save_model as save
-
-    save(model, str(path))
-
-
-def _start(
-    model: nn.Module | LoadedModel | str, weights: str | Path | None, transform: Any, names: Sequence[str] | None
-) -> LoadedModel:
-    """Return the caller's model with its preprocessing and class names, as far as they are known."""
-    if isinstance(model, str):
-        loaded = load_model(model, weights, class_names=names)
-    elif weights is not None:
-        raise InputError("weights go with a model's name: expected a module with its weights loaded, or a name")
-    elif isinstance(model, LoadedModel):
-        loaded = model
-    else:
-        inner = unwrapped(wrap(model))
-        adapter = find_adapter(inner)
-        found, own = adapter.data_config(inner), adapter.class_names(inner)
-        known = None if found is None or transform is not None else as_transform(found)
-        loaded = LoadedModel(inner, known, None if own is None else tuple(own), "")
-    transform = loaded.preprocess if transform is None else transform
-    return replace(loaded, preprocess=transform, class_names=loaded.class_names if names is None else tuple(names))
-
-
-def _preprocess(transform: Any, recipe: Recipe) -> Preprocess:
-    """Return the preprocessing of the trained model.
-
-    Raises:
-        InputError: It is a transform whose mean and std nobody knows.
-    """
-    found = Preprocess.imagenet() if transform is None else as_transform(transform)
-    if not isinstance(found, Preprocess):
-        raise InputError(
-            f"training needs the model's mean, std and input size, which {found!r} does not tell: pass "
-            "transform=Preprocess.imagenet(size, mean=..., std=...)"
-        )
-    size = recipe.config.input_size
-    changed = adjust(found, size=None if size is None else (size, size))
-    assert isinstance(changed, Preprocess)
-    return changed
-
-
-def _check_labels(recipe: Recipe, data: TrainingSet) -> bool:
-    """Return whether labels are shares of classes.
-
-    Raises:
-        InputError: Pictures have several classes, and the recipe takes one.
-    """
-    if recipe.multilabel is False and data.multilabel:
-        position = next(i for i, labels in enumerate(data.labels) if len(labels) > 1)
-        raise InputError(
-            f"{recipe.name} learns one class a picture, but {data.name(position)} has {len(data.labels[position])}: "
-            "expected single-label data, or a multi-label recipe such as wildcat or excam"
-        )
-    return data.multilabel if recipe.multilabel is None else recipe.multilabel

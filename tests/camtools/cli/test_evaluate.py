@@ -13,7 +13,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import camtools
 from camtools.cli import app
+from camtools.datasets.scenes import Scenes, scene_classifier
+from camtools.heads import TAP
 
 NETS = '''
 import time
@@ -233,3 +236,18 @@ def test_real_pictures(shared):
     assert refused.exit_code == 2
     assert "200 of the data's 200 classes are not among the model's 1000" in refused.stderr
     assert os.environ.get("WORLD_SIZE") is None
+
+
+def test_a_file_of_a_model_with_another_head(tmp_path):
+    path, scenes = tmp_path / "tap.safetensors", Scenes("test", 4)
+    tap = camtools.replace_head(scene_classifier(), TAP(theta=0.3), source="scenes")
+    tap.save(path)
+    words = ("--protocol", "native", "--bootstrap", "0", "--format", "json")
+    result = run(*words, data="scenes:test?n=4", model=str(path))
+    assert result.exit_code == 0, result.stderr
+    expected = camtools.evaluate(tap, scenes, "cam", protocol="native", bootstrap=0, progress=False)
+    found = json.loads(result.stdout)
+    assert found["settings"]["model"] == "HeadedModel" and found["pictures"] == 4
+    assert found["metrics"]["cam"].keys() == expected.metrics["cam"].keys()
+    for name, value in expected.metrics["cam"].items():
+        assert found["metrics"]["cam"][name]["value"] == pytest.approx(value.value)

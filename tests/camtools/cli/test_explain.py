@@ -13,8 +13,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import camtools
 from camtools.cli import app
 from camtools.cli.run import Run
+from camtools.datasets.scenes import Scenes, scene_classifier
+from camtools.heads import TAP
 
 NETS = '''
 import torch
@@ -342,3 +345,18 @@ class TestThreshold:
         (place / "threshold.json").write_text(json.dumps({"thresholds": {"rcam": {"MaxBoxAcc": 0.9}}}))
         result = run("pics/red.png", "--threshold", text)
         assert (result.exit_code, words in " ".join(result.stderr.split())) == (2, True), result.stderr
+
+
+def test_a_file_of_a_model_with_another_head(tmp_path):
+    scene = Scenes("test", 1)[0].image
+    scene.save(tmp_path / "scene.png")
+    tap = camtools.replace_head(scene_classifier(), TAP(theta=0.3), source="scenes")
+    tap.save(tmp_path / "tap.safetensors")
+    result = run(
+        tmp_path / "scene.png", "--format", "json", "--out", tmp_path / "out", model=str(tmp_path / "tap.safetensors")
+    )
+    assert result.exit_code == 0, result.stderr
+    expected, found = camtools.explain(tap, scene), json.loads(result.stdout)["pictures"][0]["classes"][0]
+    assert (found["name"], found["label"]) == (expected.name, expected.label)
+    assert found["score"] == pytest.approx(expected.score, abs=1e-4)
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "scene" / "map.npy"), expected.map.numpy(), atol=1e-3)

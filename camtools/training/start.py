@@ -1,0 +1,86 @@
+"""What a run starts from: the caller's model, its preprocessing, and what kind of labels the data has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from camtools.adapter import find_adapter
+from camtools.errors import InputError
+from camtools.loading import LoadedModel, load_model
+from camtools.model import unwrapped, wrap
+from camtools.preprocess import Preprocess, as_transform
+from camtools.sources.adjust import adjust
+from camtools.training.data import TrainingSet
+from camtools.training.recipe import Recipe
+
+
+def starting_model(
+    model: nn.Module | LoadedModel | str, weights: str | Path | None, transform: Any, names: Sequence[str] | None
+) -> LoadedModel:
+    """Return the caller's model with its preprocessing and class names, as far as they are known.
+
+    Args:
+        model: A classifier, what `load_model` returned, or a name for it.
+        weights: Checkpoint, for a model by name.
+        transform: The caller's preprocessing; None asks the model.
+        names: Of the model's classes; None asks the model.
+
+    Raises:
+        InputError: `weights` are given with a model that has its own.
+    """
+    if isinstance(model, str):
+        loaded = load_model(model, weights, class_names=names)
+    elif weights is not None:
+        raise InputError("weights go with a model's name: expected a module with its weights loaded, or a name")
+    elif isinstance(model, LoadedModel):
+        loaded = model
+    else:
+        inner = unwrapped(wrap(model))
+        adapter = find_adapter(inner)
+        found, own = adapter.data_config(inner), adapter.class_names(inner)
+        known = None if found is None or transform is not None else as_transform(found)
+        loaded = LoadedModel(inner, known, None if own is None else tuple(own), "")
+    transform = loaded.preprocess if transform is None else transform
+    return replace(loaded, preprocess=transform, class_names=loaded.class_names if names is None else tuple(names))
+
+
+def training_preprocess(transform: Any, recipe: Recipe) -> Preprocess:
+    """Return the preprocessing of the trained model, with the recipe's input size.
+
+    Args:
+        transform: The start model's; None for ImageNet's.
+        recipe: Says the size.
+
+    Raises:
+        InputError: It is a transform whose mean and std nobody knows.
+    """
+    found = Preprocess.imagenet() if transform is None else as_transform(transform)
+    if not isinstance(found, Preprocess):
+        raise InputError(
+            f"training needs the model's mean, std and input size, which {found!r} does not tell: pass "
+            "transform=Preprocess.imagenet(size, mean=..., std=...)"
+        )
+    size = recipe.config.input_size
+    changed = adjust(found, size=None if size is None else (size, size))
+    assert isinstance(changed, Preprocess)
+    return changed
+
+
+def labels_are_shares(recipe: Recipe, data: TrainingSet) -> bool:
+    """Return whether labels are (B, K) shares of classes, rather than an index a picture.
+
+    Raises:
+        InputError: Pictures have several classes, and the recipe takes one.
+    """
+    if recipe.multilabel is False and data.multilabel:
+        position = next(i for i, labels in enumerate(data.labels) if len(labels) > 1)
+        raise InputError(
+            f"{recipe.name} learns one class a picture, but {data.name(position)} has {len(data.labels[position])}: "
+            "expected single-label data, or a multi-label recipe such as wildcat or excam"
+        )
+    return data.multilabel if recipe.multilabel is None else recipe.multilabel

@@ -1,0 +1,168 @@
+"""`excam`: WILDCAT whose maps lose in training what earlier maps of their class found already."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from camtools.errors import InputError
+from camtools.heads import ADL
+from camtools.heads import ExCAM as ExCAMHead
+from camtools.heads import Wildcat as WildcatHead
+from camtools.training.config import option
+from camtools.training.recipe import Batch, Labels
+from camtools.training.trainer import Trainer
+from camtools_recipes.captured import captured, refuse_compiled
+from camtools_recipes.wildcat import Wildcat, WildcatConfig
+
+_SECOND = "second"  # the second classifier's place in the head, with ACoL
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExCamConfig(WildcatConfig):
+    """Settings of `excam`. The defaults are section 3.3; the thesis's other experiments are combined freely."""
+
+    dropout: str = option(
+        "sequential",
+        "What changes maps in training: sequential; adl, a draw per map (3.8.3); none, which leaves WILDCAT.",
+        choices=("sequential", "adl", "none"),
+    )
+    delta: float = option(
+        0.5,
+        "Threshold on the sigmoid of the maps, of dropout and ACoL.",
+        source="ex-CAM thesis, 3.3",
+        least=0.001,
+        most=0.999,
+    )
+    learnable: bool = option(False, "Whether the dropout's delta is learnt.", source="ex-CAM thesis, 3.3")
+    adl_rate: float = option(0.75, "Chance of the drop mask.", source="Choe and Shim, CVPR 2019", least=0, most=1)
+    adl_gamma: float = option(
+        0.9, "Its threshold, a share of the maximum.", source="Choe and Shim, CVPR 2019", least=0, most=1
+    )
+    exclusivity: float = option(
+        0.0, "lambda, weight of the pairwise L2 between a class's maps, which is subtracted (3.8.1).", least=0
+    )
+    acol: str = option(
+        "none",
+        "A second classifier that sees the picture, or its features, without what the first found; their maps are "
+        "averaged (3.8.2; Zhang et al., CVPR 2018).",
+        choices=("none", "image", "features"),
+    )
+
+
+class ExCam(Wildcat):
+    """ex-CAM: WILDCAT with intra-class sequential dropout over its maps (thesis, section 3.3).
+
+    In training the first map of a class keeps its important part, and each later one loses what it and all before it
+    found. The plain maps serve at test.
+    """
+
+    name = "excam"
+    Config = ExCamConfig
+
+    def check(self, labels: Labels, names: Sequence[str]) -> None:
+        """Refuse settings that exclude each other."""
+        config = self.config
+        if config.exclusivity or config.acol != "none":
+            refuse_compiled(self.name, config)
+        if config.exclusivity and config.maps < 2:
+            raise InputError(f"exclusivity={config.exclusivity:g} with maps={config.maps}: expected 2 maps at least")
+        if config.acol != "none" and "cutmix" in config.augment:
+            raise InputError("augment has cutmix: acol erases what the true classes' maps find, expected it without")
+        if config.learnable and config.dropout != "sequential":
+            raise InputError(f"learnable=True with dropout={config.dropout!r}: expected dropout='sequential'")
+
+    def head(self) -> Callable[[int, int], nn.Module]:
+        """Return what makes the head of (channels, classes)."""
+        config, plain = self.config, super().head()
+        assert isinstance(plain, partial)
+        if config.dropout == "sequential":
+            return partial(ExCAMHead, delta=config.delta, learnable=config.learnable, **plain.keywords)
+        if config.dropout == "none":
+            return plain
+        return lambda channels, classes: plain(
+            channels, classes, adl=ADL(config.adl_rate, config.adl_gamma, per_map=True)
+        )
+
+    def build(self, model: nn.Module, classes: int | None) -> nn.Module:
+        """Put the head in the place of pooling and classifier; with ACoL, a second one in it."""
+        built = super().build(model, classes)
+        if self.config.acol != "none":
+            head: WildcatHead = built.head  # type: ignore[assignment]
+            second = self.head()(head.channels, head.classes)
+            head.add_module(_SECOND, second.to(head.conv.weight.device, head.conv.weight.dtype))
+        return built
+
+    def loss(self, trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
+        """Return the classification loss, plus the second classifier's, minus lambda times the exclusivity."""
+        config, inner = self.config, trainer.inner
+        if not config.exclusivity and config.acol == "none":
+            return super().loss(trainer, batch)
+        if config.acol != "none" and trainer.accelerator.num_processes > 1:
+            raise InputError(f"acol={config.acol!r} trains in one process, but there are several: expected acol='none'")
+        head: WildcatHead = inner.head  # type: ignore[assignment]
+        with captured(head.conv) as found, captured(inner.feature_map) as features:  # type: ignore[arg-type]
+            logits = trainer.model(batch.images).float()
+        maps = found[0].unflatten(1, (-1, head.M))
+        losses = self.judged(trainer, logits, batch.labels)
+        if config.acol != "none":
+            erased = found_regions(maps.mean(2), batch.labels, config.delta)
+            if config.acol == "features":
+                rest = features[0] * ~erased[:, None]
+            else:
+                mask = nn.functional.interpolate(erased[:, None].float(), batch.images.shape[-2:]) > 0
+                rest = inner.features(batch.images * ~mask)  # type: ignore[operator]
+            second = self.judged(trainer, head.get_submodule(_SECOND)(rest).float(), batch.labels)["loss"]
+            losses |= {"loss": losses["loss"] + second, "second": second.detach()}
+        if config.exclusivity:
+            apart = exclusivity(maps)
+            losses |= {"loss": losses["loss"] - config.exclusivity * apart, "exclusivity": apart.detach()}
+        return losses
+
+    def finished(self, model: nn.Module) -> nn.Module:
+        """Return the model; with ACoL a copy with one head, whose maps are the mean of both."""
+        if hasattr(model.head, _SECOND):
+            model = copy.deepcopy(model)
+            merge(model.head)  # type: ignore[arg-type]
+        return super().finished(model)
+
+
+def exclusivity(maps: Tensor) -> Tensor:
+    """Return the sum over ordered pairs (i, j) of a class's maps of ||F_i - F_j||^2, mean over pictures and classes.
+
+    Source: ex-CAM thesis, 3.8.1, L_PW; the means keep lambda independent of batch and number of classes. It has no
+    upper bound, so a large lambda makes the loss diverge.
+
+    Args:
+        maps: (B, K, M, h, w).
+    """
+    flat = maps.float().flatten(3)
+    # sum_ij |F_i - F_j|^2 = 2 M sum_i |F_i|^2 - 2 |sum_i F_i|^2, about the mean, where nothing cancels
+    centred = flat - flat.mean(2, keepdim=True)
+    return 2 * maps.shape[2] * centred.square().sum((2, 3)).mean()
+
+
+def found_regions(maps: Tensor, labels: Tensor, delta: float) -> Tensor:
+    """Return where the sigmoid of any true class's map is above delta, (B, h, w) bool.
+
+    Args:
+        maps: Class maps, (B, K, h, w).
+        labels: (B,) indices, or (B, K) shares, of which those above 0 are true.
+        delta: Threshold.
+    """
+    true = labels > 0 if labels.ndim == 2 else nn.functional.one_hot(labels, maps.shape[1]).bool()
+    return ((maps.detach().sigmoid() > delta) & true[..., None, None]).any(1)
+
+
+def merge(head: WildcatHead) -> None:
+    """Make one head of two, in place: a mean of linear maps is the map of the mean weights."""
+    second: WildcatHead = head.get_submodule(_SECOND)  # type: ignore[assignment]
+    with torch.no_grad():
+        for own, other in zip(head.conv.parameters(), second.conv.parameters(), strict=True):
+            own.copy_((own + other) / 2)
+    delattr(head, _SECOND)
