@@ -41,6 +41,7 @@ class BoxRegressor(nn.Module):
         if outputs != 4:
             raise InputError(f"the network has {outputs} outputs: expected 4. Make one by BoxRegressor.of(classifier)")
         self.network = network
+        network.outputs = "box"
         self.preprocess = network.preprocess
 
     @classmethod
@@ -132,10 +133,9 @@ class BoxRegressor(nn.Module):
             ModelError: The classifier is needed and was not given.
         """
         network = load_headed(path, model)
-        try:
-            return cls(network)
-        except InputError as error:
-            raise WeightsError(f"{path} is no box regressor: {error}") from error
+        if network.outputs != "box":
+            raise WeightsError(f"{path} holds a classifier: expected a box regressor, as BoxRegressor.save writes it")
+        return cls(network)
 
 
 def whole_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -122,6 +122,11 @@ def _headed(path: Path, source: Source | None, num_classes: int | None) -> Built
 
     config = headed_config(path)
     assert config is not None
+    if config.get("outputs", "classes") != "classes":
+        raise WeightsError(
+            f"{path} holds a box regressor, which knows no classes: expected a classifier. Read it by "
+            "camtools.BoxRegressor.load, and pass it as boxes_from"
+        )
     if num_classes not in (None, config["classes"]):
         raise WeightsError(
             f"{path} is for {config['classes']} classes, but num_classes is {num_classes}. "

@@ -110,6 +110,7 @@ class HeadedModel(nn.Module):
         classifier: The linear classifier after a pooling; None after a `MapHead`, or where F already is class maps.
         preprocess: From a picture to the model's input, or None.
         class_names: Names by class index, or None.
+        outputs: What the outputs are, "classes", or "box" in a `BoxRegressor`.
         origin: How it came about.
     """
 
@@ -135,6 +136,7 @@ class HeadedModel(nn.Module):
         self.origin = origin
         self.preprocess = preprocess
         self.class_names = class_names
+        self.outputs = "classes"
         self._tap = Tap(origin.spec, origin.tail)
         self._handle = self._tap.attach(body)
 

@@ -91,6 +91,7 @@ def configuration(model: HeadedModel) -> dict[str, Any]:
         "dropout": model.drop.p if isinstance(model.drop, nn.Dropout) else 0.0,
         "dtype": str(reference.dtype).removeprefix("torch."),
         "class_names": model.class_names,
+        "outputs": model.outputs,
         "preprocess": _preprocess_config(model.preprocess),
         "probe": _probe(model),
     }
@@ -236,6 +237,7 @@ def _assembled(
         preprocess=preprocess,
         class_names=None if names is None else tuple(names),
     )
+    built.outputs = config.get("outputs", "classes")
     return built.to(dtype=getattr(torch, config["dtype"]))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,14 @@ class Line:
     Attributes:
         recipe: Its name.
         reading: The pipeline's name, or its steps, or "regressor".
-        cells: By metric.
+        cells: By metric, differences to the baseline as its first line reads it.
+        alike: By metric, differences to the baseline read as this line is; empty where the baseline is not, or is this.
     """
 
     recipe: str
     reading: str
     cells: dict[str, Cell]
+    alike: dict[str, Cell] = field(default_factory=dict)
 
 
 class _Share(Statistic):
@@ -94,11 +96,21 @@ def _lines(runs: list[Run], base: str, reading: str, metrics: Sequence[str], rep
     weights = picture_weights(pictures, replicates)
     drawn = picture_weights(len(ours[base]), replicates, seed=1).astype(np.float64)
     found: list[Line] = []
-    baseline: dict[str, tuple[list[float], Array]] = {}
+    first = _words(ours[base][0], reading)
+    baselines: dict[tuple[str, str], tuple[list[float], Array]] = {}  # by reading and metric
+
+    def against(base_reading: str, metric: str, values: list[float], each: Array) -> Cell:
+        theirs, others = baselines[base_reading, metric]
+        differences = ((each - others) * drawn).sum(1) / drawn.sum(1)
+        delta = float(np.mean(np.subtract(values, theirs)))
+        return Cell(float(np.mean(values)), tuple(values), delta, *interval(differences))
+
     for name in [base, *(one for one in recipes if one != base)]:
         readings = [reading, *(one for one in _readings(name) if one != reading)] if name == base else _readings(name)
         for pipeline in readings:
+            words = _words(ours[name][0], pipeline)
             cells: dict[str, Cell] = {}
+            alike: dict[str, Cell] = {}
             for metric in metrics:
                 statistics = [_statistic(run, metric, pipeline) for run in ours[name]]
                 if any(one is None for one in statistics):
@@ -107,15 +119,15 @@ def _lines(runs: list[Run], base: str, reading: str, metrics: Sequence[str], rep
                 ones = np.ones((1, pictures), dtype=np.uint8)
                 values = [float(one(ones).value[0]) for one in statistics if one is not None]
                 each = np.stack([replicate(one, weights) for one in statistics if one is not None], axis=1)
-                cells[metric] = Cell(float(np.mean(values)), tuple(values))
+                if name == base:
+                    baselines[words, metric] = values, each
+                elif (words, metric) in baselines and metric != "top-1":
+                    alike[metric] = against(words, metric, values, each)
                 if (name, pipeline) == (base, reading):
-                    baseline[metric] = values, each
-                elif metric in baseline:
-                    theirs, others = baseline[metric]
-                    differences = ((each - others) * drawn).sum(1) / drawn.sum(1)
-                    delta = float(np.mean(np.subtract(values, theirs)))
-                    cells[metric] = Cell(float(np.mean(values)), tuple(values), delta, *interval(differences))
-            found.append(Line(name, _words(ours[name][0], pipeline), cells))
+                    cells[metric] = Cell(float(np.mean(values)), tuple(values))
+                else:
+                    cells[metric] = against(first, metric, values, each)
+            found.append(Line(name, words, cells, alike))
     return found
 
 
@@ -157,17 +169,31 @@ def markdown(found: Sequence[Line]) -> str:
     if not found:
         return ""
     metrics = list(found[0].cells)
-    head = ["recipe", "read with", *metrics]
-    rows = [[f"`{line.recipe}`", line.reading, *(_text(line.cells[metric]) for metric in metrics)] for line in found]
+    alike = [metric for metric in metrics if any(metric in line.alike for line in found)]
+    head = ["recipe", "read with", *metrics, *(f"{metric} to `{found[0].recipe}` read alike" for metric in alike)]
+    rows = [
+        [
+            f"`{line.recipe}`",
+            line.reading,
+            *(_text(line.cells[metric]) for metric in metrics),
+            *(_difference(line.alike.get(metric)) for metric in alike),
+        ]
+        for line in found
+    ]
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]) + "\n"
 
 
 def _text(cell: Cell) -> str:
     if cell.value is None:
         return ""
-    if cell.delta is None or cell.low is None or cell.high is None:
-        return f"{cell.value:.1f}"
-    return f"{cell.value:.1f} ({cell.delta:+.1f}, {cell.low:+.1f} to {cell.high:+.1f})"
+    difference = _difference(cell)
+    return f"{cell.value:.1f} ({difference})" if difference else f"{cell.value:.1f}"
+
+
+def _difference(cell: Cell | None) -> str:
+    if cell is None or cell.delta is None or cell.low is None or cell.high is None:
+        return ""
+    return f"{cell.delta:+.1f}, {cell.low:+.1f} to {cell.high:+.1f}"
 
 
 def csv(found: Sequence[Line]) -> str:

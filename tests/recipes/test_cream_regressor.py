@@ -197,8 +197,10 @@ def test_save_and_load(tmp_path, bright):
     image = Image.new("RGB", (50, 50))
     assert torch.equal(again.boxes(image), regressor.boxes(image)) and again.preprocess == regressor.preprocess
     camtools.replace_head(bright, camtools.heads.GAP()).save(tmp_path / "c.safetensors")
-    with pytest.raises(WeightsError, match=r"c.safetensors is no box regressor: the network has 2 outputs"):
+    with pytest.raises(WeightsError, match=r"c.safetensors holds a classifier: expected a box regressor"):
         BoxRegressor.load(tmp_path / "c.safetensors", bright)
+    with pytest.raises(WeightsError, match=r"r.safetensors holds a box regressor, which knows no classes"):
+        camtools.load_model(str(tmp_path / "r.safetensors"))
 
 
 def test_a_run_with_cream_its_file_and_its_bank(tmp_path):

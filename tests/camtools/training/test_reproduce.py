@@ -77,6 +77,10 @@ def test_values_and_differences_by_hand():
     assert own["MaxBoxAccV2"].value == pytest.approx(100 * 19 / 24)
     assert own["MaxBoxAccV2"].delta == pytest.approx(100 * 19 / 24 - 50)
     assert own["top-1"].delta == pytest.approx((50 + 75) / 2 - 87.5)
+    assert list(line_of(single, "tap", "rcam").alike) == ["MaxBoxAccV2"]
+    assert line_of(single, "tap", "rcam").alike["MaxBoxAccV2"].delta == pytest.approx(100 * 19 / 24 - 100)
+    assert line_of(single, "tap", "cam").alike["MaxBoxAccV2"].delta == -50.0
+    assert line_of(single, "gap", "rcam").alike == {}
     assert line_of(single, "gap", "rcam").cells["MaxBoxAccV2"].delta == 50.0
     assert line_of(single, "tap", "cam").cells["MaxBoxAccV2"].delta == -50.0
 
@@ -144,11 +148,11 @@ def test_texts_and_bars():
     single, _ = lines(runs, replicates=10)
     text = markdown(single)
     assert text.splitlines()[:3] == [
-        "| recipe | read with | top-1 | MaxBoxAccV2 | PxAP |",
-        "| --- | --- | --- | --- | --- |",
-        "| `gap` | cam | 100.0 | 16.7 |  |",
+        "| recipe | read with | top-1 | MaxBoxAccV2 | PxAP | MaxBoxAccV2 to `gap` read alike |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| `gap` | cam | 100.0 | 16.7 |  |  |",
     ]
-    assert "| `tap` | rcam | 100.0 (+0.0, +0.0 to +0.0) | 16.7 (+0.0, +0.0 to +0.0) |  |" in text
+    assert "| `tap` | rcam | 100.0 (+0.0, +0.0 to +0.0) | 16.7 (+0.0, +0.0 to +0.0) |  | -83.3, -100.0 to -66.7 |" in text
     rows = csv(single).splitlines()
     assert rows[0] == "recipe,reading,metric,value,delta,low,high,seeds"
     assert "gap,cam,MaxBoxAccV2,16.6667,,,,16.6667" in rows and "tap,rcam,PxAP,,,,," in rows
