@@ -67,7 +67,7 @@ def _rcam_crf() -> Pipeline:
 
 
 def _fast() -> Pipeline:
-    return Pipeline([CAM(), Affinity(levels=2, power=2), MinMax(), RangeThreshold(45, 0.25)])
+    return Pipeline([CAM(), Affinity(levels=2, power=2), MinMax(), RangeThreshold(30, 0.3)])
 
 
 def _best() -> Pipeline:

@@ -30,10 +30,10 @@ _FRESH: dict[str, Any] = {"lr": 1e-2, "augment": ("flip",), "k_max": 0.05, "k_mi
 SINGLE: dict[str, dict[str, Any]] = {
     "gap": _GENTLE,
     "tap": _GENTLE,
-    "wgap": _GENTLE,
-    "minmaxcam": {**_GENTLE, "crr": 2000.0, "frr": 100.0},
+    "wgap": {"lr": 3e-4},
+    "minmaxcam": {**_GENTLE, "crr": 1000.0, "frr": 100.0},
     "cream": {**_GENTLE, "unit": True, "centre": True},
-    "cream_regressor": {**_GENTLE, "epochs": 6, "unit": True, "theta": 0.15},
+    "cream_regressor": {**_GENTLE, "unit": True, "theta": 0.15},
 }
 MULTI: dict[str, dict[str, Any]] = {"wildcat": _FRESH, "excam": {**_FRESH, "delta": 0.9, "learnable": True}}
 READINGS = ("cam", "rcam", "adaptive")
@@ -54,7 +54,7 @@ class Budget:
     train: int = 300
     multi: int = 400
     test: int = 300
-    epochs: int = 3
+    epochs: int = 8
     multi_epochs: int = 6
     seeds: int = 3
 

@@ -30,6 +30,7 @@ from camtools.steps import (
     FixedThreshold,
     MinMax,
     PaS,
+    RangeThreshold,
     Step,
 )
 
@@ -54,7 +55,11 @@ METHODS: dict[str, Columns] = {
         '"first"': [AdaptiveThreshold("first")],
         '"largest"': [AdaptiveThreshold("largest")],
     },
-    "cream": {"cam, 41 %": [FixedThreshold(0.41)], "CREAM, 54 %": [CREAM(), FixedThreshold(0.54)]},
+    "cream": {
+        "cam, 41 %": [FixedThreshold(0.41)],
+        "CREAM, 54 %": [CREAM(), FixedThreshold(0.54)],
+        "centred, 50 %": [CREAM(centre=True), FixedThreshold(0.5)],
+    },
     "crf": {
         "cam, 40 %": [FixedThreshold(0.4)],
         "CRF at 40 %": [MinMax(), CRF(background=0.4, **CRF_KERNELS), FixedThreshold(0.5)],
@@ -64,6 +69,10 @@ METHODS: dict[str, Columns] = {
         "Affinity(2, 3), 49 %": [Affinity(2, 3), FixedThreshold(0.49)],
     },
     "enlarge": {"cam, 40 %": [FixedThreshold(0.4)], "Enlarge(1.43), 40 %": [Enlarge(1.43), FixedThreshold(0.4)]},
+    "range-threshold": {
+        "Affinity(2, 2), 20 %": [Affinity(2, 2), FixedThreshold(0.2)],
+        "30 % above the percentile": [Affinity(2, 2), RangeThreshold(30, 0.3)],
+    },
     "presets": {name: name for name in camtools.PRESETS},
 }
 

@@ -28,7 +28,7 @@ from camtools.steps import CREAM, CRF, NWC, Affinity, Enlarge, PaS, RangeThresho
                 "FixedThreshold(theta=0.5)",
             ],
         ),
-        ("fast", ["CAM(relu=False)", repr(Affinity(2, 2)), "MinMax()", repr(RangeThreshold(45, 0.25))]),
+        ("fast", ["CAM(relu=False)", repr(Affinity(2, 2)), "MinMax()", repr(RangeThreshold(30, 0.3))]),
         (
             "best",
             [repr(Enlarge(1.43)), "CAM(relu=False)", repr(Affinity(2, 3)), "MinMax()", repr(RangeThreshold(30, 0.22))],
