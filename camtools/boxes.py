@@ -13,8 +13,12 @@ from camtools.errors import InputError
 
 IntArray = NDArray[np.int64]
 
+SPECK = 0.01
+"""Share of the largest part's pixels below which explanations leave a part out: masks that follow a picture's texture
+have dozens of parts of a few pixels."""
 
-def boxes_from_masks(masks: Tensor) -> list[Tensor]:
+
+def boxes_from_masks(masks: Tensor, least: float = 0.0) -> list[Tensor]:
     """Return one box for each 8-connected component of each mask.
 
     The masks are cut into horizontal runs, all in one pass; runs that touch, diagonally included, are joined in a
@@ -22,6 +26,7 @@ def boxes_from_masks(masks: Tensor) -> list[Tensor]:
 
     Args:
         masks: (..., H, W) bool, on any device; copied to the CPU once.
+        least: Components with a smaller share of their mask's largest component's pixels get no box, in [0, 1].
 
     Returns:
         One tensor for each mask, in row-major order over the leading dimensions: (N, 4) int64 on the CPU, the columns
@@ -30,8 +35,10 @@ def boxes_from_masks(masks: Tensor) -> list[Tensor]:
         leftmost. An empty mask gives (0, 4).
 
     Raises:
-        InputError: `masks` is not a bool tensor of at least two dimensions.
+        InputError: `masks` is not a bool tensor of at least two dimensions, or `least` is not in [0, 1].
     """
+    if isinstance(least, bool) or not isinstance(least, int | float) or not 0 <= least <= 1:
+        raise InputError(f"least={least!r}: expected a number, 0 <= least <= 1")
     if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.dim() < 2:
         got = f"{tuple(masks.shape)} {masks.dtype}" if isinstance(masks, Tensor) else type(masks).__name__
         raise InputError(
@@ -45,7 +52,11 @@ def boxes_from_masks(masks: Tensor) -> list[Tensor]:
     padded[:, :height, :width] = masks.detach().cpu().numpy().reshape(count, height, width)
     starts, ends = _runs(padded)
     component, order = _components(starts, ends, width + 1)
-    boxes, owner = _boxes(starts[order], ends[order], component[order], height + 1, width + 1)
+    boxes, owner, area = _boxes(starts[order], ends[order], component[order], height + 1, width + 1)
+    largest = np.zeros(count, dtype=np.int64)
+    np.maximum.at(largest, owner, area)
+    kept = area >= least * largest[owner]
+    boxes, owner = boxes[kept], owner[kept]
     sizes = np.bincount(owner, minlength=count).tolist()
     return [part.clone() for part in torch.from_numpy(boxes).split(sizes)]  # no tensor keeps the whole batch alive
 
@@ -71,11 +82,13 @@ def _components(starts: IntArray, ends: IntArray, stride: int) -> tuple[IntArray
     return component, np.argsort(component, kind="stable")
 
 
-def _boxes(starts: IntArray, ends: IntArray, component: IntArray, rows: int, stride: int) -> tuple[IntArray, IntArray]:
-    """Return the boxes (N, 4) of runs sorted by component, and each box's mask, in the final order."""
+def _boxes(
+    starts: IntArray, ends: IntArray, component: IntArray, rows: int, stride: int
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Return the boxes (N, 4) of runs sorted by component, each box's mask and pixels, in the final order."""
     heads = np.flatnonzero(np.diff(component, prepend=-1))  # each component's first run
     if not len(heads):
-        return np.zeros((0, 4), dtype=np.int64), np.zeros(0, dtype=np.int64)
+        return np.zeros((0, 4), dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     row, left = np.divmod(starts, stride)
     lengths = ends - starts
     area = np.add.reduceat(lengths, heads)
@@ -84,4 +97,4 @@ def _boxes(starts: IntArray, ends: IntArray, component: IntArray, rows: int, str
     mask, y0 = np.divmod(row[heads], rows)
     y1 = np.maximum.reduceat(row, heads) - mask * rows + 1
     final = np.lexsort((starts[heads], -area, mask))
-    return np.stack([x0, y0, x1, y1], axis=1)[final], mask[final]
+    return np.stack([x0, y0, x1, y1], axis=1)[final], mask[final], area[final]

@@ -8,9 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from camtools.boxes import SPECK
+
 
 def coco_annotations(mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
     """Return one annotation per connected part (8-neighbourhood), the one with the most pixels first.
+
+    Parts with less than a hundredth of that one's pixels are left out, as in `Explanation.boxes`.
 
     Args:
         mask: (H, W) bool.
@@ -23,7 +27,8 @@ def coco_annotations(mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
     areas = np.bincount(labels.ravel(), minlength=count + 1)
     slices = ndimage.find_objects(labels)
     found = []
-    for part in sorted(range(1, count + 1), key=lambda part: -areas[part]):
+    shown = [part for part in range(1, count + 1) if areas[part] >= SPECK * areas[1:].max()]
+    for part in sorted(shown, key=lambda part: -areas[part]):
         rows, columns = slices[part - 1]
         found.append(
             {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from camtools.activations import Activations
 from camtools.box_regressor import BoxRegressor, whole_pixels
-from camtools.boxes import boxes_from_masks
+from camtools.boxes import SPECK, boxes_from_masks
 from camtools.enlarging import Sizes, enlarged
 from camtools.errors import InputError
 from camtools.explanation import Explanation, probabilities
@@ -243,7 +243,7 @@ class Explainer:
             part = self.part(state, members, batch, self.pipeline.needs_image)
             done = self.pipeline.image(part, later if self.trace else None)
             maps, raw, masks, thresholds = (done.require(f, self) for f in ("maps", "raw_maps", "masks", "thresholds"))
-            boxes, limits = iter(boxes_from_masks(masks)), thresholds.cpu()
+            boxes, limits = iter(boxes_from_masks(masks, SPECK)), thresholds.cpu()
             for row, i in enumerate(members):
                 for k in range(labels.shape[1]):
                     early, cut = Cut(k), Cut(k)  # a step on the grid has a row for each of the batch's pictures

@@ -38,8 +38,8 @@ class Explanation:
         threshold: What `map` was compared with.
         mask: `map > threshold`, (H, W) bool.
         boxes: One box per connected part of the mask, the part with the most pixels first, (N, 4) int64: x0, y0, x1,
-            y1 in pixels of the original picture, half-open. (0, 4) where the mask is empty. One, whatever the mask,
-            where a `BoxRegressor` gave it.
+            y1 in pixels of the original picture, half-open. Parts with less than a hundredth of the largest's pixels
+            get none. (0, 4) where the mask is empty. One, whatever the mask, where a `BoxRegressor` gave it.
         exact: Whether the map comes from the classifier's own weights (True) or from its head linearised (False).
         layer: Dotted name of the layer the features come from.
         logits: All class scores of the model, (K,).

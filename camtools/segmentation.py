@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_segmentation_masks
 
-from camtools.boxes import boxes_from_masks
+from camtools.boxes import SPECK, boxes_from_masks
 from camtools.errors import InputError
 from camtools.inputs import Picture
 from camtools.legend import Key
@@ -92,9 +92,10 @@ class Segmentation:
     def boxes(self) -> tuple[Tensor, ...]:
         """Boxes of the connected parts of each class's mask, in the order of `classes`.
 
-        (N, 4) int64 on the CPU, largest part first: x0, y0, x1, y1 in pixels, half-open.
+        (N, 4) int64 on the CPU, largest part first: x0, y0, x1, y1 in pixels, half-open. Parts with less than a
+        hundredth of its pixels get none.
         """
-        return tuple(boxes_from_masks(self.masks)) if self.classes else ()
+        return tuple(boxes_from_masks(self.masks, SPECK)) if self.classes else ()
 
     @property
     def values(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from camtools.boxes import boxes_from_masks
+from camtools.boxes import SPECK, boxes_from_masks
 from camtools.evaluation.sample import Sample, Truth
 from camtools.metrics.box_ious import LEVELS, box_ious
 from camtools.metrics.localization_map import box_iou, match_boxes
@@ -85,7 +85,7 @@ def picture_boxes(masks: Tensor, pairs: Sequence[tuple[Sample, Any]]) -> list[Te
     """Return the boxes of masks, largest component first, (m, 4) float32 in pixels of their pictures."""
     height, width = masks.shape[-2:]
     found = []
-    for boxes, (sample, _) in zip(boxes_from_masks(masks), pairs, strict=True):
+    for boxes, (sample, _) in zip(boxes_from_masks(masks, SPECK), pairs, strict=True):
         scale = torch.tensor([sample.size[0] / width, sample.size[1] / height] * 2)
         found.append(boxes * scale)
     return found

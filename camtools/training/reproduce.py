@@ -31,7 +31,7 @@ SINGLE: dict[str, dict[str, Any]] = {
     "gap": _GENTLE,
     "tap": _GENTLE,
     "wgap": {"lr": 3e-4},
-    "minmaxcam": {**_GENTLE, "crr": 1000.0, "frr": 100.0},
+    "minmaxcam": {**_GENTLE, "epochs": 3, "crr": 2000.0, "frr": 100.0},
     "cream": {**_GENTLE, "unit": True, "centre": True},
     "cream_regressor": {**_GENTLE, "unit": True, "theta": 0.15},
 }

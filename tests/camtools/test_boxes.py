@@ -1,3 +1,5 @@
+import math
+
 import cv2
 import numpy as np
 import pytest
@@ -109,6 +111,19 @@ def test_hand_worked():
     (boxes,) = boxes_from_masks(mask)
     # five pixels top right (the diagonal neighbour included), then two of two pixels, the topmost first
     assert boxes.tolist() == [[4, 0, 7, 3], [0, 0, 2, 2], [0, 3, 2, 4]]
+
+
+def test_specks_are_left_out_by_their_share_of_the_largest():
+    masks = torch.zeros(2, 20, 30, dtype=torch.bool)
+    masks[0, :10, :10] = True  # 100 pixels
+    masks[0, 15, 20] = masks[1, 3, 3] = True  # one pixel each: of 100, and all there is
+    masks[0, 12:14, 25] = True  # two
+    every, three = [[0, 0, 10, 10], [25, 12, 26, 14], [20, 15, 21, 16]], [[3, 3, 4, 4]]
+    for least, count in ((0, 3), (0.01, 3), (0.011, 2), (0.02, 2), (0.021, 1), (1, 1)):
+        assert [one.tolist() for one in boxes_from_masks(masks, least)] == [every[:count], three]
+    for least in (-0.1, 1.1, math.nan, True, "0.1"):
+        with pytest.raises(InputError, match=rf"least={least!r}: expected a number, 0 <= least <= 1"):
+            boxes_from_masks(masks, least)
 
 
 def test_ties_go_to_the_topmost_then_leftmost_first_pixel():
