@@ -15,7 +15,7 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the picture goes.")] = Path("camtools-demo.png"),
     pipelines: Annotated[
         str, typer.Option(metavar="NAMES", help="Presets to compare, with commas between.")
-    ] = "cam,rcam",
+    ] = "cam,rcam,fast",
     scenes: Annotated[int, typer.Option(min=1, max=20, metavar="N", help="Scenes in the picture.")] = 4,
     measured: Annotated[int, typer.Option(min=1, metavar="N", help="Scenes in the figures.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Any other draws other scenes.")] = 0,

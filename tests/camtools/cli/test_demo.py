@@ -21,13 +21,14 @@ def test_draws_one_picture_and_prints_figures(tmp_path, no_network):
     assert "the classifier is right on 100.0%" in result.stdout
     figures = {
         name: (float(mean), float(share))
-        for name, mean, share in re.findall(r"(r?cam)\D+([\d.]+)\D+([\d.]+)%", result.stdout)
+        for name, mean, share in re.findall(r"(r?cam|fast)\D+([\d.]+)\D+([\d.]+)%", result.stdout)
     }
-    assert set(figures) == {"cam", "rcam"}
+    assert set(figures) == {"cam", "rcam", "fast"}
     assert 0.2 < figures["cam"][0] < 0.4 and figures["cam"][1] <= 10
+    assert figures["fast"][0] > 0.5 and figures["fast"][1] > 50
     assert f"{out} written" in result.stderr
     with Image.open(out) as picture:
-        assert picture.mode == "RGB" and picture.width > 3 * 240 and picture.height > 2 * 240
+        assert picture.mode == "RGB" and picture.width > 4 * 240 and picture.height > 2 * 240
 
 
 def test_other_pipelines_and_seeds(tmp_path):
