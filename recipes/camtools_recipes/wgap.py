@@ -14,6 +14,11 @@ from camtools.training.recipe import Recipe
 class WgapConfig(TrainConfig):
     """Settings of `wgap`."""
 
+    lr: float = option(
+        3e-4,
+        "Learning rate of the backbone. What is pooled is many times a mean, and at 0.001 maps lose.",
+        least=0,
+    )
     divide: bool = option(
         False, "Whether to divide by H x W, as the paper's eq. 1 has it; a fine-tune then starts from tiny logits."
     )
