@@ -316,9 +316,13 @@ def test_image_without_maps_says_so():
         Pipeline([]).image(a_state())
 
 
+# A CRF turns small differences into large ones, and its backends differ between devices: test_crf.py compares those.
+CLOSE = sorted(name for name in PRESETS if not preset(name).needs_image)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", CLOSE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_presets_on_cuda_equal_the_cpu(name, dtype):
     state = a_state()
@@ -331,7 +335,7 @@ def test_presets_on_cuda_equal_the_cpu(name, dtype):
     torch.testing.assert_close(on_gpu.maps.cpu(), preset(name)(state).maps, atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", CLOSE)
 def test_presets_in_bfloat16_stay_near_float32(name):
     state = a_state()
     half = preset(name)(state.replace(features=state.features.bfloat16()))
