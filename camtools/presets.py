@@ -82,11 +82,11 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             _adaptive, "Absolute weights, threshold where the boundary's values jump (Zhang et al., 2022)."
         ),
         "cream": Preset(
-            _cream, "Features clustered into object and surroundings, from the map's own (Xu et al., 2022)."
+            _cream, "Features, less their mean, clustered into object and surroundings (after Xu et al., 2022)."
         ),
         "rcam+crf": Preset(_rcam_crf, "Negative weights clamped, then drawn to the picture's edges by a dense CRF."),
         "fast": Preset(_fast, "The map spread over what earlier stages see as alike; one forward."),
-        "best": Preset(_best, "The same from an input 1.43 times as large; three forwards' cost."),
+        "best": Preset(_best, "The same from an input 1.43 times as large; less than four forwards' cost."),
     }
 )
 """Every preset by its name."""
