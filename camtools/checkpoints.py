@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import hashlib
 import pickle
 import struct
 from collections import OrderedDict
@@ -219,3 +220,13 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], *, source: str, name: str
 
 def _kindred(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Return a short hash of all parameters and buffers, the same on every device."""
+    found = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, torch.Tensor):
+            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]

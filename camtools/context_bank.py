@@ -11,16 +11,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from camtools.activations import Activations
+from camtools.checks import is_share
+from camtools.engine import check_scores
 from camtools.errors import InputError, PipelineError, WeightsError
-from camtools.guard import untouched
-from camtools.model import unwrapped, wrap
-from camtools.preprocess import Preprocess, as_transform
-from camtools.reading import read_batches
-from camtools.running import check_scores, on_device, to_model
+from camtools.images.batches import read_batches
+from camtools.images.preprocess import Preprocess, as_transform
+from camtools.model.activations import Activations
+from camtools.model.cam_model import unwrapped, wrap
+from camtools.model.device import on_device, to_model
+from camtools.model.guard import untouched
 from camtools.steps.base import State
 from camtools.steps.cam import CAM
-from camtools.steps.cream import foreground_mask, is_share, mean_features
+from camtools.steps.cream import foreground_mask, mean_features
 
 Mode = Literal["momentum", "mean"]
 _FORMAT = "camtools.ContextBank/1"
@@ -104,10 +106,11 @@ class ContextBank:
             ModelError: The model cannot be explained.
         """
         # Late: the evaluation brings torchmetrics, which takes a second.
-        from camtools.evaluation.classes import match_classes
-        from camtools.evaluation.jobs import check_whole, weights_hash
-        from camtools.evaluation.progress import progress_bar
-        from camtools.evaluation.selection import Selection
+        from camtools.checkpoints import weights_hash
+        from camtools.checks import check_whole
+        from camtools.classes.matching import match_classes
+        from camtools.datasets.selection import Selection
+        from camtools.progress import progress_bar
 
         if mode not in ("momentum", "mean"):
             raise InputError(f"mode={mode!r}: expected 'momentum' or 'mean'")
@@ -186,7 +189,7 @@ class ContextBank:
                 are others, too.
             ModelError: The model cannot be explained.
         """
-        from camtools.evaluation.jobs import weights_hash
+        from camtools.checkpoints import weights_hash
 
         cam_model = wrap(model)
         inner = unwrapped(cam_model)

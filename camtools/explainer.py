@@ -11,23 +11,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from camtools.activations import Activations
-from camtools.box_regressor import BoxRegressor, whole_pixels
 from camtools.boxes import SPECK, boxes_from_masks
-from camtools.enlarging import Sizes, enlarged
+from camtools.classes.names import checked_names
+from camtools.classes.targets import Target, check_top_k, class_indices, is_list, per_picture
+from camtools.engine import Sizes, check_scores
 from camtools.errors import InputError
-from camtools.explanation import Explanation, probabilities
-from camtools.guard import untouched
-from camtools.inputs import read_pictures
-from camtools.model import CamModel, unwrapped, wrap
-from camtools.pipeline import Pipeline
-from camtools.preprocess import Preprocess, as_transform, display_image
-from camtools.presets import as_pipeline
-from camtools.reading import Batch, Ready, is_ready_batch, read_batches, ready_batches
-from camtools.running import check_scores, checked_names, on_device, to_model
+from camtools.explanation import Explanation
+from camtools.heads.box_regressor import BoxRegressor, whole_pixels
+from camtools.images.batches import Batch, Ready, is_ready_batch, read_batches, ready_batches
+from camtools.images.enlarged import enlarged
+from camtools.images.preprocess import Preprocess, as_transform, display_image
+from camtools.images.read import read_pictures
+from camtools.model.activations import Activations
+from camtools.model.cam_model import CamModel, unwrapped, wrap
+from camtools.model.device import on_device, to_model
+from camtools.model.guard import untouched
+from camtools.model.outputs import probabilities
+from camtools.pipeline.pipeline import Pipeline
+from camtools.pipeline.presets import as_pipeline
+from camtools.pipeline.trace import Cut, TraceStep
 from camtools.steps.base import State, Step
-from camtools.targets import Target, check_top_k, class_indices, is_list, per_picture
-from camtools.trace import Cut, TraceStep
 
 
 class Explainer:
@@ -74,7 +77,7 @@ class Explainer:
         if not isinstance(trace, bool):
             raise InputError(f"trace={trace!r}: expected True or False")
         if boxes_from is not None and not callable(getattr(boxes_from, "boxes_of", None)):
-            raise InputError(f"boxes_from={boxes_from!r}: expected a camtools.BoxRegressor, or None")
+            raise InputError(f"boxes_from={boxes_from!r}: expected a camtools.heads.BoxRegressor, or None")
         self.boxes_from = boxes_from
         self.pipeline = as_pipeline(pipeline)
         self.pipeline_name = pipeline if isinstance(pipeline, str) else self.pipeline.summary

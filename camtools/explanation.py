@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from camtools.coco import coco_annotations
+from camtools.boxes import coco_annotations
+from camtools.drawing.overlay import draw_overlay
 from camtools.errors import InputError
-from camtools.inputs import Picture
-from camtools.overlay import draw_overlay
-from camtools.preprocess import Transform, display_image
-from camtools.saving import staging, swap
-from camtools.trace import TraceStep
+from camtools.files import staging, swap
+from camtools.images.preprocess import Transform, display_image
+from camtools.images.read import Picture
+from camtools.pipeline.trace import TraceStep
 
 FILES = {"overlay": "overlay.png", "mask": "mask.png", "map": "map.npy"}  # what `save` writes
 MANIFEST = "manifest.json"
@@ -140,7 +139,7 @@ class Explanation:
         Raises:
             InputError: The explanation has no trace, or an argument cannot be used.
         """
-        from camtools.plot.steps import plot_trace  # it draws explanations, so it is above this module
+        from camtools.drawing.trace import plot_trace
 
         return plot_trace(self, height=height, columns=columns, colormap=colormap)
 
@@ -255,11 +254,3 @@ def _key(boxes: str, count: int) -> str | None:
     if not count:
         return "no box: nothing above the threshold"
     return "box: largest part above it" if boxes == "largest" else "boxes: parts above it"
-
-
-def probabilities(logits: Tensor, activation: Literal["softmax", "sigmoid"]) -> Tensor:
-    """Turn logits (B, K) into probabilities; a model with one class has a sigmoid whatever is asked."""
-    scores = logits.float()
-    if activation == "sigmoid" or logits.shape[1] == 1:
-        return torch.sigmoid(scores)
-    return torch.softmax(scores, dim=1)

@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from camtools.adapter import find_adapter
 from camtools.checkpoints import class_count, fit, match_prefix, read_checkpoint
 from camtools.errors import ModelError, WeightsError
-from camtools.preprocess import Preprocess, as_transform
+from camtools.images.preprocess import adjust, as_transform
+from camtools.model.adapter import find_adapter
 from camtools.sources import Built, Source, find_source
-from camtools.sources.adjust import adjust
+from camtools.sources.base import LoadedModel
 
 RANDOM = "random"
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A classifier ready to be explained.
-
-    Attributes:
-        model: The classifier, in eval mode, on the CPU.
-        preprocess: From a picture to the model's input: a `Preprocess`, or the transform that a user's function
-            returned; None where nothing is known of it.
-        class_names: Names by class index, or None. Models of timm and torchvision with 1,000 classes have ImageNet's.
-        spec: The name that it was loaded by.
-        model_args: The keyword arguments that went with it.
-    """
-
-    model: nn.Module
-    preprocess: Preprocess | Callable[..., Any] | None
-    class_names: tuple[str, ...] | None
-    spec: str
-    model_args: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_model(
@@ -125,7 +104,7 @@ def _headed(path: Path, source: Source | None, num_classes: int | None) -> Built
     if config.get("outputs", "classes") != "classes":
         raise WeightsError(
             f"{path} holds a box regressor, which knows no classes: expected a classifier. Read it by "
-            "camtools.BoxRegressor.load, and pass it as boxes_from"
+            "camtools.heads.BoxRegressor.load, and pass it as boxes_from"
         )
     if num_classes not in (None, config["classes"]):
         raise WeightsError(

@@ -1,37 +1,49 @@
-"""Parts that are found, not imported: the entry points of installed packages, or of the checkout camtools runs from."""
+"""Parts that are found, not imported: the entry points of installed packages."""
 
 from __future__ import annotations
 
-import sys
-import tomllib
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
+from typing import Any
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+from camtools.errors import ModelError
 
 
 def plugins(group: str) -> list[EntryPoint]:
-    """Return the entry points of a group.
-
-    A checkout that was never installed has no entry points: there, those in its own `pyproject.toml` count, and the
-    folders that hold their packages are added to `sys.path`.
+    """Return the entry points of a group, by name.
 
     Args:
-        group: Such as "camtools.adapters".
+        group: "camtools.adapters", "camtools.commands", "camtools.recipes" or "camtools.sources".
+
+    Raises:
+        ModelError: There is none, so not even camtools' own: it runs from a checkout that was never installed.
     """
-    return list(entry_points(group=group)) or _of_checkout(group)
+    found = sorted(entry_points(group=group), key=lambda point: point.name)
+    if not found:
+        raise ModelError(
+            f"no installed package has entry points of the group {group!r}, and camtools' own are missing too: expected "
+            "an installed camtools. Run pip install camtools, or pip install -e . in a checkout"
+        )
+    return found
 
 
-def _of_checkout(group: str) -> list[EntryPoint]:
+def load_plugin(point: EntryPoint) -> Any:
+    """Import what an entry point names.
+
+    Raises:
+        ModelError: It cannot be imported; names the distribution to fix or remove.
+    """
     try:
-        project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    except (OSError, KeyError, tomllib.TOMLDecodeError):
-        return []
-    if project.get("name") != "camtools":
-        return []
-    declared = project.get("entry-points", {}).get(group, {})
-    for package in {value.partition(":")[0].partition(".")[0] for value in declared.values()}:
-        for folder in CHECKOUT.glob(f"*/{package}"):
-            if str(folder.parent) not in sys.path:
-                sys.path.append(str(folder.parent))
-    return [EntryPoint(name, value, group) for name, value in declared.items()]
+        return point.load()
+    except Exception as error:
+        raise ModelError(f"{described(point)} cannot be loaded: {error}. Fix or uninstall {owner(point)}") from error
+
+
+def described(point: EntryPoint) -> str:
+    """Name an entry point in a message: what it is, its name and where it lies."""
+    kind = point.group.rpartition(".")[2].removesuffix("s")
+    return f"{kind} {point.name!r} ({point.value})"
+
+
+def owner(point: EntryPoint) -> str:
+    """Name the distribution that an entry point belongs to."""
+    return point.dist.name if point.dist else "the package that declares it"

@@ -17,14 +17,14 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_segmentation_masks
 
 from camtools.boxes import SPECK, boxes_from_masks
+from camtools.drawing.colours import LARGEST, Colour, voc_colour, voc_palette
+from camtools.drawing.legend import Key
+from camtools.drawing.overlay import with_legend
+from camtools.drawing.panels import outlined
 from camtools.errors import InputError
-from camtools.inputs import Picture
-from camtools.legend import Key
-from camtools.overlay import with_legend
-from camtools.palette import LARGEST, Colour, voc_colour, voc_palette
-from camtools.plot.layout import outlined
-from camtools.preprocess import Transform, display_image
-from camtools.saving import staging, swap
+from camtools.files import staging, swap
+from camtools.images.preprocess import Transform, display_image
+from camtools.images.read import Picture
 
 FILES = {"overlay": "overlay.png", "mask": "mask.png"}  # what `save` writes
 MANIFEST = "manifest.json"

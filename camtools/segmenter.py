@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from camtools.activations import Activations
-from camtools.crf import lattice
-from camtools.crf.mean_field import infer
+from camtools.classes.names import resolve_target
+from camtools.classes.targets import Target, class_indices, is_list
 from camtools.errors import InputError, TargetError
 from camtools.explainer import Explainer
-from camtools.explanation import probabilities
-from camtools.inputs import read_pictures
-from camtools.names import resolve_target
-from camtools.pipeline import Pipeline
-from camtools.reading import Batch, Ready, read_batches
+from camtools.images.batches import Batch, Ready, read_batches
+from camtools.images.read import read_pictures
+from camtools.model.activations import Activations
+from camtools.model.outputs import probabilities
+from camtools.pipeline.pipeline import Pipeline
 from camtools.segmentation import Segmentation
 from camtools.steps import CRF
 from camtools.steps.base import State, Step
-from camtools.targets import Target, class_indices, is_list
+from camtools.steps.dense_crf import lattice
+from camtools.steps.dense_crf.mean_field import infer
 
 BACKGROUND = 0.35
 MIN_SCORE = {"softmax": 0.2, "sigmoid": 0.5}

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from camtools.adapter import FeatureSpec
 from camtools.errors import ModelError
+from camtools.model.adapter import FeatureSpec
 
 
 class DescribedAdapter:
@@ -31,7 +31,7 @@ class DescribedAdapter:
         found = describe()
         if not isinstance(found, FeatureSpec):
             raise ModelError(
-                f"{type(model).__name__}.feature_spec() returned {found!r}: expected a camtools.FeatureSpec. Return "
+                f"{type(model).__name__}.feature_spec() returned {found!r}: expected a camtools.model.FeatureSpec. Return "
                 'one, such as FeatureSpec("features", classifier="classifier"), or rename the method'
             )
         return found

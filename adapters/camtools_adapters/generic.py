@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from camtools.adapter import FeatureSpec
-from camtools.preprocess import Preprocess
+from camtools.images.preprocess import Preprocess
+from camtools.model.adapter import FeatureSpec
 from camtools_adapters.observe import observe
 
 

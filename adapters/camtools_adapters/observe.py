@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camtools.adapter import FeatureSpec
-from camtools.capture import Capture
-from camtools.decomposition import linear_head
 from camtools.errors import ModelError
-from camtools.guard import call_eagerly, untouched
-from camtools.layout import Layout, is_grid, to_nchw, token_grid
-from camtools.logits import class_scores
+from camtools.model.adapter import FeatureSpec
+from camtools.model.capture import Capture
+from camtools.model.decomposition import linear_head
+from camtools.model.guard import call_eagerly, untouched
+from camtools.model.layout import Layout, is_grid, to_nchw, token_grid
+from camtools.model.outputs import class_scores
 from camtools_adapters.recorder import Recorder, Seen
 
 MAX_PREFIX_TOKENS = 16

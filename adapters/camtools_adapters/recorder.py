@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from camtools.logits import tensors_in
+from camtools.model.outputs import tensors_in
 
 # How many vectors before the logits to look at where the classifier itself passes no gradient.
 VECTORS = 12

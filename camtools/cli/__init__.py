@@ -13,8 +13,8 @@ from camtools.cli.evaluate import evaluate
 from camtools.cli.explain import explain
 from camtools.cli.finetune import finetune
 from camtools.cli.models import models
-from camtools.cli.reproduce import reproduce
 from camtools.cli.segment import segment
+from camtools_recipes.reproduce_command import reproduce
 
 __all__ = ["app", "main"]
 

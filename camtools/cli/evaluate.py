@@ -125,7 +125,7 @@ def evaluate(
     with exit_codes():
         with stdout_to_stderr():
             from camtools.evaluation import evaluate as run
-            from camtools.evaluation.distributed import leads
+            from camtools.evaluation.processes import leads
 
             options: dict[str, Any] = {"scoremaps": _folders(scoremaps)} if scoremaps else {}
             network, pipelines = None, ";".join(pipeline or ["cam"])
@@ -172,8 +172,8 @@ def _write_report(result: Any, data: str, out: Path, model: Any, pipelines: str,
 
 def _load(model: str, weights: str | None, names: Path | None, mean: Any, std: Any, size: Any, arguments: Any) -> Any:
     """Build the model."""
+    from camtools.classes.names import load_names
     from camtools.loading import load_model
-    from camtools.names import load_names
 
     known = load_names(names) if names is not None else None
     return load_model(model, weights, class_names=known, mean=mean, std=std, size=size, model_args=arguments)
@@ -181,7 +181,7 @@ def _load(model: str, weights: str | None, names: Path | None, mean: Any, std: A
 
 def _device(name: str) -> Any:
     """Return the device; among several processes each takes its own of "auto" and "cuda" later."""
-    from camtools.evaluation.distributed import several
+    from camtools.evaluation.processes import several
 
     return name if several() and name in ("auto", "cuda") else pick_device(name)
 

@@ -94,9 +94,8 @@ def explain(
 
     Exit codes: 0 done, 1 some files failed, 2 wrong use, 130 interrupted (finished results are whole).
     """
-    from camtools.cli.files import find_jobs
-    from camtools.cli.report import show, summarise
-    from camtools.cli.run import Run, Settings
+    from camtools.cli.images import find_jobs
+    from camtools.cli.run import Run, Settings, show, summarise
 
     if target and top_k:
         raise typer.BadParameter("give --target or --top-k, not both", param_hint="--top-k")
@@ -133,10 +132,10 @@ def explain(
 
 def _explainer(settings: Any, class_names: Path | None, device: Any, batch_size: int) -> Any:
     """Build the model and what is run on every batch, and find the classes asked for."""
+    from camtools.classes.names import load_names
     from camtools.cli.run import Batches
     from camtools.explainer import Explainer
     from camtools.loading import load_model
-    from camtools.names import load_names
 
     loaded = load_model(
         settings.model,

@@ -67,7 +67,7 @@ def finetune(
         options = _settings(set_, {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed})
         arguments = parse_model_args(model_arg)
         with stdout_to_stderr():
-            from camtools.evaluation.distributed import leads
+            from camtools.evaluation.processes import leads
             from camtools.loading import load_model
             from camtools.training import finetune as run
             from camtools.training import make_recipe

@@ -73,10 +73,10 @@ def models(
 
 
 def _matching(pattern: str | None) -> list[str]:
-    from camtools.cli.files import natural_key
-    from camtools.sources import TimmSource, TorchvisionSource
+    from camtools.cli.images import natural_key
+    from camtools.sources import known_models
 
-    names = [f"torchvision/{name}" for name in TorchvisionSource.known()] + [f"timm/{n}" for n in TimmSource.known()]
+    names = known_models()
     if pattern is not None:
         names = [
             n for n in names if fnmatch.fnmatchcase(n, pattern) or fnmatch.fnmatchcase(n.partition("/")[2], pattern)
@@ -112,7 +112,7 @@ def describe(name: str, arguments: dict[str, Any] | None = None, size: tuple[int
 
     from camtools.heads.saved import headed_config
     from camtools.loading import load_model
-    from camtools.model import wrap
+    from camtools.model.cam_model import wrap
     from camtools.sources import FunctionSource, find_source
 
     row: dict[str, Any] = dict.fromkeys(

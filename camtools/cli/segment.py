@@ -109,8 +109,8 @@ def segment(
 
     Exit codes: 0 done, 1 some files failed, 2 wrong use, 130 interrupted (finished results are whole).
     """
-    from camtools.cli.files import find_jobs
-    from camtools.cli.report import summarise
+    from camtools.cli.images import find_jobs
+    from camtools.cli.run import summarise
 
     if classes and min_score is not None:
         raise typer.BadParameter("give --class or --min-score, not both", param_hint="--min-score")
@@ -165,7 +165,7 @@ def _background(text: str | None) -> float | str | None:
 
 def _run(settings: dict[str, Any], out: Path | None, resume: bool) -> Any:
     """Return the account of a run whose pictures have one segmentation each."""
-    from camtools.cli.files import Job
+    from camtools.cli.images import Job
     from camtools.cli.results import save_picture
     from camtools.cli.run import Run, Settings
 
@@ -201,8 +201,8 @@ def _run(settings: dict[str, Any], out: Path | None, resume: bool) -> Any:
 
 def _segmenter(settings: Any, class_names: Path | None, device: Any, batch_size: int) -> Any:
     """Build the model and what is run on every batch, and find the classes asked for."""
+    from camtools.classes.names import load_names, resolve_target
     from camtools.loading import load_model
-    from camtools.names import load_names, resolve_target
     from camtools.segmenter import BACKGROUND, Segmenter
 
     loaded = load_model(

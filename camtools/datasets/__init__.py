@@ -1,11 +1,10 @@
 """Data sets with their truth: every one yields the same `Record`."""
 
-from camtools.datasets.base import RecordDataset
+from camtools.datasets.base import ListedDataset, RecordDataset
 from camtools.datasets.box_folder import BoxFolder
 from camtools.datasets.coco import COCO
 from camtools.datasets.cub import CUB
 from camtools.datasets.ilsvrc import ILSVRC
-from camtools.datasets.listed import ListedDataset
 from camtools.datasets.openimages import OpenImages30k
 from camtools.datasets.pets import OxfordPets
 from camtools.datasets.record import Record

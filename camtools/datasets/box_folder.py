@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from camtools.datasets.base import TargetKind
-from camtools.datasets.files import Layout, class_names, folder, read_table, relative_name, to_box, to_int
-from camtools.datasets.listed import ListedDataset
+from camtools.classes.names import resolve_target
+from camtools.datasets.base import ListedDataset, TargetKind
+from camtools.datasets.lists import Layout, class_names, folder, read_table, relative_name, to_box, to_int
 from camtools.datasets.pictures import fit_boxes, read_image
 from camtools.datasets.record import Record
 from camtools.errors import InputError, TargetError
-from camtools.names import resolve_target
 
 _LAYOUT = Layout(
     "BoxFolder",
@@ -47,7 +46,7 @@ class BoxFolder(ListedDataset):
         root: The folder; or the CSV file, which then names the folder (without .csv).
         csv: The CSV file, where it is not `root`.csv beside the folder.
         classes: The class names in order, a file of them, or "imagenet" (1,000 names in the order of the sorted wnids).
-            The column is then read as `camtools.names.resolve_target` reads a class: a name, an index, or (ImageNet's)
+            The column is then read as `camtools.classes.resolve_target` reads a class: a name, an index, or (ImageNet's)
             a wnid. Where left out: a column of nothing but whole numbers holds the indices, and classes are "0" to the
             largest; otherwise classes are the sorted names that occur, so give them where a split lacks some.
         transform: See `RecordDataset`.

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from camtools.datasets.base import TargetKind
-from camtools.datasets.files import (
+from camtools.datasets.base import ListedDataset, TargetKind, as_boxes, as_labels
+from camtools.datasets.lists import (
     Layout,
     first_existing,
     folder,
@@ -20,7 +20,6 @@ from camtools.datasets.files import (
     to_box,
     to_int,
 )
-from camtools.datasets.listed import ListedDataset, as_boxes, as_labels
 from camtools.datasets.pictures import check_size, read_image, read_levels
 from camtools.datasets.record import Record
 

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 
-from camtools.datasets.base import TargetKind
-from camtools.datasets.files import PICTURE_SUFFIXES, Layout, first_existing, folder, read_rows, read_table, to_int
-from camtools.datasets.listed import ListedDataset, as_boxes, as_labels
+from camtools.classes.names import imagenet_names
+from camtools.datasets.base import ListedDataset, TargetKind, as_boxes, as_labels
+from camtools.datasets.lists import PICTURE_SUFFIXES, Layout, first_existing, folder, read_rows, read_table, to_int
 from camtools.datasets.pictures import fit_boxes, read_image
 from camtools.datasets.record import Record
-from camtools.datasets.voc_xml import read_xml
+from camtools.datasets.voc import read_xml
 from camtools.errors import InputError
-from camtools.names import imagenet_names
 
 _LAYOUT = Layout(
     "ILSVRC 2012 validation",

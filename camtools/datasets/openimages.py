@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from camtools.datasets.base import TargetKind
-from camtools.datasets.files import Layout, folder, one_of, read_rows
+from camtools.datasets.lists import Layout, folder, one_of, read_rows
 from camtools.datasets.wsol import WSOL
 
 _LAYOUT = Layout(

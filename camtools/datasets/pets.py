@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from camtools.datasets.base import TargetKind
-from camtools.datasets.files import Layout, folder, one_of, read_rows, relative_name, to_int
-from camtools.datasets.listed import ListedDataset, as_labels
+from camtools.datasets.base import ListedDataset, TargetKind, as_labels
+from camtools.datasets.lists import Layout, folder, one_of, read_rows, relative_name, to_int
 from camtools.datasets.pictures import check_size, mask_boxes, read_image, read_levels
 from camtools.datasets.record import Record
 from camtools.errors import InputError

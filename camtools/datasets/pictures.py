@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from camtools.errors import InputError
-from camtools.inputs import read_picture
+from camtools.images.read import read_picture
 
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error)
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -39,7 +39,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None, upright: bool = 
         upright: Which orientation to take where the size fits both, or is not known: as EXIF says, or as stored.
 
     Returns:
-        RGB, see `camtools.inputs.read_picture`.
+        RGB, see `camtools.images.read.read_picture`.
 
     Raises:
         InputError: The picture is missing or cannot be read; names the file.

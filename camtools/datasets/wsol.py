@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from camtools.datasets.base import TargetKind
-from camtools.datasets.files import Layout, class_names, folder, keyed, read_rows, relative_name, to_box, to_int
-from camtools.datasets.listed import ListedDataset, as_boxes, as_labels
+from camtools.datasets.base import ListedDataset, TargetKind, as_boxes, as_labels
+from camtools.datasets.lists import Layout, class_names, folder, keyed, read_rows, relative_name, to_box, to_int
 from camtools.datasets.pictures import fit_boxes, mask_boxes, read_image, read_levels, resize_masks
 from camtools.datasets.record import Record
 from camtools.errors import InputError

@@ -1,8 +1,8 @@
 """Evaluation of maps on data sets with truth: `evaluate`, its result, and thresholds chosen on calibration data."""
 
 from camtools.evaluation.calibrate import calibrated
+from camtools.evaluation.evaluator import evaluate
 from camtools.evaluation.results import EvaluationResult, Ranked, Rows, Value
-from camtools.evaluation.run import evaluate
 from camtools.evaluation.statistics import STATISTICS
 
 METRICS = tuple(STATISTICS)

@@ -9,9 +9,9 @@ from typing import Any
 
 from camtools.errors import InputError
 from camtools.evaluation.results import EvaluationResult, Value
-from camtools.evaluation.tables import write_json
-from camtools.pipeline import Pipeline
-from camtools.presets import as_pipeline
+from camtools.files import write_json
+from camtools.pipeline.pipeline import Pipeline
+from camtools.pipeline.presets import as_pipeline
 from camtools.steps import FixedThreshold, Stage
 
 FILE = "threshold.json"

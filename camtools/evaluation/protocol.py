@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from camtools.errors import InputError
-from camtools.geometry import Geometry
+from camtools.images.geometry import Geometry
+from camtools.images.preprocess import Preprocess, Transform, as_transform
 from camtools.metrics.scoremap import PROTOCOL_SIZE, normalise, resize_cubic
-from camtools.pipeline import Pipeline
-from camtools.preprocess import Preprocess, Transform, as_transform
+from camtools.pipeline.pipeline import Pipeline
 from camtools.steps import MinMax, Stage, State
 
 ProtocolName = Literal["wsol", "native"]

@@ -9,16 +9,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from camtools.classes.matching import ClassMap
 from camtools.datasets import Record
-from camtools.enlarging import enlarged
 from camtools.errors import InputError
-from camtools.evaluation.classes import ClassMap
-from camtools.geometry import Geometry
-from camtools.inputs import Picture
+from camtools.images.enlarged import enlarged
+from camtools.images.geometry import Geometry
+from camtools.images.preprocess import Transform
+from camtools.images.read import Picture
 from camtools.metrics.box_ious import checked_boxes
 from camtools.metrics.pixel import truth_masks
 from camtools.metrics.scoremap import PROTOCOL_SIZE
-from camtools.preprocess import Transform
 
 _OVERHANG = 1.0  # pixels by which rounding may put a box beyond its picture
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from camtools.classes.matching import ClassMap
+from camtools.datasets.selection import Selection
 from camtools.errors import CamtoolsError, InputError
-from camtools.evaluation.classes import ClassMap
-from camtools.evaluation.measure import Failure, known_rows
+from camtools.evaluation.runner import Failure, known_rows
 from camtools.evaluation.sample import Sample, prepare
 from camtools.evaluation.scores import Arrays, score_rows
-from camtools.evaluation.selection import Selection
 from camtools.metrics.scoremap import PROTOCOL_SIZE, normalise
 
 

@@ -15,7 +15,7 @@ from camtools.evaluation.sample import Sample, Truth
 from camtools.metrics.box_ious import LEVELS, box_ious
 from camtools.metrics.localization_map import box_iou, match_boxes
 from camtools.metrics.pixel import mask_ious, truth_masks
-from camtools.metrics.points import padded_boxes, peak_points, point_hits
+from camtools.metrics.pointing import padded_boxes, peak_points, point_hits
 from camtools.metrics.scoremap import BIN_EDGES, PROTOCOL_SIZE
 
 Arrays = dict[str, NDArray[Any]]

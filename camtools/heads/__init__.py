@@ -4,6 +4,7 @@
 linear classifier; `Wildcat` and `ExCAM` bring their own.
 """
 
+from camtools.heads.box_regressor import BoxRegressor
 from camtools.heads.dropout import ADL, SequentialDropout
 from camtools.heads.headed import HeadedModel, MapHead
 from camtools.heads.pooling import GAP, TAP, WGAP
@@ -16,6 +17,7 @@ __all__ = [
     "GAP",
     "TAP",
     "WGAP",
+    "BoxRegressor",
     "ClassWisePool",
     "ExCAM",
     "HeadedModel",

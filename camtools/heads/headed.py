@@ -11,12 +11,12 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from camtools.adapter import FeatureSpec
-from camtools.decomposition import name_of
 from camtools.errors import ModelError
-from camtools.layout import to_nchw
-from camtools.logits import replace_tensor, tensors_in
-from camtools.preprocess import Transform
+from camtools.images.preprocess import Transform
+from camtools.model.adapter import FeatureSpec
+from camtools.model.decomposition import name_of
+from camtools.model.layout import to_nchw
+from camtools.model.outputs import replace_tensor, tensors_in
 
 
 @runtime_checkable
@@ -96,7 +96,7 @@ class Tap:
 
 
 class HeadedModel(nn.Module):
-    """A classifier whose pooling, or pooling and classifier, was swapped; made by `camtools.replace_head`.
+    """A classifier whose pooling, or pooling and classifier, was swapped; made by `camtools.heads.replace_head`.
 
     It is a plain module for training: every parameter takes part in the logits. What followed F in the body runs on one
     picture and without parameters, since its results are not used. It tells camtools about itself (`feature_spec`,
@@ -176,7 +176,7 @@ class HeadedModel(nn.Module):
         return FeatureSpec("feature_map", classifier="classifier", pool=self.head, head=words)
 
     def save(self, path: str | Path) -> None:
-        """Write weights and configuration to one safetensors file, all or nothing; `camtools.load_headed` reads it.
+        """Write weights and configuration to one safetensors file, all or nothing; `camtools.heads.load_headed` reads it.
 
         Args:
             path: The file; its folder is made, a file of that name is replaced.

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camtools.decomposition import name_of
 from camtools.errors import CamtoolsError, ModelError
-from camtools.guard import untouched
 from camtools.heads.headed import HeadedModel, MapHead, Origin, Tap
-from camtools.loading import LoadedModel
-from camtools.model import CamModel, unwrapped
-from camtools.output_stride import set_output_stride
-from camtools.preprocess import Transform, as_transform
+from camtools.images.preprocess import Transform, as_transform
+from camtools.model.cam_model import CamModel, unwrapped
+from camtools.model.decomposition import name_of
+from camtools.model.guard import untouched
+from camtools.model.output_stride import set_output_stride
+from camtools.sources.base import LoadedModel
 
 Head = nn.Module | Callable[[int, int], nn.Module]
 
@@ -46,9 +46,9 @@ def replace_head(
             `functools.partial(ExCAM, M=4)`.
         classes: K; None keeps the model's. Another number gets a fresh classifier.
         keep_classifier: Whether a pooling keeps the model's own W and b where K stays the same.
-        output_stride: 8, 16 or 32: pixels per cell of F, see `camtools.set_output_stride`; None leaves the model's.
+        output_stride: 8, 16 or 32: pixels per cell of F, see `camtools.model.set_output_stride`; None leaves the model's.
         class_names: Names by index; None keeps the model's own where K stays the same.
-        preprocess: From a picture to the model's input, as `camtools.preprocess.as_transform` takes it; None keeps the
+        preprocess: From a picture to the model's input, as `camtools.images.as_transform` takes it; None keeps the
             model's own.
         source: The name that `camtools.load_model` builds this model by ("torchvision/mobilenet_v2"), so that a saved
             file loads by itself. Known for timm's models and for a `LoadedModel`.
@@ -62,7 +62,7 @@ def replace_head(
             swap; the head gives another shape; or the output stride cannot be had.
 
     Example:
-        >>> tap = camtools.replace_head(torchvision.models.mobilenet_v2(), camtools.heads.TAP(theta=0.1))
+        >>> tap = camtools.heads.replace_head(torchvision.models.mobilenet_v2(), camtools.heads.TAP(theta=0.1))
         >>> tap(x).shape  # x: (2, 3, 224, 224)
         torch.Size([2, 1000])
     """

@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from camtools.adapter import FeatureSpec
 from camtools.checkpoints import fit, read_checkpoint
 from camtools.errors import ModelError, WeightsError
-from camtools.guard import call_eagerly, untouched
+from camtools.files import staging, swap
 from camtools.heads.dropout import ADL
 from camtools.heads.headed import HeadedModel, MapHead, Origin
 from camtools.heads.pooling import GAP, TAP, WGAP
 from camtools.heads.wildcat import ExCAM, Wildcat
-from camtools.layout import Layout
-from camtools.model import CamModel, unwrapped
-from camtools.output_stride import set_output_stride
-from camtools.preprocess import Preprocess, Transform, as_transform
-from camtools.saving import staging, swap
+from camtools.images.preprocess import Preprocess, Transform, as_transform
+from camtools.model.adapter import FeatureSpec
+from camtools.model.cam_model import CamModel, unwrapped
+from camtools.model.guard import call_eagerly, untouched
+from camtools.model.layout import Layout
+from camtools.model.output_stride import set_output_stride
 
 KEY = "camtools.headed"
 FORMAT = 1

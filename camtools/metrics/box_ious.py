@@ -161,7 +161,7 @@ def _run(
     levels: NDArray[np.uint8], truths: Sequence[NDArray[np.int64]], workers: int | None, holes: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """Run the compiled walk over every map: largest boxes (B, 256, 4), and both IoUs, (B, 256)."""
-    from camtools.metrics.level_boxes import level_boxes  # brings numba, which takes a second to import
+    from camtools.metrics.contours import level_boxes
 
     workers = check_workers(workers) or torch.get_num_threads()
     count = len(levels)

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from camtools.errors import InputError
-from camtools.metrics.average_precision import Interpolation, RankedMetric
-from camtools.metrics.settings import keep_apart
+from camtools.metrics.average_precision import Interpolation, RankedMetric, keep_apart
 
 Detections = Mapping[str, Any]
 

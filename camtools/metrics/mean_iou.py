@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from camtools.errors import InputError
-from camtools.metrics.settings import keep_apart
+from camtools.metrics.average_precision import keep_apart
 
 SemanticMasks = Tensor | NDArray[Any] | Sequence[Tensor | NDArray[Any]]
 

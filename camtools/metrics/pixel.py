@@ -12,8 +12,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from camtools.errors import InputError
+from camtools.metrics.average_precision import keep_apart
 from camtools.metrics.scoremap import BIN_EDGES, PROTOCOL_SIZE, THRESHOLDS, normalise, scoremaps
-from camtools.metrics.settings import keep_apart
 
 Masks = Tensor | NDArray[Any] | Sequence[Tensor | NDArray[Any]]
 Ignore = Tensor | NDArray[Any] | Sequence[Tensor | NDArray[Any] | None] | None

@@ -1,4 +1,4 @@
-"""Where classifiers come from: timm, torchvision, a user's function, or camtools itself; one file a source."""
+"""Where classifiers come from: a library's registry by entry point, a user's function, or camtools itself."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import difflib
 from typing import Any
 
 from camtools.errors import ModelError
-from camtools.sources.base import Built, Source
+from camtools.plugins import load_plugin, plugins
+from camtools.sources.base import Built, LoadedModel, Source
 from camtools.sources.function import FunctionSource
 from camtools.sources.scenes import NAME as SCENES
 from camtools.sources.scenes import ScenesSource
-from camtools.sources.timm import TimmSource
-from camtools.sources.torchvision import TorchvisionSource
 
-__all__ = ["Built", "FunctionSource", "ScenesSource", "Source", "TimmSource", "TorchvisionSource", "find_source"]
+__all__ = ["Built", "FunctionSource", "LoadedModel", "ScenesSource", "Source", "find_source", "known_models"]
 
-FORMS = "timm/NAME, torchvision/NAME, package.module:function, path/FILE.py:function, or scenes"
+GROUP = "camtools.sources"
+FORMS = "{libraries}, package.module:function, path/FILE.py:function, or scenes"
 
 
 def find_source(spec: str, model_args: dict[str, Any] | None = None, size: tuple[int, int] | None = None) -> Source:
     """Return the source that a model's name points to, without building anything.
 
     Args:
-        spec: "timm/NAME", "torchvision/NAME", "package.module:function", "path/FILE.py:function", or "scenes".
+        spec: "LIBRARY/NAME" such as "timm/resnet50", "package.module:function", "path/FILE.py:function", or "scenes".
+            Libraries are found through the entry point group `camtools.sources`, whose objects are classes that take
+            (spec, name, args, size).
         model_args: Keyword arguments for the constructor or function.
         size: The input's (height, width) where it is not the model's own; only models of a fixed size need to know.
 
@@ -34,19 +36,26 @@ def find_source(spec: str, model_args: dict[str, Any] | None = None, size: tuple
     if spec == SCENES:
         return ScenesSource(args)
     is_file = ".py:" in spec or spec.endswith(".py")
-    if slash and library == "timm" and not is_file:
-        return TimmSource(spec, name, args, size)
-    if slash and library == "torchvision" and not is_file:
-        return TorchvisionSource(spec, name, args)
+    if slash and not is_file:
+        for point in plugins(GROUP):
+            if point.name == library:
+                return load_plugin(point)(spec, name, args, size)
     if is_file or (":" in spec and not slash):
         return FunctionSource(spec, args)
-    raise ModelError(f"{spec!r} does not name a model: names have the form {FORMS}.{_guess(spec)}")
+    forms = FORMS.format(libraries=", ".join(f"{point.name}/NAME" for point in plugins(GROUP)))
+    raise ModelError(f"{spec!r} does not name a model: names have the form {forms}.{_guess(spec)}")
+
+
+def known_models() -> list[str]:
+    """Return the full names of all models that the installed sources list."""
+    return [f"{point.name}/{name}" for point in plugins(GROUP) for name in load_plugin(point).known()]
 
 
 def _guess(spec: str) -> str:
     """Suggest full names for one that lacks its library."""
+    known = known_models()
     name = spec.rpartition("/")[2]
-    known = [f"timm/{n}" for n in TimmSource.known()] + [f"torchvision/{n}" for n in TorchvisionSource.known()]
-    exact = [n for n in known if n.partition("/")[2] == name]
-    close = exact or difflib.get_close_matches(f"timm/{name}", known, n=1)
+    exact = [full for full in known if full.partition("/")[2] == name]
+    candidates = (f"{point.name}/{name}" for point in plugins(GROUP))
+    close = exact or [match for one in candidates for match in difflib.get_close_matches(one, known, n=1)][:1]
     return f" Did you mean {' or '.join(close)}?" if close else ""

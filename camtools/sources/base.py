@@ -8,14 +8,14 @@ import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from camtools.errors import ModelError
-from camtools.preprocess import Preprocess
+from camtools.images.preprocess import Preprocess
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Source(abc.ABC):
     def __init__(self, spec: str, args: dict[str, Any]) -> None:
         self.spec = spec
         self.args = args
+
+    @staticmethod
+    def known() -> list[str]:
+        """Return the names of all models of this source; none where any name may do."""
+        return []
 
     @abc.abstractmethod
     def empty(self, num_classes: int | None = None) -> Built:
@@ -111,3 +116,23 @@ def way_out(spec: str) -> str:
         f"Give a checkpoint of your own (weights=FILE, --weights FILE), or build {spec} with random weights "
         "(weights='random', --weights random)."
     )
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A classifier ready to be explained.
+
+    Attributes:
+        model: The classifier, in eval mode, on the CPU.
+        preprocess: From a picture to the model's input: a `Preprocess`, or the transform that a user's function
+            returned; None where nothing is known of it.
+        class_names: Names by class index, or None. Models of timm and torchvision with 1,000 classes have ImageNet's.
+        spec: The name that it was loaded by.
+        model_args: The keyword arguments that went with it.
+    """
+
+    model: nn.Module
+    preprocess: Preprocess | Callable[..., Any] | None
+    class_names: tuple[str, ...] | None
+    spec: str
+    model_args: Mapping[str, Any] = field(default_factory=dict)

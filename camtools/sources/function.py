@@ -16,8 +16,7 @@ from typing import Any
 from torch import nn
 
 from camtools.errors import CamtoolsError, ModelError
-from camtools.preprocess import Preprocess
-from camtools.sources.adjust import adjust
+from camtools.images.preprocess import Preprocess, adjust
 from camtools.sources.base import Built, Source
 
 RETURNS = (

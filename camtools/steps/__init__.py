@@ -5,7 +5,7 @@ from camtools.steps.adaptive_threshold import AdaptiveThreshold
 from camtools.steps.affinity import Affinity
 from camtools.steps.base import Stage, State, Step
 from camtools.steps.cam import CAM
-from camtools.steps.cream import CREAM
+from camtools.steps.cream import CREAM, UnitFeatures
 from camtools.steps.crf import CRF
 from camtools.steps.enlarge import Enlarge
 from camtools.steps.fixed_threshold import FixedThreshold
@@ -15,7 +15,6 @@ from camtools.steps.nwc import NWC
 from camtools.steps.pas import PaS
 from camtools.steps.range_threshold import RangeThreshold
 from camtools.steps.sigmoid import ScoreThreshold, Sigmoid
-from camtools.steps.unit_features import UnitFeatures
 
 __all__ = [
     "CAM",

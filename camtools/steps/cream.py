@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from camtools.checks import is_share
 from camtools.errors import PipelineError
 from camtools.steps.base import Stage, State, Step
 from camtools.steps.minmax import MinMax
 
 if TYPE_CHECKING:
     from camtools.context_bank import ContextBank
+
 
 _STEEPEST = 1e30  # far beyond where the posterior is 0 or 1, and far below where float32 ends
 
@@ -175,11 +177,6 @@ class CREAM(Step):
             )
 
 
-def is_share(value: object) -> bool:
-    """Tell whether a value is a number in [0, 1)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
-
-
 def foreground_mask(maps: Tensor, delta: float) -> Tensor:
     """Return where maps are above `delta` of their maximum (CREAM, eq. 3).
 
@@ -225,3 +222,26 @@ def _unit(vectors: Tensor) -> Tensor:
 def _or_one(lengths: Tensor) -> Tensor:
     """Return lengths to divide by: 1 in the place of 0."""
     return torch.where(lengths > 0, lengths, 1.0)
+
+
+class UnitFeatures(Step):
+    """Scale the feature of every position to length 1, for the steps after it: F <- F / |F|; zeros stay.
+
+    Before `CREAM`, with a bank of such features, it makes the clusters' means those of directions. The clusters are
+    compared by cosine, and of vectors of very different length a plain mean (eq. 4 and 9) is the direction of the
+    longest few. The mean direction is what maximises the expected cosine likelihood.
+
+    Maps that were made already stay as they are. Reads and replaces `State.features`, (B, C, h, w).
+
+    Raises:
+        PipelineError: When called on a state without features.
+    """
+
+    stage = Stage.REFINE
+    resolution = "feature"
+
+    def __call__(self, state: State) -> State:
+        """Return the state with features of length 1."""
+        features = state.require("features", self).float()
+        lengths = features.norm(dim=1, keepdim=True)
+        return state.replace(features=features / lengths.where(lengths > 0, lengths.new_ones(())))

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from camtools.crf import lattice
-from camtools.crf.mean_field import Bilateral, Gaussian, check_images, check_parameters, infer
 from camtools.errors import PipelineError
 from camtools.steps.base import Stage, State, Step
+from camtools.steps.dense_crf import lattice
+from camtools.steps.dense_crf.mean_field import Bilateral, Gaussian, check_images, check_parameters, infer
 
 Backend = Literal["auto", "torch", "pydensecrf"]
 
@@ -24,7 +24,7 @@ class CRF(Step):
     score, the map value at which both are equally likely. So with b = 0.5 the foreground probability is m and the
     background's is 1 - m, under which a map with a narrow peak may lose its object altogether; a lower b keeps wider
     objects. Two kernels make neighbours agree, one over nearby pixels, one over pixels near in space and colour;
-    `camtools.crf.mean_field` has the formulas.
+    `camtools.steps.dense_crf.mean_field` has the formulas.
 
     Reads `State.images`, (B, 3, H, W) RGB in [0, 1], and the normalised `State.maps`, (B, K', H, W) in [0, 1]; the new
     maps are float32 probabilities in [0, 1], without gradient. A map without contrast counts as zeros and stays so,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from camtools.percentile import check_percentile, percentile_of
 from camtools.steps.base import Stage, State, Step
+from camtools.steps.percentile import check_percentile, percentile_of
 
 
 class IVR(Step):

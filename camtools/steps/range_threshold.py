@@ -5,8 +5,8 @@ from __future__ import annotations
 from numbers import Real
 
 from camtools.errors import PipelineError
-from camtools.percentile import check_percentile, percentile_of
 from camtools.steps.base import Stage, State, Step
+from camtools.steps.percentile import check_percentile, percentile_of
 
 
 class RangeThreshold(Step):

@@ -1,9 +1,10 @@
 """Fine-tuning with picture labels: `finetune`, the base class of recipes, and the settings they share."""
 
 from camtools.training.config import TrainConfig, option
-from camtools.training.recipe import Batch, Recipe
+from camtools.training.data import Batch
+from camtools.training.finetuner import FinetuneResult, finetune
+from camtools.training.recipe import Recipe
 from camtools.training.registry import installed_recipes, make_recipe, recipe_class
-from camtools.training.run import FinetuneResult, finetune
 
 __all__ = [
     "Batch",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from camtools.preprocess import Preprocess
+from camtools.images.preprocess import Preprocess
 from camtools.training.config import TrainConfig
 
 _RESIZE_OVER_INPUT = 8 / 7  # 256 to 224, wsolevaluation

@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from torch import nn
 
 from camtools.errors import InputError, WeightsError
+from camtools.files import replacing, write_text, write_with
+from camtools.training.logs import CSV_FILE, EVENTS
 
 STATE = "state.pt"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to; what was written becomes `path` at the end, at once, and after an error nothing does.
-
-    Raises:
-        InputError: It cannot be written: the disk is full, say.
-    """
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if isinstance(error, OSError | RuntimeError):  # torch.save turns some of the former into the latter
-            raise InputError(
-                f"{path} cannot be written: {' '.join(str(error).split())}. What was there before is unharmed: make "
-                "room, and go on with resume (--resume)"
-            ) from error
-        raise
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -68,35 +45,6 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
     return found
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.
-
-    Raises:
-        InputError: It cannot be written.
-    """
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def write_with(path: Path, write: Callable[[Path], object]) -> None:
-    """Let a function write a file, whole or not at all.
-
-    Args:
-        path: Where it ends up.
-        write: Called with a path of the same suffix in the same folder.
-
-    Raises:
-        InputError: It cannot be written.
-    """
-    with replacing(path) as partial:
-        named = partial.with_name(f".part{path.suffix}")
-        try:
-            write(named)
-            named.replace(partial)
-        finally:
-            named.unlink(missing_ok=True)
-
-
 def check_same(saved: str, now: Mapping[str, Any], folder: Path) -> None:
     """Refuse to go on with a run of other settings.
 
@@ -119,3 +67,107 @@ def check_same(saved: str, now: Mapping[str, Any], folder: Path) -> None:
             f"{folder} holds a run with other settings ({'; '.join(different)}): expected the same to resume it. Give "
             "those, or another folder (out=)"
         )
+
+
+BEST_FILE, LAST_FILE, SETTINGS_FILE, PICTURE_FILE = (
+    "best.safetensors",
+    "last.safetensors",
+    "config.json",
+    "examples.png",
+)
+
+Writers = Mapping[str, Callable[[Path], object]]
+"""What a recipe saves beside a model: functions that write a file, by the end of its name."""
+
+
+class RunFolder:
+    """Where a run's files go. Without a path nothing is written, and of several processes only one writes.
+
+    Args:
+        path: The folder, which need not exist; None for a run that leaves nothing.
+        leads: Whether this is the process that writes.
+    """
+
+    def __init__(self, path: Path | None, leads: bool) -> None:
+        self.path, self.leads = path, leads
+
+    @property
+    def written(self) -> bool:
+        """Whether this process writes files."""
+        return self.path is not None and self.leads
+
+    def checkpoint(self, settings: Mapping[str, Any], resume: bool, device: torch.device) -> dict[str, Any] | None:
+        """Return the checkpoint that a run goes on from; None where it begins.
+
+        Args:
+            settings: What the weights depend on.
+            resume: Whether there may be a run.
+            device: Where tensors go.
+
+        Raises:
+            InputError: There is a run, and `resume` is False or its settings were others.
+            WeightsError: The checkpoint is damaged.
+        """
+        if self.path is None or not (self.path / STATE).exists():
+            return None
+        if not resume:
+            raise InputError(
+                f"{self.path} holds a run already: expected an empty folder. Go on with it (resume=True, --resume), "
+                "or choose another (out=)"
+            )
+        state = read_state(self.path / STATE, device)
+        check_same(state["settings"], settings, self.path)
+        return state
+
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
+        """Write all settings as JSON.
+
+        Raises:
+            InputError: The file cannot be written; likewise below.
+        """
+        if self.path is not None and self.leads:
+            write_text(self.path / SETTINGS_FILE, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+
+    def write_checkpoint(self, settings: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Write what a run goes on from."""
+        if self.path is not None and self.leads:
+            write_state(self.path / STATE, {"settings": json.dumps(settings), **state})
+
+    def write_model(self, name: str, model: nn.Module, writers: Writers) -> None:
+        """Write a model, and what the recipe saves beside it."""
+        if self.path is not None and self.leads:
+            write_with(self.path / name, lambda path: save_model(model, path))
+            for end, write in writers.items():
+                write_with(self.path / beside(name, end), write)
+
+    def write_picture(self, picture: Image.Image) -> None:
+        """Write the picture of maps before and after."""
+        if self.path is not None and self.leads:
+            write_with(self.path / PICTURE_FILE, picture.save)
+
+    def paths(self, writers: Writers) -> dict[str, Path]:
+        """Return the files by what they are; empty without a folder."""
+        if self.path is None:
+            return {}
+        names = {"best": BEST_FILE, "last": LAST_FILE, "state": STATE, "csv": CSV_FILE, "tensorboard": EVENTS}
+        names |= {end.partition(".")[0]: beside(BEST_FILE, end) for end in writers}
+        names["config"] = SETTINGS_FILE
+        if (self.path / PICTURE_FILE).exists():
+            names["examples"] = PICTURE_FILE
+        return {key: self.path / name for key, name in names.items()}
+
+
+def beside(name: str, end: str) -> str:
+    """Return the name of a file that goes with a model's: "best.safetensors" and "bank.pt" make "best.bank.pt"."""
+    return f"{name.partition('.')[0]}.{end}"
+
+
+def save_model(model: nn.Module, path: Path) -> None:
+    """Write a trained model: with its description where it has one, else its weights alone, as safetensors."""
+    own = getattr(model, "save", None)
+    if callable(own):
+        own(path)
+        return
+    from safetensors.torch import save_model as save
+
+    save(model, str(path))

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from camtools.training.checkpoint import write_text
+from camtools.files import write_text
 
 CSV_FILE, EVENTS = "metrics.csv", "tensorboard"
 

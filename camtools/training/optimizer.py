@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from camtools.errors import InputError, ModelError
-from camtools.model import wrap
+from camtools.model.cam_model import wrap
 from camtools.training.config import TrainConfig
 
 

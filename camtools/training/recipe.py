@@ -7,7 +7,6 @@ found by name through the entry point group `camtools.recipes`; camtools's own l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,29 +14,11 @@ from torch import Tensor, nn
 
 from camtools.errors import InputError
 from camtools.training.config import TrainConfig
-from camtools.training.sampling import shuffled_batches
+from camtools.training.data import Batch, Labels, shuffled_batches
 
 if TYPE_CHECKING:
     from camtools.training.trainer import Trainer
     from camtools.training.validation import Validation
-
-Labels = Sequence[Sequence[int]]
-"""The classes of every training picture, each once: `labels[i]` are the model's indices of picture i."""
-
-
-@dataclass
-class Batch:
-    """What one step learns from: pictures and labels, never boxes.
-
-    Attributes:
-        images: Model inputs, (B, C, H, W), normalised, on the model's device.
-        labels: (B,) int64, each picture's class; or (B, K) float32 shares in [0, 1] for multi-label recipes and CutMix.
-        indices: Positions of the pictures in the training set, (B,) int64, on the CPU.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
 
 
 class Recipe:
@@ -85,7 +66,7 @@ class Recipe:
         """Return what is trained, made of a copy of the caller's model.
 
         Args:
-            model: The caller's own, which must stay as it is: `camtools.replace_head` copies.
+            model: The caller's own, which must stay as it is: `camtools.heads.replace_head` copies.
             classes: How many classes a fresh classifier has; None to keep the model's own.
 
         Raises:

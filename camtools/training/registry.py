@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 from camtools.errors import InputError, ModelError
-from camtools.plugins import plugins
+from camtools.plugins import described, load_plugin, owner, plugins
 from camtools.training.recipe import Recipe
 
 GROUP = "camtools.recipes"
@@ -16,7 +16,7 @@ GROUP = "camtools.recipes"
 
 def installed_recipes() -> dict[str, EntryPoint]:
     """Return the entry point of every recipe by its name, in alphabetical order; nothing is imported."""
-    return {point.name: point for point in sorted(plugins(GROUP), key=lambda point: point.name)}
+    return {point.name: point for point in plugins(GROUP)}
 
 
 def recipe_class(name: str) -> type[Recipe]:
@@ -33,19 +33,13 @@ def recipe_class(name: str) -> type[Recipe]:
         raise InputError(
             f"there is no recipe {name!r}. {hint}Expected one of {', '.join(known) or 'none: none is installed'}"
         )
-    point = known[name]
-    package = point.dist.name if point.dist else "the package that declares it"
-    try:
-        found: Any = point.load()
-    except Exception as error:
+    kind = load_plugin(known[name])
+    if not (isinstance(kind, type) and issubclass(kind, Recipe)):
         raise ModelError(
-            f"recipe {name!r} ({point.value}) cannot be loaded: {error}. Fix or uninstall {package}"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, Recipe)):
-        raise ModelError(
-            f"recipe {name!r} ({point.value}) is no subclass of camtools.Recipe. Fix or uninstall {package}"
+            f"{described(known[name])} is no subclass of camtools.training.Recipe. Fix or uninstall "
+            f"{owner(known[name])}"
         )
-    return found
+    return kind
 
 
 def make_recipe(recipe: str | Recipe, options: Mapping[str, Any]) -> Recipe:
@@ -67,6 +61,6 @@ def make_recipe(recipe: str | Recipe, options: Mapping[str, Any]) -> Recipe:
             )
         return recipe
     if not isinstance(recipe, str):
-        raise InputError(f"recipe={recipe!r}: expected a recipe's name, or a camtools.Recipe")
+        raise InputError(f"recipe={recipe!r}: expected a recipe's name, or a camtools.training.Recipe")
     found = recipe_class(recipe)
     return found(found.Config.of(options))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from camtools.adapter import find_adapter
-from camtools.errors import InputError
-from camtools.loading import LoadedModel, load_model
-from camtools.model import unwrapped, wrap
-from camtools.preprocess import Preprocess, as_transform
-from camtools.sources.adjust import adjust
+from camtools.classes.matching import match_classes
+from camtools.datasets.selection import Selection
+from camtools.errors import InputError, TargetError
+from camtools.images.preprocess import Preprocess, adjust, as_transform
+from camtools.loading import load_model
+from camtools.model.adapter import find_adapter
+from camtools.model.cam_model import unwrapped, wrap
+from camtools.sources.base import LoadedModel
 from camtools.training.data import TrainingSet
 from camtools.training.recipe import Recipe
 
@@ -84,3 +86,46 @@ def labels_are_shares(recipe: Recipe, data: TrainingSet) -> bool:
             "expected single-label data, or a multi-label recipe such as wildcat or excam"
         )
     return data.multilabel if recipe.multilabel is None else recipe.multilabel
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the data's classes and the trained model's go together.
+
+    Attributes:
+        index: The trained model's index for each of the data's classes.
+        names: Of the trained model's classes.
+        fresh: How many classes a fresh classifier has; None where the model's own fits.
+        words: What was found, for people.
+    """
+
+    index: tuple[int, ...]
+    names: tuple[str, ...]
+    fresh: int | None
+    words: str
+
+
+def fit_classes(data: Selection, count: int, names: Sequence[str] | None) -> Fit:
+    """Keep the model's classifier where each of its classes is one of the data's; else take the data's classes.
+
+    Args:
+        data: The training data.
+        count: How many classes the model has.
+        names: Their names; None where unknown.
+    """
+    classes = tuple(data.classes)
+    same = range(len(classes))
+    try:
+        found = match_classes(classes, list(same), count, names)
+    except TargetError:
+        found = None
+    if found is None or sorted(found.index) != list(range(count)):
+        words = f"the model has {count} classes, the data {len(classes)}"
+        if count == len(classes):
+            words = f"the model's {count} classes have other names than the data's"
+        return Fit(tuple(same), classes, len(classes), f"{words}: a fresh linear classifier takes the old one's place")
+    own = [""] * count
+    for label, place in enumerate(found.index):
+        own[place] = classes[label]
+    kept = tuple(own) if names is None else tuple(names)
+    return Fit(found.index, kept, None, f"the model's own classifier is kept: {count} classes matched {found.how}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,14 +13,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from camtools.errors import InputError, ModelError
 from camtools.training.augment import cutmix, plain_transform, seeded, training_transform
-from camtools.training.data import Loader, TrainingSet
+from camtools.training.data import Batch, Loader, TrainingSet
 from camtools.training.optimizer import build_optimizer, rate_factor
-from camtools.training.recipe import Batch, Recipe
+from camtools.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from camtools.preprocess import Preprocess
+    from camtools.images.preprocess import Preprocess
+
 
 _CUTMIX, _MODEL = 1_000_003, 1_000_033  # so that streams of random numbers differ from the pictures' own
 _MOST_WORKERS = 8
@@ -305,3 +307,36 @@ class Trainer:
 
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(_MOST_WORKERS, cores) if self.device.type == "cuda" else 0
+
+
+@contextmanager
+def accelerated(mixed_precision: str, device: str | None) -> Iterator[Accelerator]:
+    """Give an accelerator; what `accelerate` remembers of it is forgotten afterwards, unless the caller uses it too.
+
+    Args:
+        mixed_precision: "no", "bf16" or "fp16".
+        device: "cpu"; None, "auto" or "cuda" for a GPU where there is one.
+
+    Raises:
+        InputError: There is no such device, or it lacks the precision; or the caller's own accelerator has another.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    if device not in (None, "auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise InputError(f"device={device!r}: expected cpu, or cuda or auto with a GPU. Say cpu")
+    shared = bool(AcceleratorState._shared_state)
+    began = bool(PartialState._shared_state)
+    try:
+        try:
+            found = Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu")
+        except ValueError as error:
+            raise InputError(
+                f"mixed_precision={mixed_precision!r} cannot be had here: {error}. Say no, or change the caller's own"
+            ) from error
+        yield found
+    finally:
+        if not shared:
+            AcceleratorState._reset_state(not began and not torch.distributed.is_initialized())
+            GradientState._reset_state()

@@ -17,7 +17,7 @@ from skimage import data
 
 import camtools
 from camtools.explanation import Explanation
-from camtools.preprocess import Preprocess
+from camtools.images.preprocess import Preprocess
 from camtools.steps import (
     CREAM,
     CRF,
@@ -96,7 +96,7 @@ def main() -> None:
         print(f"{path} {path.stat().st_size / 1000:.0f} kB")
 
 
-def drawn(columns: Columns, loaded: camtools.LoadedModel, transform: Preprocess) -> Image.Image:
+def drawn(columns: Columns, loaded: camtools.sources.LoadedModel, transform: Preprocess) -> Image.Image:
     """Return a figure with a row a photograph and a column a pipeline."""
     photographs = [make() for make, _ in PHOTOGRAPHS]
     targets = [name for _, name in PHOTOGRAPHS]

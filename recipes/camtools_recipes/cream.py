@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,15 @@ from torch import Tensor, nn
 
 from camtools.context_bank import BankUpdates, ContextBank
 from camtools.errors import InputError
-from camtools.pipeline import Pipeline
+from camtools.pipeline.pipeline import Pipeline
 from camtools.steps.cam import CAM
-from camtools.steps.cream import CREAM, foreground_mask, mean_features
+from camtools.steps.cream import CREAM, UnitFeatures, foreground_mask, mean_features
 from camtools.steps.fixed_threshold import FixedThreshold
 from camtools.steps.minmax import MinMax
-from camtools.steps.unit_features import UnitFeatures
 from camtools.training.config import TrainConfig, option
-from camtools.training.recipe import Batch, Labels, Recipe
+from camtools.training.data import Batch, Labels
+from camtools.training.recipe import Recipe
 from camtools.training.trainer import Trainer
-from camtools_recipes.captured import captured, refuse_compiled
 
 _PAPER = "Xu et al., CVPR 2022"
 
@@ -131,7 +131,7 @@ class Cream(Recipe):
         Args:
             model: Whose features these are.
         """
-        from camtools.evaluation.jobs import weights_hash
+        from camtools.checkpoints import weights_hash
 
         if self._updates is None:
             return None
@@ -166,3 +166,28 @@ class Cream(Recipe):
             return value
         found: Tensor = accelerator.gather(accelerator.pad_across_processes(value, dim=0))
         return found
+
+
+@contextmanager
+def captured(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect a module's outputs for a while; the hook comes off after an error, too."""
+    found: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: Any, output: Tensor) -> None:
+        found.append(output)
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def refuse_compiled(name: str, config: TrainConfig) -> None:
+    """Refuse `compile`, under which hooks do not run.
+
+    Raises:
+        InputError: It is set.
+    """
+    if config.compile:
+        raise InputError(f"compile=True: {name} looks into the forward by a hook, expected compile=False. Leave it out")

@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camtools.box_regressor import BoxRegressor, box_hits
 from camtools.context_bank import BankUpdates, ContextBank
 from camtools.errors import InputError
-from camtools.evaluation.naming import named_pipelines
-from camtools.evaluation.progress import progress_bar
 from camtools.explainer import Explainer
-from camtools.model import wrap
-from camtools.pipeline import Pipeline
+from camtools.heads.box_regressor import _BATCH, BoxRegressor
+from camtools.model.cam_model import wrap
+from camtools.pipeline.pipeline import Pipeline
+from camtools.pipeline.text import named_pipelines
+from camtools.progress import progress_bar
 from camtools.steps.cam import CAM
-from camtools.steps.cream import CREAM, foreground_mask, mean_features
+from camtools.steps.cream import CREAM, UnitFeatures, foreground_mask, mean_features
 from camtools.steps.fixed_threshold import FixedThreshold
 from camtools.steps.minmax import MinMax
-from camtools.steps.unit_features import UnitFeatures
 from camtools.training.config import TrainConfig, option
+from camtools.training.data import Batch
 from camtools.training.optimizer import head_parameters
-from camtools.training.recipe import Batch, Recipe
+from camtools.training.recipe import Recipe
 from camtools.training.trainer import Trainer
 from camtools.training.validation import Validation
 
@@ -168,7 +168,7 @@ class CreamRegressor(Recipe):
     def _fitted(self, trainer: Trainer) -> ContextBank:
         """Return a bank of the training pictures as they are, the mean over all of each class."""
         assert self._teacher is not None
-        from camtools.running import on_device
+        from camtools.model.device import on_device
 
         model, sums = wrap(on_device(self._teacher, trainer.device)), None
         for batch in trainer.plain_batches():
@@ -195,3 +195,36 @@ class CreamRegressor(Recipe):
 def mirrored(boxes: Tensor) -> Tensor:
     """Return boxes of the mirrored pictures: x0, y0, x1, y1 as shares, (B, 4), to 1 - x1, y0, 1 - x0, y1."""
     return torch.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], dim=1)
+
+
+def box_hits(regressor: BoxRegressor, data: Any, limit: int | None = None, batch_size: int = _BATCH) -> Tensor:
+    """Return the IoU of every picture's box with its best true one.
+
+    Args:
+        regressor: Left as it was.
+        data: What `camtools.evaluate` takes; pictures without a true box are passed over.
+        limit: At most this many pictures.
+        batch_size: Pictures a forward.
+
+    Returns:
+        (N,) float32 in [0, 1].
+
+    Raises:
+        InputError: No picture has a true box.
+    """
+    from torchvision.ops import box_iou
+
+    from camtools.datasets.selection import Selection
+
+    selection = Selection(data, limit)
+    found: list[Tensor] = []
+    for start in range(0, len(selection.indices), batch_size):
+        records = [selection.record(index) for index in selection.indices[start : start + batch_size]]
+        truths = [record.boxes[~record.boxes.isnan().any(1)] for record in records]
+        known = [i for i, truth in enumerate(truths) if len(truth)]
+        if known:
+            boxes = regressor.boxes([records[i].image for i in known], batch_size)
+            found += [box_iou(boxes[row : row + 1], truths[i]).max() for row, i in enumerate(known)]
+    if not found:
+        raise InputError(f"{selection.spec}: no picture has a true box, expected some to measure the boxes against")
+    return torch.stack(found)

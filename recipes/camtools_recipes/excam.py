@@ -15,9 +15,9 @@ from camtools.heads import ADL
 from camtools.heads import ExCAM as ExCAMHead
 from camtools.heads import Wildcat as WildcatHead
 from camtools.training.config import option
-from camtools.training.recipe import Batch, Labels
+from camtools.training.data import Batch, Labels
 from camtools.training.trainer import Trainer
-from camtools_recipes.captured import captured, refuse_compiled
+from camtools_recipes.cream import captured, refuse_compiled
 from camtools_recipes.wildcat import Wildcat, WildcatConfig
 
 _SECOND = "second"  # the second classifier's place in the head, with ACoL

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from camtools.errors import InputError, ModelError
 from camtools.training.config import TrainConfig, option
-from camtools.training.recipe import Batch, Labels, Recipe
-from camtools.training.sampling import balanced_batches
+from camtools.training.data import Batch, Labels, balanced_batches
+from camtools.training.recipe import Recipe
 from camtools.training.trainer import Trainer
 
 _SLIDES = "Wang et al., BMVC 2021, slides"

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from camtools.heads import Wildcat as WildcatHead
 from camtools.heads import replace_head
-from camtools.pipeline import Pipeline
+from camtools.pipeline.pipeline import Pipeline
 from camtools.steps.cam import CAM
 from camtools.steps.sigmoid import ScoreThreshold, Sigmoid
 from camtools.training.config import TrainConfig, option
-from camtools.training.recipe import Batch, Recipe, accuracy
+from camtools.training.data import Batch
+from camtools.training.recipe import Recipe, accuracy
 from camtools.training.trainer import Trainer
 
 _THESIS = "ex-CAM thesis, 4.2"

@@ -23,7 +23,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import camtools
-from camtools.model import CamModel
+from camtools.model.cam_model import CamModel
 
 # The smallest model by parameters of each family in timm 1.0.31; --smallest finds those of another version.
 SMALLEST = {
@@ -162,7 +162,7 @@ class Check:
     family: str
     model: str
     size: tuple[int, int]
-    decomposition: camtools.Decomposition | None
+    decomposition: camtools.model.Decomposition | None
     grid: tuple[int, int] | None
     expected: tuple[int, int]
     finite: bool = False

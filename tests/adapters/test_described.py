@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 import camtools
-from camtools import FeatureSpec, ModelError, Preprocess, wrap
-from camtools.adapter import find_adapter
+from camtools import ModelError, Preprocess, wrap
+from camtools.model import FeatureSpec
+from camtools.model.adapter import find_adapter
 from camtools_adapters.described import DescribedAdapter
 
 X = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
@@ -72,7 +73,7 @@ def test_a_false_claim_costs_the_exact_form():
 
 def test_something_else_is_refused():
     with pytest.raises(
-        ModelError, match=r"Described.feature_spec\(\) returned 'conv': expected a camtools.FeatureSpec"
+        ModelError, match=r"Described.feature_spec\(\) returned 'conv': expected a camtools.model.FeatureSpec"
     ):
         wrap(Described("conv")).decomposition
 
@@ -81,4 +82,4 @@ def test_names_of_another_kind_do_not_count():
     model = Described(FeatureSpec("conv"))
     model.class_names = "abc"
     assert DescribedAdapter().class_names(model) is None
-    assert camtools.adapter.find_adapter(nn.Linear(1, 1)).name == "generic"
+    assert camtools.model.adapter.find_adapter(nn.Linear(1, 1)).name == "generic"

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from camtools import wrap
-from camtools.adapter import find_adapter
+from camtools.model.adapter import find_adapter
 from camtools_adapters.generic import GenericAdapter
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from camtools import Layout, ModelError, wrap
+from camtools import ModelError, wrap
+from camtools.model import Layout
 from camtools_adapters.observe import observe
 
 X = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(3))

@@ -5,8 +5,9 @@ import timm
 import torch
 from torch import nn
 
-from camtools import Layout, ModelError, wrap
-from camtools.adapter import find_adapter
+from camtools import ModelError, wrap
+from camtools.model import Layout
+from camtools.model.adapter import find_adapter
 from camtools_adapters.observe import observe
 from camtools_adapters.timm import TimmAdapter
 

@@ -8,8 +8,9 @@ import torch
 import torchvision.models as tv
 from torch import nn
 
-from camtools import Layout, ModelError, wrap
-from camtools.adapter import find_adapter
+from camtools import ModelError, wrap
+from camtools.model import Layout
+from camtools.model.adapter import find_adapter
 from camtools_adapters.torchvision import FAMILIES, TorchvisionAdapter
 
 ADAPTER = TorchvisionAdapter()

@@ -30,16 +30,15 @@ from torch.utils.data import Subset
 
 import camtools
 from camtools import ContextBank
+from camtools.classes.matching import match_classes
 from camtools.context_bank import BankUpdates
 from camtools.datasets import open_dataset
-from camtools.evaluation.classes import match_classes
-from camtools.evaluation.selection import Selection
-from camtools.preprocess import Preprocess
-from camtools.reading import read_batches
-from camtools.running import to_model
+from camtools.datasets.selection import Selection
+from camtools.images.batches import read_batches
+from camtools.images.preprocess import Preprocess
+from camtools.model.device import to_model
 from camtools.steps import CREAM, NWC, Enlarge, State, Step
-from camtools.steps.cream import foreground_mask, mean_features
-from camtools.steps.unit_features import UnitFeatures
+from camtools.steps.cream import UnitFeatures, foreground_mask, mean_features
 
 GRIDS = (7, 14, 28)
 CHANNELS, PICTURES, CLASSES = 2048, 32, 10
@@ -122,7 +121,7 @@ def compare(wanted: argparse.Namespace) -> None:
     arguments = dict(pair.split("=", 1) for pair in wanted.model_arg)
     numbers = {key: int(value) if value.isdigit() else value for key, value in arguments.items()}
     loaded = camtools.load_model(wanted.model, wanted.weights, model_args=numbers)
-    model = loaded.model if wanted.stride is None else camtools.set_output_stride(loaded.model, wanted.stride)
+    model = loaded.model if wanted.stride is None else camtools.model.set_output_stride(loaded.model, wanted.stride)
     model = model.to(wanted.device)
     data = open_dataset(wanted.data)
     fitted, judged = (Subset(data, range(len(data))[part]) for part in (wanted.bank, wanted.judge))

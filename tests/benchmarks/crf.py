@@ -20,8 +20,8 @@ from skimage import data
 from skimage.transform import resize
 from torch import Tensor
 
-from camtools.crf import lattice
 from camtools.steps import CRF, State
+from camtools.steps.dense_crf import lattice
 
 PYDENSECRF, EXACT = "pydensecrf", "torch, scale 1"
 

@@ -19,7 +19,7 @@ import torch
 from ratios import interleave, ratio, table
 
 import camtools
-from camtools.evaluation.naming import parse_pipelines
+from camtools.pipeline.text import parse_pipelines
 
 PIPELINES = (
     "cam,rcam,adaptive,cream,rcam+crf,fast,best;Affinity(1,2);NWC,Affinity(2,2);"

@@ -17,15 +17,13 @@ import torch
 from PIL import Image
 
 from camtools.datasets import Record
-from camtools.datasets.listed import ListedDataset
-from camtools.evaluation.selection import Selection
+from camtools.datasets.base import ListedDataset
+from camtools.datasets.selection import Selection
 from camtools.loading import load_model
 from camtools.training import make_recipe
-from camtools.training.accelerator import accelerated
 from camtools.training.augment import input_size
-from camtools.training.data import TrainingSet
-from camtools.training.recipe import Batch
-from camtools.training.trainer import Trainer
+from camtools.training.data import Batch, TrainingSet
+from camtools.training.trainer import Trainer, accelerated
 
 
 class Noise(ListedDataset):

@@ -25,9 +25,9 @@ from torch import Tensor
 
 import camtools
 from camtools.datasets import Record, open_dataset
-from camtools.evaluation.progress import progress_bar
+from camtools.images.preprocess import Preprocess
 from camtools.metrics import MeanIoU
-from camtools.preprocess import Preprocess
+from camtools.progress import progress_bar
 from camtools.segmenter import BACKGROUND, Segmenter, default_crf
 from camtools.steps import CRF
 

@@ -7,11 +7,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import camtools
-from camtools.adapter import FeatureSpec
+from camtools.checkpoints import weights_hash
 from camtools.context_bank import ContextBank
 from camtools.datasets import Record, RecordDataset
 from camtools.errors import InputError, PipelineError, TargetError, WeightsError
-from camtools.evaluation.jobs import weights_hash
+from camtools.model.adapter import FeatureSpec
 from camtools.steps import CREAM
 
 

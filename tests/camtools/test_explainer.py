@@ -563,7 +563,7 @@ def test_scores_that_are_no_numbers_name_their_pictures(tmp_path):
 def test_a_model_whose_weights_are_no_numbers():
     model = Colours()
     nn.init.constant_(model.fc.weight, torch.nan)
-    model = camtools.wrap(model, spec=camtools.FeatureSpec("conv"))
+    model = camtools.wrap(model, spec=camtools.model.FeatureSpec("conv"))
     with pytest.raises(ModelError, match=r"NaN or infinite class scores for the picture\. Check its weights"):
         camtools.explain(model, noise(40, 40), transform=plain((32, 32)))
 

@@ -11,9 +11,10 @@ from PIL import Image
 
 import camtools
 from camtools import Explainer, InputError, Preprocess
-from camtools.explanation import Explanation, probabilities
-from camtools.inputs import read_picture
-from camtools.legend import Key
+from camtools.drawing.legend import Key
+from camtools.explanation import Explanation
+from camtools.images.read import read_picture
+from camtools.model.outputs import probabilities
 
 PLAIN = Preprocess(input_size=(8, 8), resize=(8, 8))
 FILES = ["manifest.json", "map.npy", "mask.png", "overlay.png"]
@@ -170,7 +171,7 @@ def test_the_legend_leaves_the_picture_alone(size, boxes):
 
 def test_the_legend_says_what_the_box_is(exp, monkeypatch):
     said = []
-    monkeypatch.setattr("camtools.overlay.Key", lambda *words: said.append(words) or Key(*words))
+    monkeypatch.setattr("camtools.drawing.overlay.Key", lambda *words: said.append(words) or Key(*words))
     for boxes in ("largest", "all", "none"):
         exp.overlay(boxes=boxes)
     explanation(parts=()).overlay()

@@ -9,14 +9,15 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
+from camtools.classes.names import imagenet_names
 from camtools.errors import ModelError, WeightsError
-from camtools.inputs import read_picture
+from camtools.images.measured import MeasuredTransform
+from camtools.images.preprocess import Preprocess, adjust
+from camtools.images.read import read_picture
 from camtools.loading import load_model
-from camtools.measure import MeasuredTransform
-from camtools.names import imagenet_names
-from camtools.preprocess import Preprocess
-from camtools.sources import FunctionSource, TimmSource, TorchvisionSource, find_source
-from camtools.sources.adjust import adjust
+from camtools.sources import FunctionSource, find_source
+from camtools_adapters.timm import TimmSource
+from camtools_adapters.torchvision import TorchvisionSource
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 
 import camtools
-from camtools import Geometry, Pipeline, PipelineError
-from camtools.crf import mean_field
+from camtools import Pipeline, PipelineError
+from camtools.images import Geometry
 from camtools.steps import CAM, CRF, IVR, NWC, FixedThreshold, MinMax, PaS, State
+from camtools.steps.dense_crf import mean_field
 
 SIZE = (24, 32)
 

@@ -12,15 +12,14 @@ from PIL import Image, ImageDraw
 
 import camtools
 from camtools import InputError, Preprocess
+from camtools.drawing.legend import INK, Bar, Key, legend
+from camtools.drawing.overlay import BOX
+from camtools.drawing.panels import fit
+from camtools.drawing.trace import CHANGE, SIGNED, plot_trace
 from camtools.explanation import Explanation
-from camtools.inputs import read_picture
-from camtools.legend import INK, Bar, Key, legend
-from camtools.overlay import BOX
-from camtools.plot import compare
-from camtools.plot.comparison import TRUTH, best_iou
-from camtools.plot.layout import fit
-from camtools.plot.steps import CHANGE, SIGNED, plot_trace
-from camtools.trace import TraceStep
+from camtools.images.read import read_picture
+from camtools.pipeline.trace import TraceStep
+from camtools.plot import TRUTH, best_iou, compare
 
 PLAIN = Preprocess(input_size=(8, 8), resize=(8, 8))
 GREY = (100, 110, 120)

@@ -11,12 +11,12 @@ from torch import nn
 
 import camtools
 from camtools import Explainer, InputError, Preprocess, Segmenter, TargetError, segment
-from camtools.crf import mean_field
 from camtools.datasets import Scenes
 from camtools.datasets.scenes import scene_classifier
+from camtools.drawing.colours import voc_colour
 from camtools.metrics import MeanIoU
-from camtools.palette import voc_colour
 from camtools.steps import CAM, CRF, NWC, FixedThreshold
+from camtools.steps.dense_crf import mean_field
 
 NAMES = ["red", "green", "blue"]
 AS_IS = Preprocess(input_size=(32, 32), resize=None, mean=(0, 0, 0), std=(1, 1, 1))

@@ -9,7 +9,7 @@ from camtools.datasets.scenes import SceneNet, Scenes
 from camtools.errors import InputError
 from camtools.steps import CREAM
 from camtools.steps.base import State
-from camtools.steps.unit_features import UnitFeatures
+from camtools.steps.cream import UnitFeatures
 from camtools.training import Recipe
 from camtools_recipes.cream import Cream, CreamConfig
 

@@ -6,16 +6,16 @@ from PIL import Image
 from torch import nn
 
 import camtools
-from camtools import BoxRegressor
-from camtools.box_regressor import box_hits, whole_pixels
 from camtools.context_bank import ContextBank
 from camtools.datasets import Record
-from camtools.datasets.listed import ListedDataset
+from camtools.datasets.base import ListedDataset
 from camtools.datasets.scenes import SceneNet, Scenes
 from camtools.errors import InputError, WeightsError
-from camtools.preprocess import Preprocess
+from camtools.heads import BoxRegressor
+from camtools.heads.box_regressor import whole_pixels
+from camtools.images.preprocess import Preprocess
 from camtools.steps import CREAM
-from camtools_recipes.cream_regressor import CreamRegressor, CreamRegressorConfig, mirrored
+from camtools_recipes.cream_regressor import CreamRegressor, CreamRegressorConfig, box_hits, mirrored
 
 SIDE = 32
 RUN = {"progress": False, "device": "cpu"}
@@ -186,7 +186,7 @@ def test_explain_takes_the_class_from_one_and_the_box_from_the_other(bright):
     assert both.label == plain.label and torch.equal(both.map, plain.map) and torch.equal(both.mask, plain.mask)
     several = camtools.explain(bright, [record.image] * 2, top_k=2, boxes_from=regressor)
     assert all(one.boxes.tolist() == [[8, 16, 24, 32]] for row in several for one in row)
-    with pytest.raises(InputError, match=r"boxes_from=3: expected a camtools.BoxRegressor, or None"):
+    with pytest.raises(InputError, match=r"boxes_from=3: expected a camtools.heads.BoxRegressor, or None"):
         camtools.explain(bright, record.image, boxes_from=3)
 
 
@@ -196,7 +196,7 @@ def test_save_and_load(tmp_path, bright):
     again = BoxRegressor.load(tmp_path / "r.safetensors", Fixed())
     image = Image.new("RGB", (50, 50))
     assert torch.equal(again.boxes(image), regressor.boxes(image)) and again.preprocess == regressor.preprocess
-    camtools.replace_head(bright, camtools.heads.GAP()).save(tmp_path / "c.safetensors")
+    camtools.heads.replace_head(bright, camtools.heads.GAP()).save(tmp_path / "c.safetensors")
     with pytest.raises(WeightsError, match=r"c.safetensors holds a classifier: expected a box regressor"):
         BoxRegressor.load(tmp_path / "c.safetensors", bright)
     with pytest.raises(WeightsError, match=r"r.safetensors holds a box regressor, which knows no classes"):
@@ -254,4 +254,4 @@ def test_data_without_boxes_cannot_judge():
     with pytest.raises(InputError, match="no picture has a true box"):
         box_hits(fixed(0.1, 0.2, 0.3, 0.4), Unknown(4))
     with pytest.raises(InputError, match="the network has 3 outputs: expected 4"):
-        BoxRegressor(camtools.replace_head(Fixed(), camtools.heads.GAP()))
+        BoxRegressor(camtools.heads.replace_head(Fixed(), camtools.heads.GAP()))

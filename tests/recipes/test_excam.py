@@ -86,7 +86,7 @@ def test_two_classifiers_become_one(net, tmp_path, kind):
     data = Scenes("train", 16, size=32, objects=(1, 2))
     result = camtools.finetune("excam", net, data, out=tmp_path, acol=kind, **OPTIONS)
     assert not hasattr(result.model.head, "second") and result.history[-1]["second"] > 0
-    loaded = camtools.load_headed(result.paths["best"], net)
+    loaded = camtools.heads.load_headed(result.paths["best"], net)
     with torch.no_grad():
         assert torch.equal(loaded(x), result.model(x))
 

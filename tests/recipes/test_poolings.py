@@ -50,7 +50,7 @@ def test_a_run_from_its_start_to_its_file(tmp_path, name):
     with torch.no_grad():
         assert torch.equal(loaded.model(x), result.model(x))
     assert loaded.class_names == result.class_names == scene_classifier().class_names
-    alone = camtools.load_headed(tmp_path / "best.safetensors")
+    alone = camtools.heads.load_headed(tmp_path / "best.safetensors")
     with torch.no_grad():
         assert torch.equal(alone(x), result.model(x))
 

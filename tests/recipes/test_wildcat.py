@@ -110,7 +110,7 @@ def test_a_run_whose_boxes_do_not_matter(net, tmp_path, objects):
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
     assert ("accuracy" in one.history[-1]) == (objects == 1)
     assert one.pipeline[1].bias == tuple(one.model.head.bias.tolist())
-    loaded = camtools.load_headed(one.paths["best"], net)
+    loaded = camtools.heads.load_headed(one.paths["best"], net)
     assert Sigmoid.of(loaded).bias == one.pipeline[1].bias
     result = camtools.evaluate(
         loaded, Scenes("val", 4, size=32, objects=objects), one.pipeline, protocol="native", bootstrap=0, progress=False

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from camtools.datasets.base import TargetKind
-from camtools.datasets.listed import ListedDataset
+from camtools.datasets.base import ListedDataset, TargetKind
 from camtools.datasets.record import Record
-from camtools.datasets.scenes.heads import MARKS
+from camtools.datasets.scenes.creature import MARKS
+from camtools.datasets.scenes.drawing import Stream
 from camtools.datasets.scenes.scene import Scene, draw_scene
-from camtools.datasets.scenes.stream import Stream
 from camtools.errors import InputError
 
 SPLITS = ("train", "val", "test")

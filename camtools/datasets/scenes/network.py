@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from camtools.datasets.scenes.heads import MARKS
-from camtools.preprocess import Preprocess
+from camtools.datasets.scenes.creature import MARKS
+from camtools.images.preprocess import Preprocess
 
 WEIGHTS = Path(__file__).with_name("scenes_classifier.safetensors")
 WIDTHS = (16, 32, 64, 96)

@@ -7,11 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from camtools.datasets.scenes.canvas import Canvas
-from camtools.datasets.scenes.creature import Pose, body_mask, body_surface, draw_pose, head_place
-from camtools.datasets.scenes.heads import FACE, MARKS, face, head_surface
-from camtools.datasets.scenes.stream import Bools, Floats, Stream
-from camtools.datasets.scenes.textures import colour, texture, value_noise, variant
+from camtools.datasets.scenes.creature import (
+    FACE,
+    MARKS,
+    Pose,
+    body_mask,
+    body_surface,
+    draw_pose,
+    face,
+    head_place,
+    head_surface,
+)
+from camtools.datasets.scenes.drawing import Bools, Canvas, Floats, Stream, colour, texture, value_noise, variant
 
 
 @dataclass(frozen=True, eq=False)

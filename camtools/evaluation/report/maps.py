@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from camtools.datasets import Record
 from camtools.errors import InputError
-from camtools.evaluation.naming import named_pipelines
 from camtools.evaluation.protocol import Protocol
 from camtools.evaluation.scoremaps import map_folders, read_map
 from camtools.explainer import Explainer
-from camtools.model import unwrapped, wrap
-from camtools.running import on_device
+from camtools.model.cam_model import unwrapped, wrap
+from camtools.model.device import on_device
+from camtools.pipeline.text import named_pipelines
 
 MapOf = Callable[[Record, int], Any]
 """From a record and the model's index of a class to the map, (H, W) in [0, 1], over the whole picture, any H and W."""

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from torch import Tensor
 
+from camtools.checks import whole
+from camtools.datasets import Record
+from camtools.drawing.legend import FAINT, INK, PAPER, Bar, Key, draw_box, legend
+from camtools.drawing.overlay import BOX, blend
+from camtools.drawing.panels import resized
+from camtools.drawing.text import cut, font, line_height, wrapped
 from camtools.errors import InputError
-from camtools.evaluation.report.cells import Cells
-from camtools.evaluation.report.maps import MapOf
-from camtools.evaluation.report.ranking import By, changes, chosen_by, extremes, position_of, row_ious
-from camtools.evaluation.results import EvaluationResult
-from camtools.legend import FAINT, INK, PAPER, Bar, Key, legend
-from camtools.lettering import cut, font, line_height, wrapped
-from camtools.overlay import BOX
-from camtools.plot.comparison import TRUTH
-from camtools.plot.layout import whole
+from camtools.evaluation.report.maps import MapOf, checked_map
+from camtools.evaluation.results import LEVEL_OF, EvaluationResult, level_curve
+from camtools.metrics.box_ious import largest_boxes
+from camtools.metrics.scoremap import PROTOCOL_SIZE, scoremaps
+from camtools.plot import TRUTH
 
 _WIDTH = 1900  # pixels that a sheet may have before entries go to a further line; one entry may be wider
 _SIGN = {1: (0, 110, 60), -1: (180, 40, 0), 0: INK}  # letters of gains and losses
@@ -256,3 +259,163 @@ def _many(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InputError(f"{name}={value!r}: expected how many pictures, a whole number of at least 0")
     return value
+
+
+_ASPECTS = (3 / 4, 4 / 3)  # of the cells that pictures are fitted into
+
+
+class Cells:
+    """Draws the pictures of a sheet, each once; arguments are those of `Sheets`.
+
+    Attributes:
+        width: Of a cell, pixels: as wide as the data set's widest picture, from 3:4 to 4:3.
+    """
+
+    def __init__(
+        self,
+        result: EvaluationResult,
+        records: Any,
+        maps: Mapping[str, MapOf],
+        by: By,
+        height: int,
+        alpha: float,
+        colormap: str,
+    ) -> None:
+        self.result, self.records, self.maps = result, records, maps
+        self.by, self.height, self.alpha, self.colormap = by, height, alpha, colormap
+        self.levels = best_levels(result) if by == "best" else []
+        widest = float((result.rows.sizes[:, 0] / result.rows.sizes[:, 1]).max())
+        self.width = round(height * min(max(widest, _ASPECTS[0]), _ASPECTS[1]))
+        self._drawn: dict[tuple[int, int | None], Image.Image] = {}
+
+    def __call__(self, row: int, position: int | None) -> Image.Image:
+        """Return a row's picture with its true boxes, and those of a pipeline, or of none.
+
+        Raises:
+            InputError: The record is another one, or the map is none.
+        """
+        if (row, position) not in self._drawn:
+            self._drawn[row, position] = self._made(self.record(row), row, position)
+        return self._drawn[row, position]
+
+    def record(self, row: int) -> Record:
+        """Return a row's record, whatever the target of the data set is.
+
+        Raises:
+            InputError: It is another picture's.
+        """
+        index, name = int(self.result.rows.index[row]), self.result.rows.ids[row]
+        try:
+            found = self.records.record(index) if hasattr(self.records, "record") else self.records[index]
+        except (KeyError, IndexError) as error:
+            raise InputError(
+                f"records has no {index}, which is {name!r}: expected the data that was evaluated"
+            ) from error
+        if not isinstance(found, Record):
+            raise InputError(f"records[{index}] is {type(found).__name__}: expected a camtools.datasets.Record")
+        if found.id != name:
+            raise InputError(f"records[{index}] is {found.id!r}, not {name!r}: expected the data that was evaluated")
+        return found
+
+    def _made(self, record: Record, row: int, position: int | None) -> Image.Image:
+        rows, (width, height) = self.result.rows, record.size
+        shrink = min(self.width / width, self.height / height)
+        size = max(1, round(width * shrink)), max(1, round(height * shrink))
+        canvas = record.image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        boxes: list[NDArray[Any]] = []
+        if position is not None:
+            name = self.result.pipelines[position]
+            values = checked_map(self.maps[name](record, int(rows.labels[row])), name, record)
+            canvas = blend(canvas, resized(values.numpy(), size).clip(0, 1), self.alpha, self.colormap)
+            boxes = [rows.own_box[position, row] if self.by == "own" else self._best(values, position, record.size)]
+        draw, thick = ImageDraw.Draw(canvas), max(2, round(self.height / 80))
+        scale = np.array([size[0] / width, size[1] / height] * 2)
+        for box in rows.truth[row]:
+            draw_box(draw, np.rint(box * scale).tolist(), TRUTH, thick, dashed=True)
+        for box in boxes:
+            if not np.isnan(box).any():
+                draw_box(draw, np.rint(box * scale).tolist(), BOX, thick)
+        return canvas
+
+    def _best(self, values: Tensor, position: int, size: tuple[int, int]) -> NDArray[Any]:
+        """Return the largest contour's box at a pipeline's best threshold, in the picture's pixels; NaN for none."""
+        levels = scoremaps(values[None], PROTOCOL_SIZE)
+        box = largest_boxes(levels, workers=1)[0, self.levels[position]].numpy().astype(np.float64)
+        scale = np.array([size[0] / PROTOCOL_SIZE[1], size[1] / PROTOCOL_SIZE[0]] * 2)
+        return box * scale if box.any() else np.full(4, np.nan)
+
+
+By = Literal["own", "best"]
+Rows = NDArray[np.int64]
+
+
+def chosen_by(result: EvaluationResult, by: By | None) -> By:
+    """Return which box counts: the one asked for, or else the pipeline's own, if it has one.
+
+    Raises:
+        InputError: `by` is neither "own" nor "best" nor None.
+    """
+    if by is not None and by not in get_args(By):
+        raise InputError(f"by={by!r}: expected 'own' (the pipeline's own box), 'best' (at the best threshold) or None")
+    return by or ("best" if np.isnan(result.rows.own_iou).all() else "own")
+
+
+def row_ious(result: EvaluationResult, by: By) -> NDArray[np.float64]:
+    """Return the IoU of each pipeline's box in each row, (P, N) float64; NaN in rows without a true box.
+
+    Args:
+        result: Of an evaluation.
+        by: "own": the box at the pipeline's own threshold. "best": that of the largest contour at the threshold best
+            for MaxBoxAcc.
+    """
+    if by == "own":
+        return np.asarray(result.rows.own_iou, dtype=np.float64)
+    return np.stack([v1[:, level] for v1, level in zip(result.rows.v1, best_levels(result), strict=True)]).astype(float)
+
+
+def best_levels(result: EvaluationResult) -> list[int]:
+    """Return the level that each pipeline's MaxBoxAcc is best at, the smallest of equal ones, P."""
+    return [int(LEVEL_OF[np.argmax(curve[LEVEL_OF])]) for curve in level_curve(result.rows, "MaxBoxAcc")]
+
+
+def extremes(ious: NDArray[np.float64], best: int, worst: int) -> tuple[Rows, Rows]:
+    """Return the rows with the largest IoU, largest first, and those with the smallest, smallest first.
+
+    Equal ones stay in the data set's order. No row is in both: the best come first where there are few.
+
+    Args:
+        ious: (N,); rows with NaN are left out.
+        best: At most so many.
+        worst: At most so many.
+    """
+    known = np.flatnonzero(~np.isnan(ious))
+    top = known[np.argsort(-ious[known], kind="stable")][:best]
+    rest = known[~np.isin(known, top)]
+    return top, rest[np.argsort(ious[rest], kind="stable")][:worst]
+
+
+def changes(ious: NDArray[np.float64], reference: NDArray[np.float64], gained: int, lost: int) -> tuple[Rows, Rows]:
+    """Return the rows whose IoU grew most against a reference, and those whose IoU fell most, the largest change first.
+
+    Args:
+        ious: (N,); rows with NaN are left out, and so are those without a change.
+        reference: (N,).
+        gained: At most so many.
+        lost: At most so many.
+    """
+    change = np.nan_to_num(ious - reference, nan=0.0)
+    order = np.argsort(-change, kind="stable")
+    back = np.argsort(change, kind="stable")
+    return order[change[order] > 0][:gained], back[change[back] < 0][:lost]
+
+
+def position_of(result: EvaluationResult, pipeline: str) -> int:
+    """Return where a pipeline is in the result.
+
+    Raises:
+        InputError: It is not.
+    """
+    if pipeline not in result.pipelines:
+        known = ", ".join(map(repr, result.pipelines))
+        raise InputError(f"pipeline={pipeline!r}: expected one of the evaluation's, {known}")
+    return result.pipelines.index(pipeline)

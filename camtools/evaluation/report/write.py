@@ -11,11 +11,10 @@ from camtools.errors import InputError
 from camtools.evaluation.report.curve import plot_curve
 from camtools.evaluation.report.lines import available
 from camtools.evaluation.report.maps import MapOf
-from camtools.evaluation.report.ranking import By, position_of
-from camtools.evaluation.report.sheet import Sheets
+from camtools.evaluation.report.sheet import By, Sheets, position_of
 from camtools.evaluation.report.table import markdown
 from camtools.evaluation.results import EvaluationResult
-from camtools.saving import staging, swap
+from camtools.files import staging, swap
 
 TABLE = "table.md"
 

@@ -240,7 +240,7 @@ def test_real_pictures(shared):
 
 def test_a_file_of_a_model_with_another_head(tmp_path):
     path, scenes = tmp_path / "tap.safetensors", Scenes("test", 4)
-    tap = camtools.replace_head(scene_classifier(), TAP(theta=0.3), source="scenes")
+    tap = camtools.heads.replace_head(scene_classifier(), TAP(theta=0.3), source="scenes")
     tap.save(path)
     words = ("--protocol", "native", "--bootstrap", "0", "--format", "json")
     result = run(*words, data="scenes:test?n=4", model=str(path))

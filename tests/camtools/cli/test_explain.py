@@ -350,7 +350,7 @@ class TestThreshold:
 def test_a_file_of_a_model_with_another_head(tmp_path):
     scene = Scenes("test", 1)[0].image
     scene.save(tmp_path / "scene.png")
-    tap = camtools.replace_head(scene_classifier(), TAP(theta=0.3), source="scenes")
+    tap = camtools.heads.replace_head(scene_classifier(), TAP(theta=0.3), source="scenes")
     tap.save(tmp_path / "tap.safetensors")
     result = run(
         tmp_path / "scene.png", "--format", "json", "--out", tmp_path / "out", model=str(tmp_path / "tap.safetensors")

@@ -27,13 +27,13 @@ def test_describes_models():
 
 def test_a_file_of_a_model_with_another_head(tmp_path):
     path = tmp_path / "tap.safetensors"
-    camtools.replace_head(scene_classifier(), TAP(theta=0.3), source="scenes").save(path)
+    camtools.heads.replace_head(scene_classifier(), TAP(theta=0.3), source="scenes").save(path)
     row = json.loads(run("models", "--model", str(path), "--size", "64x96", "--format", "json").stdout)[0]
     assert (row["model"], row["adapter"], row["exact"]) == (str(path), "described", True)
     assert row["head"] == f"{TAP(theta=0.3)!r} pooling + Linear(96, 8)"
     assert (row["input"], row["map"]) == ([64, 96], [8, 12])
     other = tmp_path / "own.safetensors"
-    camtools.replace_head(scene_classifier(), TAP(), source="somebody.models:build").save(other)
+    camtools.heads.replace_head(scene_classifier(), TAP(), source="somebody.models:build").save(other)
     result = run("models", "--model", str(other), "--format", "json")
     assert result.exit_code == 1
     assert "which a weights file is not allowed to run" in json.loads(result.stdout)[0]["error"]

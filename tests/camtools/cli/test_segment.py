@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from camtools.cli import app
 from camtools.cli.run import Run
-from camtools.palette import voc_colour
+from camtools.drawing.colours import voc_colour
 
 NETS = '''
 import camtools

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from camtools import InputError
+from camtools.classes.names import imagenet_names
 from camtools.datasets import BoxFolder
-from camtools.names import imagenet_names
 
 HEADER = "file,class,x0,y0,x1,y1,width,height"
 

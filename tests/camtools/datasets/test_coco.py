@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from camtools import InputError
-from camtools.coco import run_lengths
+from camtools.boxes import run_lengths
 from camtools.datasets import COCO
-from camtools.datasets.coco_masks import decode_polygon, decode_runs, decode_segmentation, decompress
+from camtools.datasets.coco import decode_polygon, decode_runs, decode_segmentation, decompress
 
 SQUARE = [2, 1, 6, 1, 6, 4, 2, 4]  # x from 2 to 6, y from 1 to 4
 

@@ -5,8 +5,8 @@ import pytest
 from scipy.io import savemat
 
 from camtools import InputError
+from camtools.classes.names import imagenet_names
 from camtools.datasets import ILSVRC
-from camtools.names import imagenet_names
 
 NAMES = ["ILSVRC2012_val_00000001", "ILSVRC2012_val_00000002"]
 TENCH, GOLDFISH = "n01440764", "n01443537"  # the first two of the sorted wnids

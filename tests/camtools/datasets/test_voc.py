@@ -5,8 +5,7 @@ import pytest
 
 from camtools import InputError
 from camtools.datasets import VOC
-from camtools.datasets.voc import CLASSES
-from camtools.datasets.voc_xml import read_xml
+from camtools.datasets.voc import CLASSES, read_xml
 
 CAT, DOG, PERSON = (CLASSES.index(name) for name in ("cat", "dog", "person"))
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from camtools.preprocess import Preprocess
+from camtools.images.preprocess import Preprocess
 
 COLOURS = ("red", "green", "blue")
 PLAIN = Preprocess.imagenet(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

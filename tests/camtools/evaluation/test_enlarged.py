@@ -9,11 +9,11 @@ from PIL import Image
 from torch import nn
 
 import camtools
+from camtools.classes.matching import match_classes
 from camtools.datasets import BoxFolder
-from camtools.evaluation.classes import match_classes
 from camtools.evaluation.sample import prepare
-from camtools.inputs import read_picture
-from camtools.preprocess import Preprocess
+from camtools.images.preprocess import Preprocess
+from camtools.images.read import read_picture
 from camtools.steps import NWC, Affinity, Enlarge
 
 FORWARDS: list[tuple[int, int]] = []  # batch and width of every forward of any `Staged`

@@ -10,8 +10,8 @@ from torch import nn
 from torchvision import models as tv
 
 import camtools
-from camtools import ModelError, Pipeline, Preprocess, replace_head, wrap
-from camtools.heads import GAP, TAP, WGAP, ExCAM, HeadedModel, Wildcat
+from camtools import ModelError, Pipeline, Preprocess, wrap
+from camtools.heads import GAP, TAP, WGAP, ExCAM, HeadedModel, Wildcat, replace_head
 from camtools.steps import NWC
 
 X = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(3))
@@ -223,4 +223,4 @@ class Normed(nn.Module):
         return self.fc(self.norm(self.conv(x).mean((2, 3))))
 
     def feature_spec(self):
-        return camtools.FeatureSpec("conv", classifier="fc", pool="avg")
+        return camtools.model.FeatureSpec("conv", classifier="fc", pool="avg")

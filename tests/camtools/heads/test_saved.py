@@ -10,8 +10,8 @@ from torch import nn
 from torchvision import models as tv
 
 import camtools
-from camtools import ModelError, Preprocess, WeightsError, load_headed, load_model, replace_head
-from camtools.heads import ADL, TAP, WGAP, ExCAM, Wildcat
+from camtools import ModelError, Preprocess, WeightsError, load_model
+from camtools.heads import ADL, TAP, WGAP, ExCAM, Wildcat, load_headed, replace_head
 
 X = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(3))
 
@@ -151,7 +151,7 @@ def test_a_save_that_fails_leaves_nothing_and_keeps_the_old_file(tmp_path, monke
 
 
 def test_other_activations_cannot_be_written(tmp_path):
-    spec = camtools.FeatureSpec("conv", classifier="fc", pool="avg", activation=torch.abs)
+    spec = camtools.model.FeatureSpec("conv", classifier="fc", pool="avg", activation=torch.abs)
 
     class Absolute(Own):
         def forward(self, x):

@@ -5,7 +5,7 @@ from torchmetrics import MetricCollection
 
 from camtools.errors import InputError
 from camtools.metrics import PointingGame, PointingMAP, pointing_accuracy, pointing_average_precision
-from camtools.metrics.points import peak_points, point_hits
+from camtools.metrics.pointing import peak_points, point_hits
 
 NAN = float("nan")
 

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from camtools import Pipeline
-from camtools.crf import lattice, mean_field
 from camtools.errors import PipelineError
 from camtools.steps import CRF, NWC, FixedThreshold, MinMax, Stage, State
+from camtools.steps.dense_crf import lattice, mean_field
 
 needs_pydensecrf = pytest.mark.skipif(
     not lattice.available(), reason="pydensecrf is not installed (pip install 'camtools[crf]')"

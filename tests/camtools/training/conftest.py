@@ -10,8 +10,8 @@ from PIL import Image
 from torch import nn
 
 from camtools.datasets import Record
-from camtools.datasets.listed import ListedDataset
-from camtools.preprocess import Preprocess
+from camtools.datasets.base import ListedDataset
+from camtools.images.preprocess import Preprocess
 from camtools.training import Recipe
 
 SIDE = 24

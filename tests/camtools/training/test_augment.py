@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from camtools.preprocess import Preprocess
+from camtools.images.preprocess import Preprocess
 from camtools.training import TrainConfig
 from camtools.training.augment import HideAndSeek, cutmix, plain_transform, seeded, training_transform
 

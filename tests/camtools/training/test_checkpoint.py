@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from camtools.errors import InputError, WeightsError
-from camtools.training.checkpoint import check_same, read_state, replacing, write_state, write_text, write_with
+from camtools.files import replacing, write_text, write_with
+from camtools.training.checkpoint import check_same, read_state, write_state
 
 CPU = torch.device("cpu")
 

@@ -35,7 +35,7 @@ def test_unknown_names_and_things():
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [("nowhere.at_all:X", "cannot be loaded: No module"), ("json:dumps", "is no subclass of camtools.Recipe")],
+    [("nowhere.at_all:X", "cannot be loaded: No module"), ("json:dumps", "is no subclass of camtools.training.Recipe")],
 )
 def test_broken_plugins_are_named(monkeypatch, value, message):
     monkeypatch.setattr(module, "plugins", lambda group: [EntryPoint("bad", value, group)])

@@ -76,8 +76,8 @@ def test_truth_is_exact(objects):
 def test_masks_are_where_the_creature_is_painted():
     # The same random numbers with and without the creature give the same ground: pixels differ inside the mask only,
     # up to the lens blur of one pixel.
+    from camtools.datasets.scenes.drawing import Stream
     from camtools.datasets.scenes.scene import draw_scene
-    from camtools.datasets.scenes.stream import Stream
 
     for number in range(10):
         first, second = (draw_scene(Stream(5, number), [label], 128) for label in (0, 3))

@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from camtools.datasets.scenes.canvas import Canvas
-from camtools.datasets.scenes.heads import FACE, MARKS, face, mark
-from camtools.datasets.scenes.stream import Stream
-from camtools.datasets.scenes.textures import PATTERNS, colour, value_noise, variant
+from camtools.datasets.scenes.creature import FACE, MARKS, face, mark
+from camtools.datasets.scenes.drawing import PATTERNS, Canvas, Stream, colour, value_noise, variant
 
 
 def grid(size=200, half=1.5):

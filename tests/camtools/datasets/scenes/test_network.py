@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from train_scene_classifier import Drawn, Recipe, accuracy, batches, draw, normalised, train_one
 
 import camtools
 from camtools import load_model
 from camtools.datasets import Scenes
 from camtools.datasets.scenes import SceneNet, scene_classifier
 from camtools.datasets.scenes.network import WEIGHTS
-from camtools.datasets.scenes.train import Drawn, Recipe, accuracy, batches, draw, normalised, train_one
 from camtools.errors import WeightsError
 
 RECIPE = Recipe(
@@ -104,7 +104,7 @@ def test_training_that_was_stopped_ends_the_same(tmp_path):
         class Stop(Exception):
             pass
 
-        import camtools.datasets.scenes.train as module
+        import train_scene_classifier as module
 
         calls, original = [], module._epoch
 

@@ -9,8 +9,8 @@ import torch
 
 from camtools import InputError
 from camtools.evaluation.report import curve_figure, plot_curve
+from camtools.evaluation.report.curve import leader, place, traced
 from camtools.evaluation.report.lines import available, counted, panels
-from camtools.evaluation.report.placement import leader, place, traced
 from camtools.evaluation.results import Value
 from camtools.metrics import PxAP
 

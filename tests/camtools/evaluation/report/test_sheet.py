@@ -8,13 +8,11 @@ import torch
 from PIL import Image
 
 from camtools import Explainer, InputError, Preprocess
+from camtools.drawing.overlay import BOX
+from camtools.drawing.text import font
 from camtools.evaluation.report import change_sheet, contact_sheet, explainer_map, model_maps, saved_maps
-from camtools.evaluation.report.cells import Cells
-from camtools.evaluation.report.ranking import best_levels, changes, extremes, row_ious
-from camtools.evaluation.report.sheet import Sheets
-from camtools.lettering import font
-from camtools.overlay import BOX
-from camtools.plot.comparison import TRUTH
+from camtools.evaluation.report.sheet import Cells, Sheets, best_levels, changes, extremes, row_ious
+from camtools.plot import TRUTH
 
 BASE = ((0.9, 0.6, 0.2, 0.0), (0.5, 0.8, 0.2, 0.4))
 

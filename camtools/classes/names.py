@@ -1,0 +1,196 @@
+"""Names of classes: ImageNet's own, a file's, and from whatever a user typed to a class index."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import operator
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from camtools.errors import TargetError
+
+_WNID = re.compile(r"n\d{8}")
+
+
+@lru_cache(maxsize=1)
+def imagenet_names() -> tuple[str, ...]:
+    """Return the names of ImageNet's 1,000 classes in the order of the sorted wnids, from torchvision's metadata."""
+    from torchvision.models import ResNet50_Weights
+
+    return tuple(ResNet50_Weights.DEFAULT.meta["categories"])
+
+
+@lru_cache(maxsize=8)
+def _imagenet_info(subset: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return (wnids, comma-separated synonyms) of one of ImageNet's subsets, from timm's metadata."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo(subset)
+    return tuple(info.label_names()), tuple(info.label_descriptions())
+
+
+def default_names(num_classes: int | None) -> tuple[str, ...] | None:
+    """Return the names that a class count alone suggests: ImageNet's for 1,000, and none for any other count.
+
+    Args:
+        num_classes: How many classes the model has; None where that is unknown.
+    """
+    return imagenet_names() if num_classes == 1000 else None
+
+
+def load_names(path: str | Path) -> tuple[str, ...]:
+    """Read class names, by index, from a file.
+
+    Args:
+        path: A text file with one name a line (line 1 is class 0), or a `.json` file with a list of names or an object
+            from index to name (`{"0": "tench", "1": "goldfish"}`).
+
+    Raises:
+        TargetError: The file is missing, is not such a list, leaves an index out, or is empty.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise TargetError(
+            f"The class names cannot be read from {path}: {reason}. Give a text file, one name a line, or a JSON list."
+        ) from error
+    names = _names_from_json(text, path) if path.suffix.lower() == ".json" else _names_from_lines(text, path)
+    if not names:
+        raise TargetError(f"{path} holds no class names. Give one name a line, line 1 for class 0.")
+    return names
+
+
+def _names_from_lines(text: str, path: Path) -> tuple[str, ...]:
+    names = [line.strip() for line in text.rstrip().splitlines()]
+    if "" in names:
+        raise TargetError(
+            f"{path}: line {names.index('') + 1} is blank, so the classes after it would be numbered wrongly. "
+            "Give one name a line, line 1 for class 0."
+        )
+    return tuple(names)
+
+
+def _names_from_json(text: str, path: Path) -> tuple[str, ...]:
+    try:
+        data = json.loads(text)
+        if isinstance(data, dict):
+            by_index = {int(key): value for key, value in data.items()}
+            data = [by_index[index] for index in range(len(by_index))]
+    except json.JSONDecodeError as error:
+        raise TargetError(
+            f"{path} is not JSON: {error}. Give a list of names, or an object from index to name."
+        ) from error
+    except (ValueError, KeyError) as error:
+        raise TargetError(
+            f"{path}: an object of class names needs the indices 0 to {len(data) - 1} as keys, but {error} is wrong."
+        ) from error
+    if not isinstance(data, list) or not all(isinstance(name, str) for name in data):
+        raise TargetError(f"{path} is not a JSON list of names, nor an object from index to name.")
+    return tuple(data)
+
+
+def resolve_target(target: int | str, class_names: Sequence[str] | None = None, num_classes: int | None = None) -> int:
+    """Find the index of a class.
+
+    Text is tried, in this order, as a name exactly as listed, an index, a name in any letter case (hyphens and
+    underscores count as spaces), and, for ImageNet's 1,000 classes, a wnid ("n01531178") or a synonym ("Carduelis
+    carduelis").
+
+    Args:
+        target: An index, or a name.
+        class_names: Names by index; None where the model has none (1,000 classes are then taken to be ImageNet's).
+        num_classes: How many classes the model has; the length of `class_names` where left out.
+
+    Returns:
+        The index, from 0 to the number of classes minus 1.
+
+    Raises:
+        TargetError: The index is out of range, the name is unknown (the closest are named) or fits several classes, or
+            there are no names to compare with.
+    """
+    if num_classes is None and class_names is not None:
+        num_classes = len(class_names)
+    class_names = default_names(num_classes) if class_names is None else class_names
+    if not isinstance(target, str):
+        try:
+            index = operator.index(target)
+        except TypeError:
+            index = None
+        if index is None or isinstance(target, bool):
+            raise TargetError(f"A class is an index or a name, not {target!r} ({type(target).__name__}).")
+        return _in_range(index, num_classes)
+    text = target.strip()
+    found = _where(class_names or (), lambda name: name == text)
+    if not found and re.fullmatch(r"[+-]?\d+", text):
+        return _in_range(int(text), num_classes)
+    found = found or _where(class_names or (), lambda name: _fold(name) == _fold(text))
+    if not found and class_names is not None and _is_imagenet(class_names):
+        found = _imagenet_index(text)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise TargetError(
+            f"{target!r} names {len(found)} classes, {_listed(found)}. Give the index of the one you mean."
+        )
+    raise TargetError(_unknown(target, text, class_names, num_classes))
+
+
+def _fold(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def _where(names: Sequence[str], wanted: Any) -> list[int]:
+    return [index for index, name in enumerate(names) if wanted(name)]
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(str(value) for value in values[:5]) + (", ..." if len(values) > 5 else "")
+
+
+def _is_imagenet(class_names: Sequence[str]) -> bool:
+    """Tell whether names are ImageNet's, as torchvision or as timm words them."""
+    return len(class_names) == 1000 and tuple(class_names) in (imagenet_names(), _imagenet_info("imagenet-1k")[1])
+
+
+def _imagenet_index(text: str) -> list[int]:
+    """Find a wnid, or a synonym."""
+    wnids, synonyms = _imagenet_info("imagenet-1k")
+    if _WNID.fullmatch(text.lower()):
+        return _where(wnids, lambda wnid: wnid == text.lower())
+    return _where(synonyms, lambda names: _fold(text) in [_fold(name) for name in names.split(",")])
+
+
+def _in_range(index: int, num_classes: int | None) -> int:
+    if index < 0 or (num_classes is not None and index >= num_classes):
+        limit = f"0 to {num_classes - 1}" if num_classes else "0 upwards"
+        raise TargetError(f"Class index {index} is out of range: this model's classes are numbered {limit}.")
+    return index
+
+
+def _unknown(target: str, text: str, class_names: Sequence[str] | None, num_classes: int | None) -> str:
+    if class_names is None:
+        return (
+            f"There is no class named {target!r}: this model's {num_classes or ''} classes have no names. "
+            "Give an index, or the names (class_names=, --class-names FILE)."
+        ).replace("  ", " ")
+    folded = {_fold(name): name for name in class_names}
+    close = [folded[name] for name in difflib.get_close_matches(_fold(text), folded, n=3, cutoff=0.6)]
+    close += [name for key, name in folded.items() if _fold(text) in key and name not in close][: 3 - len(close)]
+    hint = (
+        f"Did you mean {' or '.join(repr(name) for name in close)}?" if close else f"Names are {_listed(class_names)}."
+    )
+    return f"There is no class named {target!r} among this model's {len(class_names)}. {hint}"
+
+
+def checked_names(names: Any) -> list[str]:
+    """Check class names that the caller gives."""
+    listed = [] if isinstance(names, (str, Mapping)) or not isinstance(names, Iterable) else list(names)
+    if not listed or not all(isinstance(name, str) for name in listed):
+        raise TargetError(f"class_names={names!r}: expected a list of one name per class, in the order of the scores")
+    return listed

@@ -1,0 +1,145 @@
+"""Which classes to explain: what callers write, turned into indices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from camtools.classes.names import resolve_target
+from camtools.errors import TargetError
+
+Target = int | str
+Targets = int | Sequence[int] | Tensor | None
+
+
+def is_list(target: Any) -> bool:
+    """Tell whether a target names several classes: a sequence, or an array or tensor with an axis."""
+    if isinstance(target, (Tensor, np.ndarray)):
+        return target.ndim > 0
+    return isinstance(target, Sequence) and not isinstance(target, str)
+
+
+def per_picture(target: Any, count: int, single: bool) -> list[Any]:
+    """Return one target, or list of targets, per picture.
+
+    Args:
+        target: What the caller gave; None for the likeliest class.
+        count: Number of pictures.
+        single: Whether the caller gave one picture, not a list of one; a list then means several classes of it.
+
+    Raises:
+        TargetError: A list of another length than there are pictures.
+    """
+    if isinstance(target, (Tensor, np.ndarray)):
+        target = target.tolist()
+    if single or not is_list(target):
+        return [target] * count
+    if len(target) != count:
+        raise TargetError(
+            f"{len(target)} targets were given for {count} pictures; pass one per picture (each a class or a list of "
+            "classes), or a single class for all"
+        )
+    return list(target)
+
+
+def check_top_k(top_k: Any, targets: Any) -> None:
+    """Refuse a `top_k` that is no count, or that comes with targets.
+
+    Raises:
+        TargetError: Says which.
+    """
+    if top_k is None:
+        return
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+        raise TargetError(f"top_k={top_k!r}: expected a whole number of at least 1")
+    if targets is not None:
+        raise TargetError(f"both target={targets!r} and top_k={top_k} were given; give one of them")
+
+
+def class_indices(
+    targets: Sequence[Any], logits: Tensor, top_k: int | None, class_names: Sequence[str] | None
+) -> tuple[Tensor, list[int]]:
+    """Return the classes to explain in each picture of a batch.
+
+    Args:
+        targets: For each picture an index or name, a list of them, or None for the likeliest class.
+        logits: Class scores, (B, K).
+        top_k: This many likeliest classes where no picture has a target.
+        class_names: Names by index; None where there are none.
+
+    Returns:
+        Indices (B, K'), pictures with fewer classes repeating their first; and how many count for each picture.
+
+    Raises:
+        TargetError: A class does not exist, a list is empty, or there are not as many names as classes.
+    """
+    classes = logits.shape[1]
+    if class_names is not None and len(class_names) != classes:
+        raise TargetError(
+            f"{len(class_names)} class names were given for a model with {classes} classes; give one per class"
+        )
+    if top_k is not None and top_k > classes:
+        raise TargetError(f"top_k={top_k} is more than the model's {classes} classes")
+    likeliest = top_scores(logits, top_k or 1)
+    if all(target is None for target in targets):
+        return likeliest, [likeliest.shape[1]] * len(targets)
+    rows = [
+        best if target is None else _resolve(target, class_names, classes)
+        for target, best in zip(targets, likeliest.tolist(), strict=True)
+    ]
+    longest = max(map(len, rows))
+    padded = [row + row[:1] * (longest - len(row)) for row in rows]
+    return torch.tensor(padded, device=logits.device), [len(row) for row in rows]
+
+
+def _resolve(target: Any, class_names: Sequence[str] | None, classes: int) -> list[int]:
+    wanted = list(target) if is_list(target) else [target]
+    if not wanted:
+        raise TargetError("the target list of a picture is empty; name at least one class, or pass None")
+    return [resolve_target(one, class_names if isinstance(one, str) else None, classes) for one in wanted]
+
+
+def target_indices(targets: Targets, batch: int, classes: int) -> Tensor:
+    """Return class indices as (B, K') int64 on the CPU or the tensor's own device.
+
+    Args:
+        targets: None for all classes, one index, one per picture (B,), or several per picture (B, K').
+        batch: B, number of pictures.
+        classes: K, number of classes.
+
+    Raises:
+        TargetError: An index out of range, or a list of the wrong length.
+    """
+    if targets is None:
+        return torch.arange(classes).expand(batch, classes)
+    try:
+        given = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TargetError(f"targets must be whole numbers, got {targets!r}; pass class indices") from error
+    if given.numel() and (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool):
+        raise TargetError(f"targets must be whole numbers, got {given.dtype}; pass class indices")
+    indices = given.long()
+    if indices.dim() == 0:
+        indices = indices.expand(batch)
+    if indices.dim() == 1:
+        indices = indices[:, None]
+    if indices.dim() != 2 or indices.shape[0] != batch or indices.shape[1] == 0:
+        raise TargetError(
+            f"targets of shape {tuple(given.shape)} do not go with {batch} pictures; pass one "
+            f"index, one per picture ({batch},), or several per picture ({batch}, n)"
+        )
+    wrong = indices[(indices < 0) | (indices >= classes)]
+    if len(wrong):
+        raise TargetError(
+            f"class index {int(wrong[0])} is out of range: the model has {classes} classes, 0 to {classes - 1}"
+        )
+    return indices
+
+
+def top_scores(logits: Tensor, k: int) -> Tensor:
+    """Return the indices of the k highest class scores, highest first, (B, k)."""
+    return torch.topk(logits.detach().float(), k, dim=1).indices

@@ -1,0 +1,1 @@
+"""How explanations are drawn: text, legends, overlays, colours, and figures of several panels."""

@@ -1,0 +1,302 @@
+"""`evaluate`: how well the maps of a classifier fit the truth of a data set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from camtools.checkpoints import weights_hash
+from camtools.checks import check_whole
+from camtools.classes.matching import ClassMap, match_classes
+from camtools.classes.names import checked_names
+from camtools.datasets.selection import Selection
+from camtools.errors import CamtoolsError, InputError, ModelError
+from camtools.evaluation.calibrate import FILE, write_thresholds
+from camtools.evaluation.processes import Team, team
+from camtools.evaluation.protocol import Protocol as Preset
+from camtools.evaluation.results import EvaluationResult
+from camtools.evaluation.runner import Measure, Runner
+from camtools.evaluation.scoremaps import MapReader, map_folders
+from camtools.evaluation.scores import Arrays
+from camtools.evaluation.statistics import Measured, check_metrics, picture_weights, summarise
+from camtools.evaluation.store import Store, assemble, merged
+from camtools.images.preprocess import Preprocess
+from camtools.model.cam_model import CamModel, unwrapped, wrap
+from camtools.model.device import on_device
+from camtools.model.guard import untouched
+from camtools.pipeline.text import named_pipelines
+from camtools.progress import progress_bar
+
+
+def evaluate(
+    model: nn.Module | None,
+    dataset: Any,
+    pipeline: Any = "cam",
+    *,
+    protocol: Literal["wsol", "native"] = "wsol",
+    metrics: Sequence[str] | None = None,
+    calibrate: Any = None,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    limit: int | None = None,
+    every: int = 1,
+    skip: int = 0,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    transform: Any = None,
+    class_names: Sequence[str] | None = None,
+    activation: Literal["softmax", "sigmoid"] = "softmax",
+    workers: int = 4,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    scoremaps: str | Path | Mapping[str, str | Path] | None = None,
+    progress: bool = True,
+) -> EvaluationResult:
+    """Measure how well the maps of a classifier fit the truth of a data set, for several pipelines at once.
+
+    Every picture goes through the model once. With `out`, finished batches are kept there: a run that was killed goes
+    on where it was when it is started again, and ends with the same files. Under `torchrun` or `accelerate launch` the
+    processes share the batches; all return the result, the first one writes it.
+
+    Args:
+        model: Any classifier; it is left exactly as it was. None with `scoremaps`.
+        dataset: A `camtools.datasets` data set of records, a `Subset` of one, or a specification for `open_dataset`.
+        pipeline: What to compare: preset names ("cam,rcam"), steps as text ("NWC,IVR(45)"; ";" between pipelines), a
+            `Pipeline`, a list of these, or a mapping from names. Deltas are to "cam", else to the first.
+        protocol: "wsol" (pictures squashed to 224 x 224, maps bicubic to 224 x 224, as the reference does) or "native"
+            (the model's own preprocessing, boxes on the original picture).
+        metrics: Some of the names in `camtools.evaluation.METRICS`; None for all that the data has truth for.
+        calibrate: Another data set on which thresholds are chosen; they are reported beside those best for `dataset`.
+        out: Folder for results and finished batches.
+        fresh: Whether to start over where `out` holds another run, which is otherwise refused.
+        limit: At most this many pictures.
+        every: Every how manieth picture.
+        skip: How many pictures to leave out at the start.
+        batch_size: Pictures a forward.
+        device: Where to run; a model that lives elsewhere is copied there. None stays with the model.
+        transform: The model's preprocessing; None asks the model. "wsol" takes mean and std from it.
+        class_names: Names of the model's classes in order; None asks the model.
+        activation: How logits become scores: "softmax", or "sigmoid" for multi-label models.
+        workers: Threads that read pictures.
+        bootstrap: Replicates for the 95 % intervals of the deltas; 0 for none.
+        seed: Of the replicates.
+        scoremaps: A folder of maps `<image_id>.npy` to judge instead of a model's, or several by name.
+        progress: Whether to show a progress bar, on a terminal.
+
+    Returns:
+        The metrics, and a row for each picture, class and pipeline.
+
+    Raises:
+        InputError: An argument or the data cannot be used, or `out` holds another run.
+        TargetError: The data's classes are not the model's.
+        ModelError: The model cannot be explained.
+        PipelineError: A pipeline is unknown or impossible.
+    """
+    wanted = check_metrics(metrics)
+    check_whole(batch_size=batch_size, workers=workers)
+    picture_weights(0, bootstrap, seed)  # refuses what are no such numbers
+    if activation not in ("softmax", "sigmoid"):
+        raise InputError(f"activation={activation!r}: expected 'softmax' or 'sigmoid'")
+    if (model is None) == (scoremaps is None):
+        raise InputError(f"got {'neither model nor' if model is None else 'both model and'} scoremaps: expected one")
+    data, folder = Selection(dataset, limit, every, skip), None if out is None else Path(out)
+    others = None if calibrate is None else Selection(calibrate)
+    group = team()
+    job: ModelJob | MapJob
+    if model is not None:
+        place = group.device(device)
+        job = ModelJob(model, pipeline, protocol, place, transform, class_names, activation, workers)
+    else:
+        assert scoremaps is not None
+        job = MapJob(scoremaps, workers)
+    run = _Run(job, group, batch_size, fresh, progress)
+    start = time.perf_counter()
+    found, settings, failed, count = run(data, folder, "Evaluating")
+    calibration = None
+    if others is not None:
+        below = None if folder is None else folder / "calibration"
+        calibration, theirs, _, more = run(others, below, "Calibrating")
+        settings |= {"calibration": theirs["data"]}
+        count += more
+    evaluated = time.perf_counter()
+    settings |= {"bootstrap": bootstrap, "seed": seed}
+    values, baseline = summarise(found, wanted, calibration=calibration, bootstrap=bootstrap, seed=seed)
+    timing = {"pictures": float(count), "seconds": evaluated - start}
+    timing["summary_seconds"] = time.perf_counter() - evaluated
+    listed = [(name, error) for _, name, error in failed]
+    detections = {name: dict(kinds) for name, kinds in found.detections.items()}
+    result = EvaluationResult(
+        found.pipelines, found.rows, values, listed, settings, baseline, detections, timing=timing
+    )
+    if folder is not None and group.leads:
+        result.save(folder)
+        if calibration is not None:
+            write_thresholds(values, settings, folder / FILE)
+    group.wait()
+    return result
+
+
+class _Run:
+    """One job on any data set, shared by all processes."""
+
+    def __init__(self, job: ModelJob | MapJob, group: Team, batch_size: int, fresh: bool, progress: bool) -> None:
+        self.job, self.group, self.batch_size, self.fresh, self.progress = job, group, batch_size, fresh, progress
+
+    def __call__(
+        self, data: Selection, folder: Path | None, words: str
+    ) -> tuple[Measured, dict[str, Any], list[tuple[int, str, str]], int]:
+        """Evaluate what is not done yet.
+
+        Returns:
+            The rows, the settings, the pictures that failed, and how many pictures this process did now.
+        """
+        group, task = self.group, self.job.on(data)
+        store = Store(folder, task.settings, fresh=self.fresh, leader=group.leads)
+        group.wait()
+        done = store.done()
+        # Batches are the same however often a run was killed and however many processes share them: numbers depend on
+        # a batch's make-up in their last bits.
+        chunks = [data.indices[i : i + self.batch_size] for i in range(0, len(data), self.batch_size)]
+        mine = [chunks[number] for number in group.share(len(chunks))]
+        todo = [left for chunk in mine if (left := [index for index in chunk if index not in done])]
+        count = sum(map(len, todo))
+        with progress_bar(count, words, self.progress and group.leads) as tick:
+            task.reader.over(todo, store.add, tick)
+        group.wait()
+        parts = group.gather(store.read()) if folder is None else [store.read()]
+        tables, failed = merged(shard for part in parts for shard in part)
+        return assemble(tables, failed, task.pipelines), task.settings, failed, count
+
+
+_MOST_CLASSES = 200  # of multi-label data, whose maps are all made for every picture
+_LOOKED_AT = 8  # pictures, to see whether a data set has masks
+
+
+class Reader(Protocol):
+    """Evaluates batches."""
+
+    def over(self, chunks: Sequence[list[int]], keep: Callable[[Arrays], None], tick: Callable[[int], None]) -> None:
+        """Evaluate pictures batch by batch; see `Runner.over`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is done with one data set.
+
+    Attributes:
+        reader: Evaluates its batches.
+        settings: What its rows depend on.
+        pipelines: Their names.
+    """
+
+    reader: Reader
+    settings: dict[str, Any]
+    pipelines: tuple[str, ...]
+
+
+class ModelJob:
+    """The maps that pipelines make of one model; arguments and errors are those of `camtools.evaluate`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pipeline: Any,
+        protocol: str,
+        device: str | torch.device | None,
+        transform: Any,
+        class_names: Sequence[str] | None,
+        activation: Literal["softmax", "sigmoid"],
+        workers: int,
+    ) -> None:
+        self.pipelines = named_pipelines(pipeline)
+        self.model = wrap(on_device(model, device))
+        adapter, inner = self.model.adapter, unwrapped(self.model)
+        self.protocol = Preset.of(protocol, adapter.data_config(inner) if transform is None else transform)
+        self.class_names = adapter.class_names(inner) if class_names is None else checked_names(class_names)
+        self.activation = activation
+        self.workers = workers
+        self.num_classes = _num_classes(self.model, self.protocol)
+        self._weights = weights_hash(inner)
+
+    def on(self, data: Selection) -> Task:
+        """Prepare for a data set.
+
+        Raises:
+            TargetError: Its classes are not the model's.
+        """
+        classes = match_classes(data.classes, data.occurring, self.num_classes, self.class_names)
+        multilabel = data.multilabel and len(classes.known) <= _MOST_CLASSES
+        masks = has_masks(data)
+        pipelines = tuple(self.pipelines.values())
+        measure = Measure(pipelines, self.protocol, masks, multilabel, self.activation)
+        settings = {
+            "data": data.fingerprint(),
+            "protocol": self.protocol.name,
+            "transform": repr(self.protocol.transform),
+            "pipelines": {name: ", ".join(map(repr, one)) for name, one in self.pipelines.items()},
+            "model": type(unwrapped(self.model)).__name__,
+            "weights": self._weights,
+            "classes": classes.how,
+            "activation": self.activation,
+            "masks": masks,
+            "multilabel": multilabel,
+        }
+        return Task(Runner(self.model, data, classes, measure, self.workers), settings, tuple(self.pipelines))
+
+
+class MapJob:
+    """Score maps from files; arguments and errors are those of `camtools.evaluate`."""
+
+    def __init__(self, scoremaps: str | Path | Mapping[str, str | Path], workers: int) -> None:
+        self.folders = map_folders(scoremaps)
+        self.workers = workers
+
+    def on(self, data: Selection) -> Task:
+        """Prepare for a data set."""
+        classes = ClassMap(tuple(range(len(data.classes))), tuple(data.classes), "the data set's own")
+        masks = has_masks(data)
+        settings = {
+            "data": data.fingerprint(),
+            "protocol": "wsol",
+            "scoremaps": {name: str(folder) for name, folder in self.folders.items()},
+            "masks": masks,
+        }
+        return Task(MapReader(self.folders, data, classes, masks, self.workers), settings, tuple(self.folders))
+
+
+def has_masks(data: Selection) -> bool:
+    """Whether any of the first pictures has masks; those that can't be read are left to their own turn."""
+    for index in data.indices[:_LOOKED_AT]:
+        try:
+            if data.record(index).masks is not None:
+                return True
+        except Exception:  # listed when the picture is evaluated
+            continue
+    return False
+
+
+def _num_classes(model: CamModel, protocol: Preset) -> int:
+    """Run the model once on noise of its own input size, and count its classes."""
+    inner = unwrapped(model)
+    example = model.example()
+    if isinstance(protocol.transform, Preprocess) and protocol.transform.input_size is not None:
+        shape = (1, protocol.transform.channels, *protocol.transform.input_size)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        example = noise.to(example.device, example.dtype)
+    try:
+        with untouched(inner), torch.no_grad():
+            return int(model.activations(example).logits.shape[1])
+    except CamtoolsError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{type(inner).__name__} cannot be run on an input of shape {tuple(example.shape)}: {error}. Give the "
+            "model's own preprocessing (transform=)"
+        ) from error

@@ -1,0 +1,155 @@
+"""The box regressor: one class-agnostic box a picture, by a network of its own beside the classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camtools.errors import InputError, WeightsError
+from camtools.heads import GAP, HeadedModel, load_headed, replace_head
+from camtools.images.preprocess import Preprocess, Transform, as_transform
+from camtools.images.read import Picture, read_pictures
+from camtools.model.device import to_model
+from camtools.model.guard import untouched
+
+_BATCH = 32
+
+
+class BoxRegressor(nn.Module):
+    """A classifier's body, average pooling and four sigmoid outputs: where the object is, whatever its class.
+
+    `Explainer(classifier, boxes_from=regressor)` takes the class from one network and the box from the other. It sees
+    the whole picture, squashed to its input size; a picture has one box.
+
+    Source: CREAM, section 4.1, after PSOL (Zhang et al., CVPR 2020); trained by the recipe `cream_regressor`.
+
+    Args:
+        network: Four outputs, logits of x0, y0, x1, y1 as shares of the input's sides. `BoxRegressor.of` makes one.
+
+    Raises:
+        InputError: It has another number of outputs.
+    """
+
+    def __init__(self, network: HeadedModel) -> None:
+        super().__init__()
+        outputs = None if network.classifier is None else network.classifier.out_features
+        if outputs != 4:
+            raise InputError(f"the network has {outputs} outputs: expected 4. Make one by BoxRegressor.of(classifier)")
+        self.network = network
+        network.outputs = "box"
+        self.preprocess = network.preprocess
+
+    @classmethod
+    def of(cls, model: nn.Module, output_stride: int | None = None) -> BoxRegressor:
+        """Make one with a copy of a classifier's body, its last layer fresh.
+
+        Args:
+            model: Any classifier that `replace_head` takes; left as it was.
+            output_stride: See `replace_head`.
+
+        Raises:
+            ModelError: The classifier has no body to take.
+        """
+        network = replace_head(model, GAP(), classes=4, keep_classifier=False, output_stride=output_stride)
+        network.class_names = None
+        return cls(network)
+
+    @property
+    def preprocess(self) -> Transform | None:
+        """From a picture to the input: the body's own, with the whole picture squashed instead of cropped."""
+        return self.network.preprocess
+
+    @preprocess.setter
+    def preprocess(self, transform: Transform | None) -> None:
+        if isinstance(transform, Preprocess) and transform.input_size is not None:
+            transform = replace(transform, resize=transform.input_size, crop_mode="squash")
+        self.network.preprocess = transform
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x0, y0, x1, y1 as shares of the input's sides, (B, 4) in [0, 1], of inputs (B, 3, H, W).
+
+        Corners are as they come: `boxes` puts them in order.
+        """
+        shares: Tensor = self.network(x).sigmoid()
+        return shares
+
+    def boxes(self, images: Any, batch_size: int = _BATCH) -> Tensor:
+        """Return the box of one picture or of many; the model is left as it was.
+
+        Args:
+            images: As `camtools.explain` takes them.
+            batch_size: Pictures a forward.
+
+        Returns:
+            x0, y0, x1, y1 in pixels of the picture, float32 on the CPU: (N, 4), or (4,) for a single picture.
+
+        Raises:
+            InputError: A picture cannot be used.
+        """
+        pictures, single = read_pictures(images)
+        parts = [
+            self.boxes_of([pictures[i] for i in range(start, min(start + batch_size, len(pictures)))])
+            for start in range(0, len(pictures), batch_size)
+        ]
+        found = torch.cat(parts)
+        return found[0] if single else found
+
+    def boxes_of(self, pictures: Sequence[Picture]) -> Tensor:
+        """Return the boxes of pictures that were read, (N, 4) float32 on the CPU; see `boxes`."""
+        transform = Preprocess.imagenet() if self.preprocess is None else as_transform(self.preprocess)
+        prepared = [transform(picture) for picture in pictures]
+        found = torch.zeros(len(pictures), 4)
+        for shape in dict.fromkeys(tensor.shape for tensor, _ in prepared):
+            members = [i for i, (tensor, _) in enumerate(prepared) if tensor.shape == shape]
+            x = to_model(torch.stack([prepared[i][0] for i in members]), self)
+            with torch.inference_mode(False), torch.no_grad(), untouched(self):
+                shares = self(x).float().cpu()
+            low, high = shares[:, :2].minimum(shares[:, 2:]), shares[:, :2].maximum(shares[:, 2:])
+            sides = torch.tensor([shape[-1], shape[-2]] * 2)
+            corners = torch.cat([low, high], dim=1) * sides
+            for row, i in enumerate(members):
+                found[i] = prepared[i][1].boxes_to_original(corners[row][None])[0]
+        return found
+
+    def save(self, path: str | Path) -> None:
+        """Write weights and configuration to one safetensors file; see `HeadedModel.save`."""
+        self.network.save(path)
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module | None = None) -> BoxRegressor:
+        """Read what `save` wrote.
+
+        Args:
+            path: The file.
+            model: The classifier whose body it has, with any weights, where the file does not name one.
+
+        Raises:
+            WeightsError: The file is missing, damaged, or another model's.
+            ModelError: The classifier is needed and was not given.
+        """
+        network = load_headed(path, model)
+        if network.outputs != "box":
+            raise WeightsError(f"{path} holds a classifier: expected a box regressor, as BoxRegressor.save writes it")
+        return cls(network)
+
+
+def whole_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Round boxes to whole pixels, at least one wide and high, within the picture.
+
+    Args:
+        boxes: (N, 4) x0, y0, x1, y1 in pixels.
+        size: (H, W) of the picture.
+
+    Returns:
+        (N, 4) int64, half-open.
+    """
+    edge = torch.tensor([size[1], size[0]])
+    rounded = boxes.round().to(torch.int64)
+    low = rounded[:, :2].clamp(min=0).minimum(edge - 1)
+    high = rounded[:, 2:].minimum(edge).maximum(low + 1)
+    return torch.cat([low, high], dim=1)

@@ -1,0 +1,7 @@
+"""From whatever a caller gives to what the model takes: reading, preprocessing, and where the input lies in the image."""
+
+from camtools.images.geometry import Geometry
+from camtools.images.preprocess import Preprocess, as_transform
+from camtools.images.read import Picture, read_picture
+
+__all__ = ["Geometry", "Picture", "Preprocess", "as_transform", "read_picture"]

@@ -1,0 +1,364 @@
+"""Model-ready tensors of pictures, each with the geometry that takes its map back to the original pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, cast, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from camtools.errors import InputError, ModelError
+from camtools.images.geometry import Geometry
+from camtools.images.measured import MeasuredTransform
+from camtools.images.read import Picture
+
+CropMode = Literal["center", "squash", "border"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_RESAMPLING = {r.name.lower(): r for r in Image.Resampling} | {"nearest-exact": Image.Resampling.NEAREST}
+_PIXEL_OPTIONS = ("crop_border_pixels", "tf_preprocessing", "naflex", "patchify")  # of timm; not followed
+
+
+class Transform(Protocol):
+    """What makes a model-ready tensor of a picture, and says where in the picture it lies."""
+
+    def __call__(self, picture: Picture) -> tuple[Tensor, Geometry]:
+        """Give the input, (C, h, w) float32, and where it lies in the picture."""
+        ...
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, centre crop and normalise, pixel for pixel as torchvision and timm do on PIL images.
+
+    Attributes:
+        input_size: (height, width) of the network's input; a resized picture is cropped to it about its centre, or
+            padded where it is smaller. None: take the picture as the resize leaves it.
+        resize: The short side in pixels (an int), keeping the aspect; or a (height, width) that `crop_mode` interprets;
+            or None: the picture keeps its size.
+        interpolation: "nearest", "bilinear", "bicubic", "box", "hamming" or "lanczos"; antialiased, as PIL always is.
+        mean, std: Of values in [0, 1], one per channel: x becomes (x - mean) / std.
+        channels: 3, or 1 for a greyscale model (the picture becomes PIL's mode "L" first).
+        crop_mode: What a pair in `resize` means, in timm's words. "squash": just this size, whatever the aspect;
+            "center": keep the aspect and cover it; "border": keep the aspect and fit into it, padding with the mean.
+            By default "squash" for a pair, "center" otherwise.
+
+    Raises:
+        InputError: A parameter is out of range or does not fit the others.
+    """
+
+    input_size: tuple[int, int] | None = (224, 224)
+    resize: int | tuple[int, int] | None = 256
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    channels: int = 3
+    crop_mode: CropMode | None = None
+
+    def __post_init__(self) -> None:
+        pair = isinstance(self.resize, tuple)
+        object.__setattr__(self, "crop_mode", self.crop_mode or ("squash" if pair else "center"))
+        resize = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+        sides = {"input_size": self.input_size, "resize": resize}
+        for name, value in sides.items():
+            if value is not None and (not isinstance(value, tuple) or len(value) != 2 or min(value) < 1):
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r}: expected (height, width), pixels above 0. Correct it"
+                )
+        if self.interpolation not in _RESAMPLING:
+            raise InputError(
+                f"interpolation is {self.interpolation!r}: expected one of {'/'.join(_RESAMPLING)}. Pick one"
+            )
+        if self.crop_mode not in get_args(CropMode):
+            raise InputError(
+                f"crop_mode is {self.crop_mode!r}: expected one of {'/'.join(get_args(CropMode))}. Pick one"
+            )
+        if self.crop_mode != "center" and not pair:
+            raise InputError(
+                f"crop_mode is {self.crop_mode!r} and resize {self.resize!r}: expected a pair. Pass (height, width)"
+            )
+        if self.channels not in (1, 3):
+            raise InputError(f"channels is {self.channels}: expected 1 or 3. Pass ready tensors to other models")
+        if not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
+            raise InputError(
+                f"mean is {self.mean} and std {self.std}: expected {self.channels} values each, as channels="
+                f"{self.channels}, and std above 0. Give one per channel"
+            )
+
+    @classmethod
+    def imagenet(
+        cls,
+        size: int | tuple[int, int] = 224,
+        squash: bool = False,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+    ) -> Preprocess:
+        """The usual evaluation transform: short side to size / 0.875 and centre crop, or the whole picture squashed.
+
+        Args:
+            size: (height, width) of the network's input, or one side of a square.
+            squash: Resize to `size` whatever the aspect, so that nothing is cut off.
+            mean: Of values in [0, 1], three; or one, which makes it a greyscale model.
+            std: As many.
+        """
+        config = {"input_size": (len(mean), *((size, size) if isinstance(size, int) else size)), "mean": mean}
+        crop = {"crop_pct": 1.0, "crop_mode": "squash"} if squash else {"crop_pct": 0.875, "crop_mode": "center"}
+        return cls.from_timm({**config, **crop, "std": std, "interpolation": "bilinear"})
+
+    @classmethod
+    def from_timm(cls, data_config: Mapping[str, Any]) -> Preprocess:
+        """The same pixels as `timm.data.create_transform(**data_config, is_training=False)`.
+
+        Args:
+            data_config: What `timm.data.resolve_model_data_config(model)` gives: input_size (C, h, w), interpolation,
+                mean, std, crop_pct, crop_mode. With C = 1, three means and stds are averaged.
+
+        Raises:
+            InputError: An option that changes pixels in another way is set, or a value is out of range.
+        """
+        unknown = [name for name in _PIXEL_OPTIONS if data_config.get(name)]
+        if unknown:
+            raise InputError(f"data_config sets {', '.join(unknown)}, which Preprocess does not follow. Pass the timm "
+                             f"transform itself: timm.data.create_transform(**data_config)")  # fmt: skip
+        size = data_config.get("input_size", (3, 224, 224))
+        channels, height, width = size if not isinstance(size, int) else (3, size, size)
+        mean = tuple(data_config.get("mean") or IMAGENET_MEAN)
+        std = tuple(data_config.get("std") or IMAGENET_STD)
+        if channels == 1:
+            mean, std = ((sum(mean) / len(mean),), (sum(std) / len(std),))
+        mode: Any
+        crop_pct, mode = data_config.get("crop_pct") or 0.875, data_config.get("crop_mode") or "center"
+        scaled = (math.floor(height / crop_pct), math.floor(width / crop_pct))
+        short = mode == "center" and scaled[0] == scaled[1]  # timm then takes torchvision's Resize, which truncates
+        return cls(
+            input_size=(height, width),
+            resize=scaled[0] if short else scaled,
+            interpolation=data_config.get("interpolation") or "bilinear",
+            mean=mean,
+            std=std,
+            channels=channels,
+            crop_mode=mode,
+        )
+
+    @classmethod
+    def from_torchvision(cls, preset: Any) -> Preprocess:
+        """The same pixels as torchvision's `ImageClassification` preset on PIL images.
+
+        Args:
+            preset: `weights.transforms()` of a torchvision classification weights enum.
+
+        Raises:
+            InputError: It is another kind of object.
+        """
+        if not _is_torchvision_preset(preset):
+            raise InputError(f"got {preset!r}: expected an ImageClassification preset. Pass weights.transforms()")
+        crop, mean, std = (tuple(v) for v in (preset.crop_size, preset.mean, preset.std))
+        return cls(
+            input_size=(crop[0], crop[-1]),
+            resize=preset.resize_size[0] if len(preset.resize_size) == 1 else tuple(preset.resize_size),
+            interpolation=preset.interpolation.value,
+            mean=mean,
+            std=std,
+            channels=len(mean),
+        )
+
+    def __call__(self, picture: Picture) -> tuple[Tensor, Geometry]:
+        """Make one picture ready for the model.
+
+        Args:
+            picture: From `camtools.images.read`; a ready tensor is passed on, as float32.
+
+        Returns:
+            The input, (C, h, w) float32, and where it lies in the picture.
+
+        Raises:
+            InputError: A ready tensor has another number of channels.
+        """
+        if picture.image is None:
+            return _ready(picture, self.channels)
+        image = picture.image.convert("L") if self.channels == 1 else picture.image
+        height, width = resized = self._resized(picture.size)
+        if resized != picture.size:
+            image = image.resize((width, height), _RESAMPLING[self.interpolation])
+        geometry = Geometry.from_resize_crop(picture.size, resized, self.input_size or resized)
+        if geometry.input_size != resized:
+            fill = tuple(round(255 * m) if self.crop_mode == "border" else 0 for m in self.mean)
+            canvas = Image.new(image.mode, geometry.input_size[::-1], fill if self.channels == 3 else fill[0])
+            canvas.paste(image, (int(geometry.offset[1]), int(geometry.offset[0])))
+            image = canvas
+        pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, self.channels).permute(2, 0, 1)
+        normalised = (pixels.float() / 255 - _per_channel(self.mean)) / _per_channel(self.std)
+        return normalised.contiguous(), geometry
+
+    def scaled(self, ratio: tuple[float, float]) -> Preprocess:
+        """The same preprocessing to an input of another size.
+
+        It shows the same part of the picture, up to rounding, where both ratios are one or `crop_mode` is "squash".
+
+        Args:
+            ratio: Sides (height, width) of the input over those now.
+
+        Raises:
+            InputError: `resize` is None and `input_size` is not, so that pixels are the picture's own.
+        """
+        if self.resize is None and self.input_size is not None:
+            raise InputError(
+                f"{self!r} can't be scaled: it cuts out the picture's own pixels, and would cut out others. Give it a "
+                "resize"
+            )
+        size = self.input_size and (round(self.input_size[0] * ratio[0]), round(self.input_size[1] * ratio[1]))
+        resize: int | tuple[int, int] | None = self.resize
+        if isinstance(resize, int):
+            resize = max(1, round(resize * max(ratio)))
+        elif resize is not None:
+            resize = (max(1, round(resize[0] * ratio[0])), max(1, round(resize[1] * ratio[1])))
+        return replace(self, input_size=size, resize=resize)
+
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) after the resize, with torchvision's truncation and timm's rounding; at least 1 x 1."""
+        if self.resize is None:
+            return size
+        if isinstance(self.resize, int):
+            long = int(self.resize * max(size) / min(size))
+            return (self.resize, long) if size[0] <= size[1] else (long, self.resize)
+        if self.crop_mode == "squash":
+            return self.resize
+        ratios = size[0] / self.resize[0], size[1] / self.resize[1]
+        ratio = min(ratios) if self.crop_mode == "center" else max(ratios)
+        return max(1, round(size[0] / ratio)), max(1, round(size[1] / ratio))
+
+
+def as_transform(transform: Any) -> Transform:
+    """Turn whatever the caller preprocesses with into a `Transform`.
+
+    Args:
+        transform: A `Preprocess` or `MeasuredTransform`; a timm data config (a mapping, see `Preprocess.from_timm`);
+            torchvision's `ImageClassification` preset; or any deterministic callable from an RGB PIL image to a
+            floating (C, h, w), whose geometry is then measured.
+
+    Raises:
+        InputError: It is none of these.
+    """
+    if isinstance(transform, Preprocess | MeasuredTransform):
+        return transform
+    if isinstance(transform, Mapping):
+        return Preprocess.from_timm(transform)
+    if _is_torchvision_preset(transform):
+        return Preprocess.from_torchvision(transform)
+    if not callable(transform) or isinstance(transform, type):
+        raise InputError(
+            f"transform is {transform!r}: expected a Preprocess, or a callable from a PIL image to a tensor. "
+            f"Pass e.g. weights.transforms(), timm.data.create_transform(...) or Preprocess.imagenet()"
+        )
+    return MeasuredTransform(cast(Callable[[Image.Image], Any], transform))
+
+
+def display_image(picture: Picture, preprocess: Transform | None = None) -> Image.Image:
+    """Give an RGB image to draw on.
+
+    A ready tensor is un-normalised with the mean and std of `preprocess`, if it has some and 99 % of the values then
+    lie in [0, 1]. Otherwise values that all lie in [0, 1] stay as they are, others are stretched from their minimum to
+    their maximum. Other than three channels are averaged to grey.
+
+    Args:
+        picture: From `camtools.images.read`.
+        preprocess: What the caller's tensors were, presumably, normalised with; only a `Preprocess` knows its mean.
+    """
+    if picture.image is not None:
+        return picture.image
+    pixels = _tensor(picture).detach().float().cpu()
+    if isinstance(preprocess, Preprocess) and preprocess.channels == len(pixels):
+        restored = pixels * _per_channel(preprocess.std) + _per_channel(preprocess.mean)
+        plausible = ((restored > -0.02) & (restored < 1.02)).float().mean() >= 0.99
+        pixels = restored if plausible else pixels
+    low, high = float(pixels.min()), float(pixels.max())
+    if low < -0.02 or high > 1.02:
+        pixels = (pixels - low) / max(high - low, 1e-12)
+    if len(pixels) != 3:
+        pixels = pixels.mean(0, keepdim=True).expand(3, -1, -1)
+    levels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
+
+
+def _tensor(picture: Picture) -> Tensor:
+    if picture.tensor is None:
+        raise InputError("the picture has neither image nor tensor: expected one. Make it with read_picture(...)")
+    return picture.tensor
+
+
+def _ready(picture: Picture, channels: int | None) -> tuple[Tensor, Geometry]:
+    """A ready tensor as the model takes it."""
+    tensor = _tensor(picture)
+    if channels is not None and len(tensor) != channels:
+        raise InputError(
+            f"a ready tensor has shape {tuple(tensor.shape)}, so {len(tensor)} channels: expected {channels}, as the "
+            f"model takes. Select or repeat channels"
+        )
+    return tensor.float(), Geometry.identity(picture.size)
+
+
+def _per_channel(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values)[:, None, None]
+
+
+def _is_torchvision_preset(value: object) -> bool:
+    return type(value).__name__ == "ImageClassification" and type(value).__module__.startswith("torchvision.transforms")
+
+
+def adjust(
+    preprocess: Preprocess | Callable[..., Any] | None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    size: tuple[int, int] | None = None,
+) -> Preprocess | Callable[..., Any] | None:
+    """Change some of a model's preprocessing.
+
+    Args:
+        preprocess: What is known; None takes ImageNet's usual where there is something to change.
+        mean: Of pictures in [0, 1], one number or one a channel.
+        std: In the same unit.
+        size: The input's (height, width) in pixels; the resize before the crop changes in proportion.
+
+    Raises:
+        ModelError: `preprocess` is a transform of somebody's own, which cannot be changed from outside; or a number is
+            missing or impossible.
+    """
+    if mean is None and std is None and size is None:
+        return preprocess
+    if preprocess is not None and not isinstance(preprocess, Preprocess):
+        raise ModelError("mean, std and size cannot change the transform that the function returned: change it there.")
+    known = preprocess or Preprocess.imagenet()
+    changes: dict[str, Any] = {}
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None:
+            changes[name] = _channel_values(name, values, known.channels)
+    if size is not None:
+        changes |= _resized(known, size)
+    return dataclasses.replace(known, **changes)
+
+
+def _resized(known: Preprocess, size: tuple[int, int]) -> dict[str, Any]:
+    """Scale the resize by as much as the crop after it; a crop that is not square is covered, never padded."""
+    if known.resize is None or known.input_size is None:
+        return {"input_size": size}
+    before = known.resize if isinstance(known.resize, tuple) else (known.resize, known.resize)
+    resize = tuple(max(1, round(r * new / old)) for r, new, old in zip(before, size, known.input_size, strict=True))
+    if isinstance(known.resize, int) and resize[0] == resize[1]:
+        return {"input_size": size, "resize": resize[0]}
+    return {"input_size": size, "resize": resize, "crop_mode": known.crop_mode}
+
+
+def _channel_values(name: str, values: float | Sequence[float], channels: int) -> tuple[float, ...]:
+    numbers = (float(values),) if isinstance(values, int | float) else tuple(float(value) for value in values)
+    if len(numbers) not in (1, channels):
+        raise ModelError(f"{name} needs 1 or {channels} numbers, one a channel, but has {len(numbers)}: {numbers}.")
+    if name == "std" and min(numbers) <= 0:
+        raise ModelError(f"std must be positive, but is {numbers}.")
+    return numbers * channels if len(numbers) == 1 else numbers

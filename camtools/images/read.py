@@ -1,0 +1,312 @@
+"""Pictures in: everything `explain` takes becomes a `Picture`, or one error that says what is wrong with it.
+
+Nothing is resized here and no path is opened before its turn; `camtools.images.preprocess` makes tensors of pictures.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from camtools.errors import InputError
+
+_TRANSPARENT_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+_BROKEN_FILE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error)
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_OVERSHOOT = 1e-3  # what a float picture may exceed [0, 1] by, a quarter of an 8-bit level; clipped
+_EXPECTED = (
+    "expected a path, a PIL image, a numpy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a uint8 tensor (C, H, W), "
+    "or a float tensor (C, H, W) that is ready for the model"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One picture, either still to be preprocessed (`image`) or ready for the model (`tensor`); never both.
+
+    Attributes:
+        image: RGB, 8 bits, upright (EXIF rotation applied); None for a ready tensor.
+        tensor: Floating (C, H, W), normalised as the model expects, on the caller's device; None for a picture.
+        source: The path it came from, None if there was none.
+        size: (height, width) in pixels; the size of its explanations.
+    """
+
+    image: Image.Image | None
+    tensor: Tensor | None
+    source: str | None
+    size: tuple[int, int]
+
+
+class Pictures(Sequence[Picture]):
+    """Pictures read one at a time, when asked for, and not kept; slices stay lazy.
+
+    Args:
+        items: What `read_picture` takes, one a picture; a batch tensor or array counts as its elements.
+        channels: Passed on to `read_picture`.
+        indices: Which of the items, all by default; errors name the item's own index.
+        single: Errors then speak of "the picture" instead of "picture 0".
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Any] | Tensor | np.ndarray,
+        *,
+        channels: int | None = None,
+        indices: range | None = None,
+        single: bool = False,
+    ) -> None:
+        self._items = items
+        self._channels = channels
+        self._indices = range(len(items)) if indices is None else indices
+        self._single = single
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Picture: ...
+    @overload
+    def __getitem__(self, index: slice) -> Pictures: ...
+    def __getitem__(self, index: int | slice) -> Picture | Pictures:
+        chosen = self._indices[index]
+        if isinstance(chosen, range):
+            return Pictures(self._items, channels=self._channels, indices=chosen, single=self._single)
+        return read_picture(self._items[chosen], channels=self._channels, index=None if self._single else chosen)
+
+    def __repr__(self) -> str:
+        return f"<Pictures: {len(self)}, read when asked for>"
+
+
+def read_pictures(x: Any, *, channels: int | None = None) -> tuple[Pictures, bool]:
+    """Take one picture or many; nothing is opened or checked before its element is asked for.
+
+    Args:
+        x: One picture as in `read_picture`; a list, tuple or other sequence of them, kinds mixed as you like; a batch
+            tensor (B, C, H, W) or a batch array (N, H, W, C). A batch of one is still a batch.
+        channels: Passed on to `read_picture`.
+
+    Returns:
+        The pictures, a lazy sequence, and whether `x` was a single one.
+
+    Raises:
+        InputError: `x` holds no picture, or is an iterator, whose end is unknown.
+    """
+    if isinstance(x, Tensor | np.ndarray) and x.ndim == 4:
+        many = True
+    else:
+        many = isinstance(x, Sequence) and not isinstance(x, str | bytes | bytearray)
+    if not many:
+        if isinstance(x, Iterator):
+            raise InputError(
+                f"got {type(x).__name__}, an iterator, expected pictures that can be counted: pass list(...) of it, "
+                f"or give it to Explainer.stream(...)"
+            )
+        return Pictures([x], channels=channels, single=True), True
+    if len(x) == 0:
+        shape = f" of shape {tuple(x.shape)}" if hasattr(x, "shape") else ""
+        raise InputError(f"got an empty {type(x).__name__}{shape}: expected at least one picture, pass one or more")
+    return Pictures(x, channels=channels), False
+
+
+def read_picture(x: Any, *, channels: int | None = None, index: int | None = None) -> Picture:
+    """Read and check one picture.
+
+    Rotation in EXIF is applied, to PIL images too, so that a path and `Image.open(path)` give the same. Transparency is
+    composited over white, which is what viewers show (`convert("RGB")` would uncover whatever lies beneath). 16-bit
+    values are scaled by 1/257, not clipped. PIL modes "I" and "F" do not say their range: the smallest of [0, 1]
+    ("F" only), [0, 255] and [0, 65535] that holds every value is taken. Of an animation, a path gives the first frame.
+
+    Args:
+        x: A path (str or `os.PathLike`); a PIL image of any mode; a numpy array (H, W), (H, W, 1), (H, W, 3) or
+            (H, W, 4) of uint8, uint16, bool, or float in [0, 1]; a uint8 tensor (C, H, W), C 1, 3 or 4;
+            or a floating tensor (C, H, W), taken as ready for the model and left as it is.
+        channels: The C that the model expects of ready tensors; None accepts any.
+        index: The element of the caller's batch, for the messages.
+
+    Returns:
+        The picture, RGB and upright, or the ready tensor.
+
+    Raises:
+        InputError: Not a picture, or one that cannot be read; says which, what was expected and the way out.
+    """
+    where = "the picture" if index is None else f"picture {index}"
+    if isinstance(x, str | os.PathLike):
+        return _from_path(x, f"{where} ({os.fspath(x)!r})")
+    if isinstance(x, Image.Image):
+        source = getattr(x, "filename", None)
+        source = source if isinstance(source, str) and source else None
+        return _from_image(_load(x, f"{where} ({source!r})" if source else where), source)
+    if isinstance(x, Tensor):
+        return _from_tensor(x, channels, where)
+    if isinstance(x, np.ndarray):
+        return _from_image(Image.fromarray(_array_to_uint8(x, where)), None)
+    raise InputError(f"{where} is of type {type(x).__name__}: {_EXPECTED}. Convert it to one of these")
+
+
+def _from_path(path: str | os.PathLike[str], where: str) -> Picture:
+    file = Path(path).expanduser()
+    try:
+        if file.is_dir():
+            raise InputError(
+                f"{where} is a directory: expected a picture file. Pass its files, e.g. sorted(Path(...).glob('*.jpg'))"
+            )
+        if file.stat().st_size == 0:
+            raise InputError(f"{where} is an empty file (0 bytes): expected a picture. Copy or download it again")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        hint = "URLs are not fetched, download it first" if "://" in str(path) else f"paths start at {Path.cwd()}"
+        raise InputError(f"{where} does not exist: expected the path of a picture file. Check it ({hint})") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where} cannot be opened ({error}): expected a readable picture file") from error
+    try:
+        with Image.open(file) as opened:
+            image = _load(opened, where)
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{where} is not an image, or of a kind Pillow does not know: expected JPEG, PNG, TIFF, WebP or the like. "
+            f"Convert it to one of these"
+        ) from error
+    except _BOMB as error:
+        raise _bomb(where, error) from error
+    except _BROKEN_FILE as error:
+        if isinstance(error, InputError):
+            raise
+        raise _broken(where, error) from error
+    return _from_image(image, os.fspath(path))
+
+
+def _load(image: Image.Image, where: str) -> Image.Image:
+    """Decode, turn upright and convert to 8-bit RGB; always a new image."""
+    if 0 in image.size:
+        raise InputError(
+            f"{where} has no pixels (height {image.height}, width {image.width}): expected at least 1 x 1. Leave it out"
+        )
+    try:
+        image.load()
+        try:
+            image = ImageOps.exif_transpose(image)
+        except _BROKEN_FILE:  # unreadable metadata: shown as it is stored, as viewers do
+            image = image.copy()
+        return _to_rgb(image, where)
+    except InputError:
+        raise
+    except _BOMB as error:
+        raise _bomb(where, error) from error
+    except _BROKEN_FILE as error:
+        raise _broken(where, error) from error
+
+
+def _to_rgb(image: Image.Image, where: str) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_unknown_range_to_uint8(np.asarray(image), image.mode, where)).convert("RGB")
+    if image.mode in _TRANSPARENT_MODES or "transparency" in image.info:
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def _unknown_range_to_uint8(values: np.ndarray, mode: str, where: str) -> np.ndarray:
+    """Scale a PIL image of mode "I;16", "I" or "F", (H, W), to 8 bits; see `read_picture` for the range taken."""
+    if mode.startswith("I;16"):
+        peak = 65535
+    else:
+        low, high = float(values.min()), float(values.max())
+        fitting = [p for p in ((1, 255, 65535) if mode == "F" else (255, 65535)) if low >= 0 and high <= p]
+        if not fitting:  # NaN comes here too
+            raise InputError(
+                f"{where} has PIL mode {mode!r} with values from {low:g} to {high:g}: expected [0, 65535]. "
+                f"Scale it to 8 bits and pass a uint8 array"
+            )
+        peak = fitting[0]
+    return np.rint(values.astype(np.float64) * (255 / peak)).astype(np.uint8)
+
+
+def _array_to_uint8(array: np.ndarray, where: str) -> np.ndarray:
+    """Check an array and give it as uint8 (H, W) or (H, W, 3 or 4)."""
+    shape = f"{where} is an array of shape {array.shape}"
+    if array.ndim not in (2, 3):
+        raise InputError(f"{shape}: expected one picture, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). Index it")
+    if array.size == 0:
+        raise InputError(f"{shape}, without pixels: expected at least 1 x 1. Leave it out")
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
+        hint = "Transpose it: array.transpose(1, 2, 0)" if array.shape[0] in (1, 3, 4) else "Select 1, 3 or 4 of them"
+        raise InputError(f"{shape}, so of {array.shape[2]} channels: expected 1, 3 or 4, channels last. {hint}")
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * np.uint8(255)
+    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        array = np.rint(array.astype(np.float64) / 257).astype(np.uint8)
+    elif array.dtype.kind == "f":
+        _require_finite(int(array.size - np.isfinite(array).sum()), array.size, where)
+        low, high = float(array.min()), float(array.max())
+        if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
+            raise InputError(
+                f"{where} is a float array with values from {low:g} to {high:g}: expected [0, 1]. Divide by 255 if "
+                f"they are 8-bit levels, or pass a torch tensor (C, H, W) if they are normalised for the model"
+            )
+        array = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise InputError(
+            f"{where} is an array of dtype {array.dtype}: expected uint8, uint16, bool, or float in [0, 1]. "
+            f"Convert it, e.g. array.astype(np.uint8) if its values are 0 to 255"
+        )
+    return np.ascontiguousarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+
+
+def _from_tensor(tensor: Tensor, channels: int | None, where: str) -> Picture:
+    shape = f"{where} is a tensor of shape {tuple(tensor.shape)}"
+    if tensor.ndim != 3:
+        hint = "Add the channels: tensor.unsqueeze(0)" if tensor.ndim == 2 else "Pass a batch (B, C, H, W) on its own"
+        raise InputError(f"{shape}: expected one picture, (C, H, W). {hint}")
+    if tensor.numel() == 0:
+        raise InputError(f"{shape}, without pixels: expected at least 1 x 1. Leave it out")
+    if not tensor.is_floating_point() and tensor.dtype != torch.uint8:
+        raise InputError(
+            f"{where} is a tensor of dtype {tensor.dtype}: expected uint8 (a picture) or a floating type (ready for "
+            f"the model). Convert it, e.g. tensor.to(torch.uint8) if its values are 0 to 255"
+        )
+    ready = tensor.is_floating_point()
+    expected = ((channels,) if channels is not None else ()) if ready else (1, 3, 4)
+    if expected and tensor.shape[0] not in expected:
+        wanted = f"{channels}, as the model takes" if ready else "1, 3 or 4"
+        hint = "Permute it: tensor.permute(2, 0, 1)" if tensor.shape[2] in expected else "Select or repeat channels"
+        raise InputError(f"{shape}, so of {tensor.shape[0]} channels: expected {wanted}, channels first. {hint}")
+    if ready:
+        _require_finite(int((~torch.isfinite(tensor)).sum()), tensor.numel(), where)
+        return Picture(image=None, tensor=tensor, source=None, size=(tensor.shape[1], tensor.shape[2]))
+    array = tensor.permute(1, 2, 0).cpu().numpy()
+    return _from_image(Image.fromarray(_array_to_uint8(array, where)), None)
+
+
+def _from_image(image: Image.Image, source: str | None) -> Picture:
+    rgb = image if image.mode == "RGB" else _to_rgb(image, "the picture")
+    return Picture(image=rgb, tensor=None, source=source, size=(rgb.height, rgb.width))
+
+
+def _require_finite(bad: int, total: int, where: str) -> None:
+    if bad:
+        raise InputError(
+            f"{where} has {bad} NaN or infinite values of {total}: expected finite ones. Find where they arise, "
+            f"or replace them (torch.nan_to_num, numpy.nan_to_num)"
+        )
+
+
+def _bomb(where: str, error: BaseException) -> InputError:
+    return InputError(
+        f"{where} is too large to open safely ({error}): expected fewer pixels. Make it smaller, "
+        f"or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+    )
+
+
+def _broken(where: str, error: BaseException) -> InputError:
+    return InputError(
+        f"{where} is truncated or damaged ({error}): expected a complete picture. Copy or download it again, "
+        f"or convert it to RGB yourself"
+    )

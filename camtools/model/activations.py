@@ -1,0 +1,76 @@
+"""What one forward gives: logits, features, and the class weights and maps between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from camtools.classes.targets import Targets, target_indices
+from camtools.model.adapter import FeatureSpec
+from camtools.model.decomposition import Decomposition, head_gradient
+from camtools.model.layout import to_nchw
+from camtools.steps.base import State
+from camtools.steps.cam import CAM
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What one forward gave: logits, features, and the class weights between them.
+
+    Attributes:
+        logits: The model's own class scores, (B, K).
+        features: F as (B, C, h, w).
+        decomposition: How the logits come from F.
+        stages: Outputs of the network's earlier stages, (B, C', h', w') each, coarse to fine, all finer than F;
+            detached, and only where they were asked for.
+    """
+
+    logits: Tensor
+    features: Tensor
+    decomposition: Decomposition
+    _captured: Tensor = field(repr=False)
+    _scores: Tensor = field(repr=False)
+    _spec: FeatureSpec = field(repr=False)
+    _weight: Tensor | None = field(repr=False)
+    _input_size: tuple[int, int] = field(repr=False)
+    stages: tuple[Tensor, ...] = field(default=(), repr=False)
+
+    def weights(self, targets: Targets = None) -> Tensor:
+        """Return the class weights.
+
+        Args:
+            targets: Class indices: one for all pictures, one per picture (B,), or several per picture (B, K').
+                None gives all classes.
+
+        Returns:
+            Exact heads: the classifier's own weights, (B, K', C), or (1, K, C) for all classes. Linearised heads:
+            h·w · d logit / d F, (B, K', C, h, w).
+
+        Raises:
+            TargetError: A class index out of range, or a list of the wrong length.
+        """
+        if self._weight is not None:
+            return self._weight[None] if targets is None else self._weight[self._targets(targets)]
+        return self._gradient(self._targets(targets))
+
+    def maps(self, targets: Targets = None) -> Tensor:
+        """Return class maps M_k = sum_c W[k, c] F_c, signed, without bias (B, K', h, w); see `weights`."""
+        if self._weight is not None:
+            return self._cam(self.weights(targets))
+        # One class at a time: a linearised head has a weight per position, C times the size of the map.
+        columns = self._targets(targets).split(1, dim=1)
+        return torch.cat([self._cam(self._gradient(column)) for column in columns], dim=1)
+
+    def _cam(self, weights: Tensor) -> Tensor:
+        return CAM()(State(features=self.features, weights=weights)).require("maps", "CAM")
+
+    def _gradient(self, targets: Tensor) -> Tensor:
+        raw = head_gradient(self._captured, self._scores, targets, create_graph=torch.is_grad_enabled())
+        spec, positions = self._spec, self.features.shape[2] * self.features.shape[3]
+        nchw = to_nchw(raw.flatten(0, 1), spec.layout, self._input_size, spec.prefix_tokens)
+        return nchw.unflatten(0, tuple(targets.shape)) * positions
+
+    def _targets(self, targets: Targets) -> Tensor:
+        return target_indices(targets, *self.logits.shape).to(self.logits.device)

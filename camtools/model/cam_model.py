@@ -1,0 +1,297 @@
+"""The classifier plus its last features, class weights and maps: `CamModel`, made by `wrap`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camtools.classes.targets import Targets
+from camtools.errors import ModelError
+from camtools.images.preprocess import Preprocess
+from camtools.model.activations import Activations
+from camtools.model.adapter import Adapter, FeatureSpec, find_adapter
+from camtools.model.capture import Capture
+from camtools.model.decomposition import Decomposition, classifier_weights, linear_head
+from camtools.model.guard import call_eagerly, untouched
+from camtools.model.layout import to_nchw
+from camtools.model.outputs import class_scores
+from camtools.model.pyramid import Observer, StageCapture, StageSpec
+
+# What does the same in train and eval mode: a fresh head on a model in eval mode leaves the check as sharp as it is.
+_STEADY = frozenset({nn.Linear, nn.Conv2d, nn.Identity, nn.Flatten, nn.Sequential})
+
+
+class CamModel(nn.Module):
+    """A classifier with its last features, class weights and class maps within reach, all differentiable.
+
+    Calling it is calling the wrapped model; its `state_dict` has the wrapped model's own keys. Everything else runs
+    one forward of the wrapped model in whatever mode it is in.
+
+    Args:
+        model: A classifier. DataParallel, DistributedDataParallel and torch.compile wrappers are seen through: maps
+            come from the eager module inside, plain calls go through the wrapper.
+        spec: Where the features live; None asks the adapter.
+        adapter: Who knows; None asks the installed ones.
+
+    Raises:
+        ModelError: `model` is not a module, or no adapter knows it.
+    """
+
+    def __init__(self, model: nn.Module, spec: FeatureSpec | None = None, adapter: Adapter | None = None) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+        self.model = model
+        self.adapter = adapter or find_adapter(unwrapped(model))
+        self._given = self._spec = spec
+        self._decomposition: Decomposition | None = None
+        self._stages: tuple[StageSpec, ...] | None = None
+        self.register_state_dict_post_hook(_drop_prefix)
+        self.register_load_state_dict_pre_hook(_add_prefix)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the wrapped model's own output, unchanged."""
+        return self.model(*args, **kwargs)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return F, the tensor that enters the classifier's pooling.
+
+        Args:
+            x: Model inputs, (B, 3, H, W), normalised as the model expects.
+
+        Returns:
+            (B, C, h, w), on the autograd graph where gradients are enabled.
+
+        Raises:
+            ModelError: The model has no map, or returns no class scores.
+        """
+        return self.activations(x).features
+
+    def maps(self, x: Tensor, targets: Targets = None) -> Tensor:
+        """Return class maps from one forward.
+
+        Args:
+            x: Model inputs, (B, 3, H, W), normalised as the model expects.
+            targets: One class index for all pictures, one per picture (B,), several per picture (B, K'), or None for
+                all K classes.
+
+        Returns:
+            M_k = sum_c W[k, c] F_c (Zhou et al. 2016, eq. 2), signed and without bias, (B, K', h, w); on the autograd
+            graph where gradients are enabled.
+
+        Raises:
+            ModelError: The model has no map, or returns no class scores.
+            TargetError: A class index out of range, or a list of the wrong length.
+        """
+        return self.activations(x).maps(targets)
+
+    @property
+    def class_weights(self) -> Tensor:
+        """The classifier's own weights, (K, C): the parameter itself, so gradients reach it.
+
+        Raises:
+            ModelError: The head is linearised, so its weights depend on the picture.
+        """
+        claim = self._claim(self.decomposition)
+        if claim is None and self.decomposition.exact:  # the head is another since
+            claim = self._claim(self._locate_example())
+        if claim is None:
+            raise ModelError(
+                f"{self.decomposition!r} has no fixed class weights: they depend on the picture. "
+                "Use activations(x).weights(targets) or maps(x, targets)"
+            )
+        return claim[0]
+
+    @property
+    def decomposition(self) -> Decomposition:
+        """How the logits come from the features; found on a random example if no picture went through yet."""
+        if self._decomposition is None:
+            self._locate_example()
+        assert self._decomposition is not None
+        return self._decomposition
+
+    def locate(self, x: Tensor) -> Decomposition:
+        """Find the features and check the head on one input, in eval mode; the model is left as it was.
+
+        Args:
+            x: One model input, (1, 3, H, W).
+
+        Raises:
+            ModelError: The model has no map, or returns no class scores.
+        """
+        model = unwrapped(self.model)
+        self._spec, self._decomposition, self._stages = self._given, None, None
+        with untouched(model), torch.no_grad():
+            self._decomposition = self._run(model, x[:1], check=True).decomposition
+        return self._decomposition
+
+    def example(self) -> Tensor:
+        """Return a random input of the size the model was built for, (1, C, H, W), the same at every call."""
+        config = self.adapter.data_config(unwrapped(self.model))
+        size = config.get("input_size", (3, 224, 224)) if isinstance(config, dict) else None
+        if isinstance(config, Preprocess):
+            size = (config.channels, *(config.input_size or (224, 224)))
+        if size is None:
+            crop = getattr(config, "crop_size", [224])
+            size = (3, crop[0], crop[-1])
+        reference = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
+        noise = torch.randn((1, *size), generator=torch.Generator().manual_seed(0))
+        return noise.to(reference.device, reference.dtype)
+
+    def activations(self, x: Tensor, stages: int = 0) -> Activations:
+        """Run one forward and return logits, features and class weights together.
+
+        Args:
+            x: Model inputs, (B, 3, H, W), normalised as the model expects.
+            stages: How many of the network's earlier, finer stages to return as well, the coarsest first; fewer where
+                it has fewer. They are found on one picture, by watching a forward.
+
+        Raises:
+            ModelError: The model has no map, or returns no class scores.
+        """
+        model = unwrapped(self.model)
+        training = any(module.training for module in model.modules() if type(module) not in _STEADY)
+        known = self._decomposition
+        if training and (known is None or (known.exact and self._claim(known) is None)):
+            self.locate(x)  # here dropout and batch statistics would blur the check
+        return self._run(model, x, check=not training, stages=stages)
+
+    def _run(self, model: nn.Module, x: Tensor, *, check: bool, stages: int = 0) -> Activations:
+        earlier = self._earlier(model, x)[:stages] if stages else ()
+        grad = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):  # leaving inference mode turns gradients on
+            if x.is_inference():
+                x = x.clone()
+            elif not x.requires_grad:
+                x = x.detach()  # an object of our own: where F is the input itself, it becomes a leaf
+            if self._spec is None:
+                self._spec = self.adapter.locate(model, x[:1].detach())
+            known = self._decomposition is not None and self._decomposition.exact
+            with StageCapture(model, earlier) as capture:
+                found = self._forward(model, self._spec, x, cut=not known, check=check)
+            if known and not found.decomposition.exact:  # the head was changed since
+                if found.decomposition.residual is None:  # and is no linear layer any more, so ask the adapter again
+                    self._spec = self._given or self.adapter.locate(model, x[:1].detach())
+                found = self._forward(model, self._spec, x, cut=True, check=check)
+            self._decomposition = found.decomposition
+            return replace(found, stages=capture.tensors((x.shape[2], x.shape[3]))) if earlier else found
+
+    def _earlier(self, model: nn.Module, x: Tensor) -> tuple[StageSpec, ...]:
+        """The network's stages before F, coarse to fine, found by watching one picture's forward in eval mode."""
+        if self._stages is None:
+            with untouched(model), torch.no_grad(), Observer(model, (x.shape[2], x.shape[3])) as observer:
+                grid = self._run(model, x[:1], check=False).decomposition.grid
+            self._stages = observer.stages(grid)
+        return self._stages
+
+    def _claim(self, decomposition: Decomposition) -> tuple[Tensor, Tensor | None] | None:
+        """The classifier's weight and bias as they are now; None where the head is not pooling + linear."""
+        if self._spec is None or not decomposition.exact:
+            return None
+        reference = next(self.model.parameters(), torch.empty(0)).new_empty(1, decomposition.channels, 1, 1)
+        return classifier_weights(unwrapped(self.model), self._spec, reference)
+
+    def _locate_example(self) -> Decomposition:
+        example = self.example()
+        try:
+            return self.locate(example)
+        except ModelError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"{type(unwrapped(self.model)).__name__} cannot be run on a random input of shape "
+                f"{tuple(example.shape)}: {error}. Show it one of its own inputs first: locate(x)"
+            ) from error
+
+    def _forward(self, model: nn.Module, spec: FeatureSpec, x: Tensor, *, cut: bool, check: bool) -> Activations:
+        capture = Capture(model, spec, cut=cut)
+        with capture:
+            logits = class_scores(call_eagerly(model, x), x.shape[0])
+        size = (x.shape[-2], x.shape[-1])
+        features = to_nchw(capture.features, spec.layout, size, spec.prefix_tokens)
+        if spec.activation is not None:
+            features = spec.activation(features)
+        if check or self._decomposition is None:
+            decomposition = self._decompose(model, spec, features.detach(), logits.detach())
+        else:
+            grid = (features.shape[2], features.shape[3])
+            decomposition = replace(self._decomposition, grid=grid)
+        claim = classifier_weights(model, spec, features) if decomposition.exact else None
+        weight = claim and (claim[0].clone() if claim[0].is_inference() else claim[0])
+        captured, scores = capture.features, logits
+        if not torch.is_grad_enabled():  # the head's graph, if there is one, is ours and not the caller's
+            features, logits = features.detach(), logits.detach()
+        if decomposition.exact:  # and is not needed
+            captured, scores = features, logits
+        return Activations(logits, features, decomposition, captured, scores, spec, weight, size)
+
+    def _decompose(self, model: nn.Module, spec: FeatureSpec, features: Tensor, logits: Tensor) -> Decomposition:
+        head = linear_head(model, spec, features, logits)
+        exact = head is not None and head.is_exact(features.dtype, logits.dtype)
+        words = spec.head or "layers that are not pooling + linear"
+        if exact and head is not None:
+            words = f"{head.pool} pooling + Linear({head.weight.shape[1]}, {head.weight.shape[0]})"
+            if head.pools_maps:
+                words = f"Linear({head.weight.shape[1]}, {head.weight.shape[0]}) at every position + {head.pool}"
+        if exact and head is not None and spec.pool == "identity":
+            words = f"{head.pool} pooling of {logits.shape[1]} class maps"
+        return Decomposition(
+            exact=exact,
+            residual=None if head is None else head.residual,
+            layer=spec.layer,
+            side=spec.side,
+            layout=spec.layout,
+            head=words,
+            adapter=self.adapter.name,
+            channels=features.shape[1],
+            grid=(features.shape[2], features.shape[3]),
+        )
+
+
+def wrap(model: nn.Module, *, spec: FeatureSpec | None = None, adapter: Adapter | None = None) -> CamModel:
+    """Return the classifier with its last features, class weights and class maps within reach.
+
+    Args:
+        model: Any classifier; one that is wrapped already is returned as it is.
+        spec: Where the features live, for layers of your own choice (`FeatureSpec("layer3")`); None asks the adapter.
+        adapter: Who knows; None asks the installed ones, by priority.
+
+    Raises:
+        ModelError: `model` is not a module, or no adapter knows it.
+
+    Example:
+        >>> cam_model = camtools.wrap(torchvision.models.resnet50())
+        >>> cam_model.maps(x, targets=[3, 7]).shape  # x: (2, 3, 224, 224)
+        torch.Size([2, 1, 7, 7])
+    """
+    if isinstance(model, CamModel) and spec is None and adapter is None:
+        return model
+    return CamModel(model, spec, adapter)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside DataParallel, DistributedDataParallel, torch.compile and CamModel wrappers."""
+    inner: object
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        inner = model.module
+    elif isinstance(model, CamModel):
+        inner = model.model
+    else:
+        inner = getattr(model, "_orig_mod", None)
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model
+
+
+def _drop_prefix(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    """Give `state_dict` the wrapped model's own keys."""
+    inner = f"{prefix}model."
+    values = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(inner)}
+    state_dict.update({prefix + key.removeprefix(inner): value for key, value in values.items()})
+
+
+def _add_prefix(module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Take the wrapped model's own keys when loading."""
+    values = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+    state_dict.update({f"{prefix}model.{key.removeprefix(prefix)}": value for key, value in values.items()})

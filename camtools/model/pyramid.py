@@ -1,0 +1,189 @@
+"""A network's earlier stages: the finer tensors before F, found by their grids and recorded during a forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from camtools.errors import ModelError
+from camtools.model.layout import Layout, is_grid, to_nchw
+from camtools.model.outputs import tensors_in
+
+_FINER = 1.5  # least ratio of sides between one stage's grid and the next; stages usually differ by 2
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """The output of an earlier stage.
+
+    Attributes:
+        layer: Dotted name of the module whose output it is.
+        layout: NCHW or NHWC.
+        index: Which of several tensors, counted as in `FeatureSpec`.
+        grid: Rows and columns for the input it was found with.
+    """
+
+    layer: str
+    layout: Layout
+    index: int
+    grid: tuple[int, int]
+
+
+class StageCapture:
+    """Records the outputs of stages while the model runs, detached; a context manager around one forward.
+
+    Args:
+        model: The module whose stages these are.
+        stages: Which.
+
+    Raises:
+        ModelError: A layer is gone.
+    """
+
+    def __init__(self, model: nn.Module, stages: tuple[StageSpec, ...]) -> None:
+        self._stages = stages
+        self._recorded: dict[int, Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+        self._modules: list[nn.Module] = []
+        for stage in stages:
+            try:
+                self._modules.append(model.get_submodule(stage.layer))
+            except AttributeError as error:
+                raise ModelError(
+                    f"{type(model).__name__} has no layer {stage.layer!r}, where one of its earlier stages was. If the "
+                    "model was edited after it was wrapped, wrap it again"
+                ) from error
+
+    def __enter__(self) -> StageCapture:
+        for number, (stage, module) in enumerate(zip(self._stages, self._modules, strict=True)):
+            self._handles.append(module.register_forward_hook(self._recorder(number, stage.index)))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def tensors(self, input_size: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Return what was recorded, (B, C, h, w) each, coarse to fine; of several calls in a forward the last.
+
+        Args:
+            input_size: (height, width) of the network's input in pixels.
+        """
+        found = ((number, stage) for number, stage in enumerate(self._stages) if number in self._recorded)
+        return tuple(to_nchw(self._recorded[number], stage.layout, input_size) for number, stage in found)
+
+    def _recorder(self, number: int, index: int) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            # A clone, as an in-place operation may follow.
+            self._recorded[number] = list(tensors_in(output))[index].detach().clone()
+
+        return hook
+
+
+class Observer:
+    """Watches one forward for tensors on grids; a context manager, after which `stages` names the finer ones.
+
+    Args:
+        model: The module to watch.
+        input_size: (height, width) of the input that it is going to be shown.
+    """
+
+    def __init__(self, model: nn.Module, input_size: tuple[int, int]) -> None:
+        self._model = model
+        self._size = input_size
+        self._seen: list[StageSpec] = []
+        self._entered: dict[str, int] = {}  # positions of what a module was last called with
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Observer:
+        for name, module in self._model.named_modules():
+            if name:
+                self._handles.append(module.register_forward_pre_hook(self._counter(name), with_kwargs=True))
+                self._handles.append(module.register_forward_hook(self._watcher(name)))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def stages(self, grid: tuple[int, int]) -> tuple[StageSpec, ...]:
+        """Return the last tensor of every resolution finer than a grid, coarse to fine.
+
+        A network's stages are modules nearer to its root than what they are built of. So of two resolutions too much
+        alike to be two stages the one with the less deeply nested module stays; and of a resolution's tensors those
+        count that are nested as deeply as its stages, the coarser ones included, or less.
+
+        Args:
+            grid: Rows and columns of F.
+        """
+        least: dict[tuple[int, int], int] = {}
+        for stage in self._seen:
+            if _ratio(stage.grid, grid) >= _FINER:
+                least[stage.grid] = min(_depth(stage), least.get(stage.grid, _depth(stage)))
+        sizes: list[tuple[int, int]] = []
+        for size in sorted(least, key=lambda size: (least[size], size)):
+            if all(max(_ratio(size, other), _ratio(other, size)) >= _FINER for other in sizes):
+                sizes.append(size)
+        found: list[StageSpec] = []
+        deepest = 0
+        for size in sorted(sizes):
+            deepest = max(deepest, least[size])
+            found.append([stage for stage in self._seen if stage.grid == size and _depth(stage) <= deepest][-1])
+        return tuple(found)
+
+    def _counter(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            positions = [_positions(tensor, self._size) for tensor in tensors_in((args, kwargs))]
+            self._entered[name] = max(positions, default=0)
+
+        return hook
+
+    def _watcher(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            for index, tensor in enumerate(tensors_in(output)):
+                layout = _layout(tensor, self._size)
+                if layout is not None:
+                    rows = tensor.shape[2:] if layout is Layout.NCHW else tensor.shape[1:3]
+                    if self._made_of_as_many(name, int(rows[0] * rows[1])):
+                        self._seen.append(StageSpec(name, layout, index, (int(rows[0]), int(rows[1]))))
+
+        return hook
+
+    def _made_of_as_many(self, name: str, positions: int) -> bool:
+        """Whether all that a module is part of was called with as many positions, or nothing is known of it.
+
+        It was not where attention holds N x N affinities of N tokens, or a decoder enlarges its features.
+        """
+        parts = name.split(".")
+        above = (".".join(parts[:count]) for count in range(1, len(parts)))
+        return all(not self._entered.get(one) or self._entered[one] >= positions for one in above)
+
+
+def _layout(tensor: Tensor, input_size: tuple[int, int]) -> Layout | None:
+    """Return the layout of a tensor of one picture; None for anything else, windows of a picture among it."""
+    if tensor.dim() != 4 or len(tensor) != 1 or not torch.is_floating_point(tensor):
+        return None
+    if is_grid(tensor.shape[2], tensor.shape[3], input_size):
+        return Layout.NCHW
+    return Layout.NHWC if is_grid(tensor.shape[1], tensor.shape[2], input_size) else None
+
+
+def _positions(tensor: Tensor, input_size: tuple[int, int]) -> int:
+    """Return how many positions a module's input has, on a grid or as a sequence of tokens; 0 if it has none."""
+    layout = _layout(tensor, input_size)
+    if layout is not None:
+        rows = tensor.shape[2:] if layout is Layout.NCHW else tensor.shape[1:3]
+        return int(rows[0] * rows[1])
+    return tensor.shape[1] if tensor.dim() == 3 else 0
+
+
+def _depth(stage: StageSpec) -> int:
+    return stage.layer.count(".")
+
+
+def _ratio(fine: tuple[int, int], coarse: tuple[int, int]) -> float:
+    return min(fine[0] / coarse[0], fine[1] / coarse[1])

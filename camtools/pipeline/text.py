@@ -1,0 +1,115 @@
+"""Pipelines by name: presets, objects, and steps written as text."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from camtools import steps as step_classes
+from camtools.errors import CamtoolsError, PipelineError
+from camtools.pipeline.pipeline import Pipeline
+from camtools.pipeline.presets import PRESETS, as_pipeline
+from camtools.steps import Step
+
+
+def named_pipelines(given: Any) -> dict[str, Pipeline]:
+    """Return pipelines by their names, in order.
+
+    Args:
+        given: Text, see `parse_pipelines`; a `Pipeline` or step, named by its steps; a list of any of these (a list in
+            it is one pipeline's steps, and so is a list of steps alone); or a mapping from names to any of these.
+
+    Raises:
+        PipelineError: There is none, one is impossible, or two have the same name.
+    """
+    found: dict[str, Pipeline] = {}
+    for name, pipeline in _pairs(given):
+        if name in found:
+            raise PipelineError(
+                f"There are two pipelines {name!r}. Give each a name of its own: name=steps, or a dict."
+            )
+        found[name] = pipeline
+    if not found:
+        raise PipelineError("No pipeline is given. Name at least one, such as 'cam'.")
+    return found
+
+
+def parse_pipelines(text: str) -> list[tuple[str, Pipeline]]:
+    """Read pipelines from text: entries with ";" between them.
+
+    An entry is a list of presets, "cam,rcam", each of them a pipeline; or a list of steps, "NWC,IVR(45)", which make
+    one pipeline, complete as `Pipeline` completes it. "NAME=" before steps names that pipeline; else its own text does.
+
+    Raises:
+        PipelineError: An entry is neither.
+    """
+    found = []
+    for entry in filter(None, (part.strip() for part in text.split(";"))):
+        words = [word.strip() for word in entry.split(",") if word.strip()]
+        if all((word in PRESETS or word.isidentifier()) and word not in _known() for word in words):
+            found += [(word, as_pipeline(word)) for word in words]
+            continue
+        label, equals, body = entry.partition("=")
+        named = equals and label.strip().replace("-", "_").isidentifier()
+        found.append((label.strip(), _parse_steps(body)) if named else (entry.replace(" ", ""), _parse_steps(entry)))
+    return found
+
+
+def _pairs(given: Any) -> Iterable[tuple[str, Pipeline]]:
+    if isinstance(given, str):
+        return parse_pipelines(given)
+    if isinstance(given, Mapping):
+        return [(str(name), _one(value)) for name, value in given.items()]
+    if isinstance(given, Pipeline | Step):
+        return [(as_pipeline(given).summary, as_pipeline(given))]
+    if not isinstance(given, Sequence):
+        raise PipelineError(f"pipeline={given!r}: expected a preset's name, a Pipeline, steps, or a list of pipelines.")
+    if given and all(isinstance(item, Step) for item in given):
+        return [(Pipeline(given).summary, Pipeline(given))]
+    found: list[tuple[str, Pipeline]] = []
+    for item in given:
+        found += parse_pipelines(item) if isinstance(item, str) else [(_one(item).summary, _one(item))]
+    return found
+
+
+def _one(value: Any) -> Pipeline:
+    if isinstance(value, str) and value not in PRESETS:
+        ((_, pipeline),) = parse_pipelines(value) or [("", as_pipeline(value))]
+        return pipeline
+    return as_pipeline(value)
+
+
+def _parse_steps(text: str) -> Pipeline:
+    """Read "NWC,IVR(45)": calls of the classes in `camtools.steps` with literal arguments, and nothing else."""
+    try:
+        tree = ast.parse(f"[{text}]", mode="eval").body
+        assert isinstance(tree, ast.List)
+        return Pipeline([_parse_step(node) for node in tree.elts])
+    except CamtoolsError:
+        raise
+    except (SyntaxError, ValueError, TypeError, AssertionError) as error:
+        known = ", ".join(_known())
+        raise PipelineError(
+            f"{text!r} is neither presets nor steps ({error}). Write presets with commas ({', '.join(PRESETS)}), or "
+            f"steps, such as 'NWC,IVR(45)', of: {known}."
+        ) from error
+
+
+def _parse_step(node: ast.expr) -> Step:
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    name = call.func.id if isinstance(call.func, ast.Name) else ""
+    if name not in _known():
+        raise ValueError(f"{ast.unparse(node)!r} is no step")
+    arguments = [ast.literal_eval(value) for value in call.args]
+    if any(word.arg is None for word in call.keywords):
+        raise ValueError("** is not taken")
+    options = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    step: Step = getattr(step_classes, name)(*arguments, **options)
+    return step
+
+
+def _known() -> list[str]:
+    """The names of all steps that can be built."""
+    found = {name: getattr(step_classes, name) for name in step_classes.__all__}
+    return [n for n, one in found.items() if isinstance(one, type) and issubclass(one, Step) and one is not Step]

@@ -1,0 +1,326 @@
+"""`finetune`: a recipe on a model and a data set, with checkpoints, logs and validation."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from camtools.checkpoints import weights_hash
+from camtools.classes.matching import match_classes
+from camtools.datasets.selection import Selection
+from camtools.errors import InputError
+from camtools.heads import HeadedModel
+from camtools.images.preprocess import Preprocess
+from camtools.model.cam_model import unwrapped, wrap
+from camtools.pipeline.pipeline import Pipeline
+from camtools.pipeline.presets import preset
+from camtools.progress import training_bar
+from camtools.sources.base import LoadedModel
+from camtools.training.augment import seeded
+from camtools.training.checkpoint import BEST_FILE, LAST_FILE, RunFolder
+from camtools.training.data import TrainingSet
+from camtools.training.logs import Logs, Row
+from camtools.training.recipe import Recipe
+from camtools.training.registry import make_recipe
+from camtools.training.start import Fit, fit_classes, labels_are_shares, starting_model, training_preprocess
+from camtools.training.trainer import Trainer, accelerated
+from camtools.training.validation import LAST, Validation, before_and_after, check_best, read_pipelines
+
+_BUILDING = 1_000_037  # so that a fresh classifier's random numbers are its own
+
+
+@dataclass(frozen=True, eq=False)
+class FinetuneResult:
+    """What `camtools.finetune` gives back.
+
+    Attributes:
+        model: The best epoch's model, in eval mode, on the device where the caller's lived.
+        history: A row an epoch: its number, learning rate, losses, "val_accuracy" and "PIPELINE/METRIC", all but rates
+            and losses in per cent. Epoch 0 is the validation before training.
+        best_epoch: Whose model it is, from 1.
+        class_names: Of the model's classes.
+        settings: All that the run depended on.
+        paths: Files by what they are: "best", "last", "state", "csv", "tensorboard", "config", "examples". Empty
+            without `out`. What a recipe saves beside the model has the file's own name ("bank").
+        pipeline: How the model's maps are read; with what the recipe learnt beside the weights.
+    """
+
+    model: nn.Module
+    history: list[Row]
+    best_epoch: int
+    class_names: tuple[str, ...]
+    settings: dict[str, Any]
+    paths: dict[str, Path] = field(default_factory=dict)
+    pipeline: Pipeline = field(default_factory=lambda: preset("cam"))
+
+
+def finetune(
+    recipe: str | Recipe,
+    model: nn.Module | LoadedModel | str,
+    train_set: Any,
+    val_set: Any = None,
+    *,
+    weights: str | Path | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    device: str | None = None,
+    transform: Any = None,
+    class_names: Sequence[str] | None = None,
+    progress: bool = True,
+    **config: Any,
+) -> FinetuneResult:
+    """Fine-tune a classifier with picture labels, so that its maps fit the objects better.
+
+    Boxes and masks of `train_set` are never looked at; those of `val_set` are, to report how well maps fit, and decide
+    nothing unless `best` names a metric of theirs. Where the data's classes are not the model's, a fresh linear layer
+    takes the classifier's place.
+
+    With `out`, a checkpoint is written after every epoch. A run that was killed and is started again with `resume` ends
+    with the weights it would have ended with: on a CPU, to the last bit. Under `accelerate launch` or `torchrun`, the
+    processes share the batches: each step sees `batch_size` pictures a process.
+
+    Args:
+        recipe: Name of an installed recipe ("gap", "tap", "minmaxcam" ...), or one with its settings.
+        model: A classifier, which is left as it is; what `load_model` returned; or a name for it.
+        train_set: A `camtools.datasets` data set of records, a `Subset` of one, or a specification for `open_dataset`.
+        val_set: Likewise, or None.
+        weights: Checkpoint, for a model by name.
+        out: Folder for checkpoints, logs and pictures.
+        resume: Whether to go on with the run in `out`; where there is none yet, one begins.
+        device: Where to train: "cpu", or None for a GPU where there is one.
+        transform: The model's preprocessing, a `Preprocess` or what makes one; None asks the model.
+        class_names: Names of the model's classes in order; None asks the model.
+        progress: Whether to tell on stderr what happens, with a bar on a terminal.
+        **config: Settings of the recipe, see its `Config`.
+
+    Raises:
+        InputError: A setting, the data or `out` cannot be used; or a file cannot be written.
+        ModelError: The recipe does not fit the model, or the loss is not a number.
+        TargetError: The validation set has other classes.
+        WeightsError: A checkpoint cannot be read.
+    """
+    method = make_recipe(recipe, config)
+    folder = None if out is None else Path(out)
+    if resume and folder is None:
+        raise InputError("resume needs the run's folder: expected out=FOLDER (--out)")
+    check_best(method.config.best, val_set is not None)
+    train, val = Selection(train_set), None if val_set is None else Selection(val_set)
+    loaded = starting_model(model, weights, transform, class_names)
+    network, names = loaded.model, loaded.class_names
+    fit = fit_classes(train, len(wrap(network).class_weights), names)
+    data = TrainingSet(train, fit.index)
+    shares = labels_are_shares(method, data)
+    method.check(data.labels, fit.names)
+    if val is not None:
+        match_classes(val.classes, val.occurring, len(fit.names), fit.names)
+    preprocess = training_preprocess(loaded.preprocess, method)
+    with accelerated(method.config.mixed_precision, device) as accelerator:
+        run = _Run(method, loaded, data, val, fit, shares, preprocess, accelerator, folder, progress)
+        return run(resume)
+
+
+class _Run:
+    """One fine-tune, from its first step or a checkpoint to its last."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        loaded: LoadedModel,
+        data: TrainingSet,
+        val: Selection | None,
+        fit: Fit,
+        shares: bool,
+        preprocess: Preprocess,
+        accelerator: Any,
+        folder: Path | None,
+        progress: bool,
+    ) -> None:
+        self.recipe, self.config, self.val, self.fit = recipe, recipe.config, val, fit
+        self.folder = RunFolder(folder, accelerator.is_main_process)
+        self.accelerator, self.shown = accelerator, progress and accelerator.is_main_process
+        self.preprocess, network = preprocess, loaded.model
+        self.home = next((p.device for p in network.parameters()), torch.device("cpu"))
+        self.settings = {
+            "recipe": recipe.name,
+            "start": weights_hash(unwrapped(network)),
+            "model": type(unwrapped(network)).__name__,
+            **data.fingerprint(),
+            "classes": list(fit.names),
+            "preprocess": repr(preprocess),
+            "processes": accelerator.num_processes,
+            "device": accelerator.device.type,
+            "validation": None if val is None else val.fingerprint(),
+            **self.config.affecting(),
+        }
+        with seeded(self.config.seed, _BUILDING):
+            built = recipe.build(network, fit.fresh)
+        if built is network:
+            built = copy.deepcopy(network)
+        built.preprocess = preprocess  # type: ignore[assignment]  # what models describe themselves by
+        built.class_names = fit.names  # type: ignore[assignment]
+        headed = getattr(built, "network", built)  # a BoxRegressor's
+        if isinstance(headed, HeadedModel) and loaded.spec:
+            headed.origin = replace(headed.origin, source=loaded.spec, source_args=dict(loaded.model_args))
+        self.before = copy.deepcopy(built).to(self.home).eval() if val is not None and self._drawn else None
+        self.trainer = Trainer(recipe, built, data, len(fit.names), shares, preprocess, accelerator)
+        self.validation = None
+        if val is not None:
+            pipelines = read_pipelines(recipe.name, recipe.pipeline)
+            whole = torch.utils.data.Subset(val.data, val.indices)
+            self.validation = Validation(whole, pipelines, self.config, preprocess, fit.names, shares)
+        self.history: list[Row] = []
+        self.best: dict[str, Any] = {"epoch": 0, "value": None, "state": None}
+        self._notes(data)
+
+    def __call__(self, resume: bool) -> FinetuneResult:
+        """Train what is left."""
+        trainer, config = self.trainer, self.config
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if trainer.device.type == "cuda" else []):
+            self._begin(resume)
+            with Logs(self.folder.path if self.folder.written else None, trainer.updates) as logs:
+                if not self.history and self.validation is not None:
+                    self._validated({"epoch": 0.0})
+                    logs.epoch(self.history, 0)
+                self.recipe.before_training(trainer)
+                while trainer.epoch < config.epochs:
+                    self._epoch(logs)
+                    self.save(models=True)
+                    logs.epoch(self.history, trainer.updates)
+            return self._finish()
+
+    def save(self, models: bool = False) -> None:
+        """Write the checkpoint; with `models`, the best and last model beside it, before it.
+
+        Raises:
+            InputError: A file cannot be written.
+        """
+        if not self.folder.written:
+            return
+        if models:
+            self._write_model(LAST_FILE)
+            if self.best["epoch"] == self.trainer.epoch:
+                self._write_model(BEST_FILE)
+        state = {"history": self.history, "best": self.best, "trainer": self.trainer.state_dict()}
+        self.folder.write_checkpoint(self.settings, state)
+
+    def _write_model(self, name: str) -> None:
+        model = self.trainer.result()
+        self.folder.write_model(name, model, self.recipe.files(model))
+
+    def _begin(self, resume: bool) -> None:
+        """Load the checkpoint, or see that there is none."""
+        state = self.folder.checkpoint(self.settings, resume, self.trainer.device)
+        if state is not None:
+            self.trainer.load_state_dict(state["trainer"])
+            self.history, self.best = state["history"], state["best"]
+            self._say(f"going on after epoch {self.trainer.epoch}, batch {self.trainer.batch}")
+        else:
+            if resume:
+                self._say(f"{self.folder.path} holds no run yet: one begins")
+            self.folder.write_settings({**self.settings, **self.config.to_dict()})
+        self.accelerator.wait_for_everyone()
+
+    def _epoch(self, logs: Logs) -> None:
+        trainer, config = self.trainer, self.config
+        number = trainer.epoch + 1
+        left = trainer.own_batches()[trainer.batch :]
+        pictures = sum(map(len, left)) * self.accelerator.num_processes
+        start = time.perf_counter()
+
+        def report(step: int, means: Mapping[str, float]) -> None:
+            logs.scalars({f"train/{name}": value for name, value in means.items()}, step)
+
+        with training_bar(pictures, f"Epoch {number}/{config.epochs}", self.shown) as tick:
+            means = trainer.run_epoch(report, tick, self.save)
+        speed = pictures / max(time.perf_counter() - start, 1e-9)
+        row: Row = {"epoch": float(number), "lr": trainer.rates()[0], **means}
+        if number % config.validate_every == 0 or number == config.epochs:
+            self._validated(row)
+        else:
+            self.history.append(row)
+        self._judge(row)
+        words = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in ("epoch", "lr"))
+        self._say(f"epoch {number}/{config.epochs}: {words} ({speed:.1f} pictures/s)")
+
+    def _validated(self, row: Row) -> None:
+        """Append a row of the history, with the validation's metrics."""
+        if self.validation is not None:
+            row |= self.recipe.validate(self.trainer.result(), self.validation)
+        self.history.append(row)
+        if row["epoch"] == 0:
+            words = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
+            self._say(f"before training: {words}")
+
+    def _judge(self, row: Row) -> None:
+        """Keep the model if no epoch before was better; without a validation the last is the best."""
+        if self.validation is None or self.config.best == LAST:
+            value = row["epoch"]
+        elif "val_accuracy" in row:
+            value = self.validation.judge(row)
+        else:
+            return
+        if self.best["value"] is None or value > self.best["value"]:
+            state = self.trainer.result().state_dict()
+            kept = {name: tensor.detach().clone() for name, tensor in state.items()}
+            own = copy.deepcopy(self.recipe.state_dict())
+            self.best = {"epoch": int(row["epoch"]), "value": value, "state": kept, "recipe": own}
+
+    def _finish(self) -> FinetuneResult:
+        """Hand out the best model, and draw what training changed."""
+        self.accelerator.unwrap_model(self.trainer.model, keep_fp32_wrapper=False)  # its forward is its own again
+        model = copy.deepcopy(self.trainer.result())
+        model.load_state_dict(self.best["state"])
+        self.recipe.load_state_dict(self.best["recipe"])
+        model = self.recipe.finished(model.to(self.home).eval())
+        if self.before is not None and self.folder.written:
+            picture = self._picture(model)
+            if picture is not None:
+                self.folder.write_picture(picture)
+        paths = self.folder.paths(self.recipe.files(model))
+        if paths:
+            self._say(f"best epoch {self.best['epoch']}: {paths['best']}")
+        self.accelerator.wait_for_everyone()
+        settings = {**self.settings, **self.config.to_dict()}
+        pipeline = list(read_pipelines(self.recipe.name, self.recipe.pipeline).values())[-1]
+        return FinetuneResult(model, self.history, self.best["epoch"], self.fit.names, settings, paths, pipeline)
+
+    def _picture(self, model: nn.Module) -> Any:
+        assert self.before is not None and self.val is not None and self.validation is not None
+        index = match_classes(self.val.classes, self.val.occurring, len(self.fit.names), self.fit.names).index
+        return before_and_after(
+            self.before,
+            model,
+            self.val,
+            index,
+            self.validation.pipelines,
+            count=self.config.examples,
+            protocol=self.config.protocol,
+            preprocess=self.preprocess,
+            class_names=self.fit.names,
+        )
+
+    @property
+    def _drawn(self) -> bool:
+        return self.folder.path is not None and bool(self.config.examples)
+
+    def _notes(self, data: TrainingSet) -> None:
+        """Say what a user should know before hours go by."""
+        self._say(f"{self.recipe.name}: {len(data)} pictures, {self.fit.words}")
+        empty = [
+            name for name, count in zip(self.fit.names, data.counts(len(self.fit.names)), strict=True) if not count
+        ]
+        if empty:
+            some = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
+            self._say(f"{len(empty)} classes have no training picture ({some}): the model unlearns them")
+
+    def _say(self, words: str) -> None:
+        if self.shown:
+            print(words, file=sys.stderr, flush=True)

@@ -1,0 +1,229 @@
+"""Every recipe on the same scenes, from the same start, with the same seeds and budget: the runs, one after another."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from camtools.datasets import Record
+from camtools.datasets.base import ListedDataset
+from camtools.datasets.scenes import Scenes, scene_classifier
+from camtools.errors import InputError
+from camtools.evaluation import EvaluationResult, evaluate
+from camtools.files import write_text, write_with
+from camtools.training.finetuner import FinetuneResult, finetune
+
+PLAN_FILE, BOXES_FILE = "plan.json", "boxes.npz"
+OBJECTS = (1, 3)  # creatures a multi-label scene
+
+_GENTLE: dict[str, Any] = {"lr": 1e-3}
+_FRESH: dict[str, Any] = {"lr": 1e-2, "augment": ("flip",), "k_max": 0.05, "k_min": 0.05}
+# Chosen on scenes of the train split with other seeds than those of the runs; docs/reproduce.md says how.
+SINGLE: dict[str, dict[str, Any]] = {
+    "gap": _GENTLE,
+    "tap": _GENTLE,
+    "wgap": {"lr": 3e-4},
+    "minmaxcam": {**_GENTLE, "epochs": 3, "crr": 2000.0, "frr": 100.0},
+    "cream": {**_GENTLE, "unit": True, "centre": True},
+    "cream_regressor": {**_GENTLE, "unit": True, "theta": 0.15},
+}
+MULTI: dict[str, dict[str, Any]] = {"wildcat": _FRESH, "excam": {**_FRESH, "delta": 0.9, "learnable": True}}
+READINGS = ("cam", "rcam", "adaptive")
+"""Presets with which `gap` is read: what maps gain without any other training."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of everything.
+
+    Attributes:
+        train: Training scenes of one creature; `multi` of several.
+        test: Test scenes, of either kind.
+        epochs: Passes over them; `multi_epochs` likewise, as these heads are fresh.
+        seeds: Runs a recipe.
+    """
+
+    train: int = 300
+    multi: int = 400
+    test: int = 300
+    epochs: int = 8
+    multi_epochs: int = 6
+    seeds: int = 3
+
+    @classmethod
+    def quick(cls, seeds: int) -> Budget:
+        """Return one that shows soon that everything runs; its figures mean nothing."""
+        return cls(train=50, multi=50, test=16, epochs=1, multi_epochs=1, seeds=seeds)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One recipe with one seed.
+
+    Attributes:
+        recipe: Its name.
+        seed: Of the training.
+        result: On the test scenes, "cam" and the recipe's own reading, under its name, among the pipelines.
+        ious: Of a regressor's boxes, (N,), a row of `result` each; None for others.
+    """
+
+    recipe: str
+    seed: int
+    result: EvaluationResult
+    ious: Any = None
+
+
+class InMemory(ListedDataset):
+    """A data set whose records are made once and kept.
+
+    Args:
+        data: Of which.
+    """
+
+    def __init__(self, data: ListedDataset) -> None:
+        super().__init__(data.ids, data.classes, None, "record")
+        self.inner = data
+        self._kept: dict[int, Record] = {}
+
+    def labels_of(self, index: int) -> list[int]:
+        """Return the classes as the data set does."""
+        return self.inner.labels_of(index)
+
+    def record(self, index: int) -> Record:
+        """Return a record, made at the first call."""
+        if index not in self._kept:
+            self._kept[index] = self.inner.record(index)
+        return self._kept[index]
+
+    def __repr__(self) -> str:
+        return repr(self.inner)
+
+
+def run_all(
+    folder: str | Path, budget: Budget, recipes: Sequence[str] | None = None, *, device: str | None = None
+) -> list[Run]:
+    """Run what is not done yet; a run that was killed goes on where it was.
+
+    Args:
+        folder: Of all runs, each in RECIPE/seedN.
+        budget: How much of everything.
+        recipes: Some of the names in `SINGLE` and `MULTI`; None for all.
+        device: Where to train: "cpu", or None for a GPU where there is one.
+
+    Returns:
+        All runs, in the plan's order.
+
+    Raises:
+        InputError: A recipe is unknown, or the folder holds runs of another budget.
+    """
+    place, wanted = Path(folder), _wanted(recipes)
+    _check_plan(place, budget)
+    sets = Sets(budget)
+    found, todo = [], [(name, seed) for seed in range(budget.seeds) for name in wanted]
+    start = time.perf_counter()
+    for number, (name, seed) in enumerate(todo):
+        own = place / name / f"seed{seed}"
+        if not (own / "test" / "results.json").exists():
+            _say(f"[{number + 1}/{len(todo)}, {time.perf_counter() - start:.0f} s] {name}, seed {seed}")
+            _run(name, seed, own, budget, sets, device)
+        ious = np.load(own / BOXES_FILE, allow_pickle=False)["ious"] if (own / BOXES_FILE).exists() else None
+        found.append(Run(name, seed, EvaluationResult.load(own / "test"), ious))
+    return sorted(found, key=lambda run: (wanted.index(run.recipe), run.seed))
+
+
+class Sets:
+    """The scenes, drawn when first looked at.
+
+    Args:
+        budget: How many.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self.train = InMemory(Scenes("train", budget.train))
+        self.test = InMemory(Scenes("test", budget.test))
+        self.multi_train = InMemory(Scenes("train", budget.multi, objects=OBJECTS, mixed=True))
+        self.multi_test = InMemory(Scenes("test", budget.test, objects=OBJECTS, mixed=True))
+
+    def of(self, recipe: str) -> tuple[InMemory, InMemory]:
+        """Return the training and test scenes of a recipe."""
+        return (self.multi_train, self.multi_test) if recipe in MULTI else (self.train, self.test)
+
+
+def trained(
+    recipe: str, seed: int, folder: Path, budget: Budget, sets: Sets, device: str | None = None
+) -> FinetuneResult:
+    """Return a recipe's run, from its checkpoint as far as that goes."""
+    model = scene_classifier().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs
+    multi = recipe in MULTI
+    options = {"epochs": budget.multi_epochs if multi else budget.epochs, **(MULTI if multi else SINGLE)[recipe]}
+    return finetune(
+        recipe, model, sets.of(recipe)[0], out=folder, resume=True, device=device, progress=False, seed=seed, **options
+    )
+
+
+def _run(recipe: str, seed: int, folder: Path, budget: Budget, sets: Sets, device: str | None) -> None:
+    """Train and evaluate; the evaluation's results.json, written last, says that all is done."""
+    from camtools.heads.box_regressor import BoxRegressor
+    from camtools_recipes.cream_regressor import box_hits
+
+    result = trained(recipe, seed, folder, budget, sets, device)
+    test = sets.of(recipe)[1]
+    model: Any = result.model
+    pipelines: dict[str, Any] = {"cam": "cam", recipe: result.pipeline}
+    if recipe == "gap":
+        pipelines = {name: name for name in READINGS}
+    if isinstance(model, BoxRegressor):
+        ious = box_hits(model, test).numpy()
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                np.savez(file, ious=ious)
+
+        write_with(folder / BOXES_FILE, write)
+        model = scene_classifier()  # whose classes go with the boxes
+    found = evaluate(
+        model,
+        test,
+        pipelines,
+        protocol="native",
+        activation="sigmoid" if recipe in MULTI else "softmax",
+        bootstrap=0,
+        progress=False,
+    )
+    found.save(folder / "test")
+
+
+def _wanted(recipes: Sequence[str] | None) -> list[str]:
+    known = [*SINGLE, *MULTI]
+    if recipes is None:
+        return known
+    unknown = [name for name in recipes if name not in known]
+    if unknown or not recipes:
+        raise InputError(f"recipes={list(recipes)!r}: expected some of {', '.join(known)}")
+    needed = {*recipes, *(base for base, of in (("gap", SINGLE), ("wildcat", MULTI)) if {*recipes} & {*of})}
+    return [name for name in known if name in needed]  # what deltas are to comes along
+
+
+def _check_plan(folder: Path, budget: Budget) -> None:
+    """Refuse a folder of another budget or of other settings; write down those of a new one."""
+    plan = {"scenes": vars(budget) | {"seeds": None}, "recipes": {**SINGLE, **MULTI}}
+    text, path = json.dumps(plan, indent=1), folder / PLAN_FILE
+    if not path.exists():
+        write_text(path, text + "\n")
+    elif json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
+        raise InputError(
+            f"{folder} holds runs of another budget or of other settings ({PLAN_FILE}): expected the same to go on. "
+            "Choose another folder (--out)"
+        )
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)

@@ -1,0 +1,155 @@
+"""From the data's classes to the model's: what is matched, and what is refused before the first picture."""
+
+import pytest
+
+import camtools
+from camtools.classes.matching import match_classes
+from camtools.classes.names import imagenet_names
+from camtools.errors import InputError, ModelError, PipelineError, TargetError
+
+BIRDS = ("sparrow", "crow", "gull")
+
+
+def test_same_names_in_the_same_order():
+    found = match_classes(imagenet_names(), [5], 1000, None)  # "crane" and "maillot" occur twice among them
+    assert (found.index, found.how) == (tuple(range(1000)), "the same names in the same order")
+
+
+def test_numbers_are_indices():
+    found = match_classes(["0", "1", "2"], [0, 1, 2], 1000, None)
+    assert (found.index, found.names[1], found.how) == ((0, 1, 2), "goldfish", "by index")
+    assert match_classes(["0", "1", "2", "3"], [0, 2], 3, None).index == (0, 1, 2, -1)
+    with pytest.raises(TargetError, match="The data has the class 3, but the model's 3 are numbered 0 to 2"):
+        match_classes(["0", "1", "2", "3"], [0, 3], 3, None)
+
+
+def test_names_in_another_order():
+    found = match_classes(["gull", "Sparrow"], [0, 1], 3, BIRDS)
+    assert (found.index, found.how, found.known) == ((2, 0), "by name", [0, 1])
+    assert match_classes(["gull", "dodo"], [0], 3, BIRDS).index == (2, -1)  # no picture has a dodo
+    with pytest.raises(TargetError, match=r"1 of the data's 2 classes are not among the model's 3 \('dodo'\)"):
+        match_classes(["gull", "dodo"], [0, 1], 3, BIRDS)
+
+
+def test_wnids_are_found_among_imagenets_names_only():
+    found = match_classes(["n02086240", "n01440764"], [0, 1], 1000, None)
+    assert found.index == (155, 0)
+    other = [f"class {i}" for i in range(1000)]
+    with pytest.raises(TargetError, match="are not among the model's 1000"):
+        match_classes(["n02086240", "n01440764"], [0, 1], 1000, other)
+
+
+def test_two_names_of_one_class():
+    with pytest.raises(TargetError, match="'gull' and 'GULL' of the data are both the model's class 2"):
+        match_classes(["gull", "GULL"], [0, 1], 3, BIRDS)
+
+
+def test_without_names_the_number_of_classes_decides():
+    assert match_classes(BIRDS, [0], 3, None).how == "by order: the model's 3 have no names"
+    with pytest.raises(TargetError, match=r"The data has 3 classes .* and the model 4 without names: expected as many"):
+        match_classes(BIRDS, [0], 4, None)
+
+
+def test_names_for_another_model():
+    with pytest.raises(TargetError, match="There are 3 class names for a model of 4 classes"):
+        match_classes(BIRDS, [0], 4, BIRDS)
+
+
+def test_refused_before_the_first_picture(model, pictures, options):
+    (pictures / "000.png").unlink()  # nobody may miss it
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append(1))
+    with pytest.raises(TargetError, match="'blue', 'green', 'red'"):
+        camtools.evaluate(model, f"boxfolder:{pictures}", **{**options, "class_names": BIRDS})
+    assert len(seen) <= 3  # what it takes to find the features and to count the classes
+
+
+def test_names_decide_and_are_recorded(model, pictures, options):
+    result = camtools.evaluate(model, f"boxfolder:{pictures}", **options)  # the data's are in alphabetical order
+    assert result.settings["classes"] == "by name"
+    assert result.rows.labels[:3].tolist() == [0, 1, 2]
+    assert result.rows.names[:3] == ["red", "green", "blue"]
+    assert result.rows.rank[0] == 0  # with the data's own indices, blue's logit would be asked for
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"pipeline": "camm"}, PipelineError, "Did you mean 'cam'"),
+        ({"pipeline": []}, PipelineError, "No pipeline is given"),
+        ({"pipeline": "cam,cam"}, PipelineError, "two pipelines 'cam'"),
+        ({"pipeline": 3}, PipelineError, "pipeline=3: expected a preset's name"),
+        ({"protocol": "imagenet"}, InputError, "protocol='imagenet': expected 'wsol' or 'native'"),
+        ({"transform": lambda image: image}, InputError, "needs the model's mean and std"),
+        ({"metrics": ["MaxBox"]}, InputError, "expected some of MaxBoxAcc, MaxBoxAccV2"),
+        ({"metrics": []}, InputError, "expected some of MaxBoxAcc"),
+        ({"metrics": "PxAP"}, InputError, "no truth for PxAP"),
+        ({"batch_size": 0}, InputError, "batch_size=0: expected a whole number of at least 1"),
+        ({"workers": 1.5}, InputError, "workers=1.5: expected a whole number of at least 1"),
+        ({"limit": 0}, InputError, "limit=0: expected a whole number"),
+        ({"every": -1}, InputError, "every=-1: expected a whole number"),
+        ({"skip": -1}, InputError, "skip=-1: expected a whole number of at least 0"),
+        ({"skip": 10**6}, InputError, "leaves no picture to evaluate"),
+        ({"activation": "tanh"}, InputError, "activation='tanh': expected 'softmax' or 'sigmoid'"),
+        ({"scoremaps": "x"}, InputError, "got both model and scoremaps: expected one"),
+        ({"device": "nowhere"}, InputError, "device='nowhere' cannot be used"),
+        ({"class_names": "red"}, TargetError, "expected a list of one name per class"),
+        ({"calibrate": "boxfolder:nowhere"}, InputError, "nowhere"),
+        ({"bootstrap": -1}, InputError, "bootstrap=-1"),
+    ],
+)
+def test_wrong_arguments(model, pictures, options, given, error, words):
+    with pytest.raises(error) as caught:
+        camtools.evaluate(model, f"boxfolder:{pictures}", **{**options, **given})
+    assert words in str(caught.value)
+
+
+def test_wrong_data(model, pictures, options):
+    from torch.utils.data import Subset
+
+    from camtools.datasets import BoxFolder
+
+    data = BoxFolder(pictures)
+    for given, words in (
+        ([1, 2], "cannot be evaluated on: expected a camtools data set of records"),
+        (BoxFolder(pictures, target="label"), "with target='label' cannot be evaluated on"),
+        (Subset(data, []), "leaves no picture to evaluate"),
+        (Subset(data, [1, 1]), "names a picture twice"),
+        ("birds", "is no data set"),
+    ):
+        with pytest.raises(InputError) as caught:
+            camtools.evaluate(model, given, **options)
+        assert words in str(caught.value)
+
+
+def test_neither_model_nor_maps(pictures):
+    with pytest.raises(InputError, match="got neither model nor scoremaps: expected one"):
+        camtools.evaluate(None, f"boxfolder:{pictures}")
+
+
+def test_a_model_that_cannot_take_the_input(model, pictures, options):
+    model.conv.weight.data = model.conv.weight.data[:, :1]
+    with pytest.raises(ModelError, match=r"Colours cannot be run on an input of shape \(1, 3, 224, 224\)"):
+        camtools.evaluate(model, f"boxfolder:{pictures}", **options)
+
+
+def test_scores_that_are_no_numbers(model, pictures, options):
+    model.fc.bias.data += float("nan")
+    with pytest.raises(ModelError, match="NaN or infinite class scores"):
+        camtools.evaluate(model, f"boxfolder:{pictures}", **options)
+
+
+def test_boxes_outside_the_picture_are_listed(model, pictures, options):
+    table = pictures.with_suffix(".csv")
+    lines = table.read_text().splitlines()
+    fields = lines[3].split(",")
+    fields[4] = "112.6"  # rounding: cut off
+    lines[3] = ",".join(fields)
+    fields = lines[4].split(",")
+    fields[4] = "140"
+    lines[4] = ",".join(fields)
+    table.write_text("\n".join(lines) + "\n")
+    result = camtools.evaluate(model, f"boxfolder:{pictures}", **options)
+    assert [name for name, _ in result.failed] == ["deep/003.png"]
+    assert "is 112 x 112 pixels: expected boxes inside the picture" in result.failed[0][1]
+    assert result.rows.truth[2][0, 2] == 112

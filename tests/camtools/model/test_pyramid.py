@@ -1,0 +1,415 @@
+"""The earlier stages: which layers they are, that they are what a hook sees, and that the model is left alone."""
+
+import copy
+import re
+from itertools import pairwise
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+import camtools
+from camtools.errors import ModelError
+from camtools.model import FeatureSpec
+from camtools.model.layout import Layout
+from camtools.model.pyramid import Observer, StageCapture, StageSpec
+
+
+class Stepped(nn.Module):
+    """Four convolutions that halve the picture; the ReLU after the second changes its output in place."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        widths = [3, 4, 5, 6, 7]
+        self.conv = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in pairwise(widths))
+        self.norm = nn.BatchNorm2d(5)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(7, classes)
+
+    def forward(self, x):
+        x = self.relu(self.norm(self.conv[1](self.conv[0](x))))
+        return self.fc(self.pool(self.conv[3](self.conv[2](x))).flatten(1))
+
+
+class Late(nn.Module):
+    """F on 8 x 8 after a stage on 16 x 16; then 64 tokens attend to each other, 64 x 64, and nothing else does."""
+
+    def __init__(self):
+        super().__init__()
+        self.early = nn.Conv2d(3, 4, 4, 4)
+        self.late = nn.Conv2d(4, 8, 2, 2)
+        self.block = nn.Module()
+        self.block.attention = SelfAttention(8)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.late(self.early(x))
+        x = x + self.block.attention(x.flatten(2).mT).mT.view_as(x)
+        return self.fc(self.pool(x).flatten(1))
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.drop((q @ k.mT)[:, None].softmax(-1))[:, 0] @ v
+
+
+def found(model, size=224, count=3, batch=1):
+    """What `activations` finds with its own input, and the layers' names, NHWC ones with a star."""
+    cam_model = camtools.wrap(model.eval())
+    with torch.no_grad():
+        activations = cam_model.activations(torch.randn(batch, 3, size, size), stages=count)
+    names = [stage.layer + "*" * (stage.layout == Layout.NHWC) for stage in cam_model._stages[:count]]
+    return names, [tuple(one.shape[1:]) for one in activations.stages], activations
+
+
+# --- which layers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "grids"),
+    [
+        ("resnet18", ["layer3", "layer2", "layer1"], [14, 28, 56]),
+        ("mobilenet_v2", ["features.13", "features.6", "features.3"], [14, 28, 56]),
+        ("densenet121", ["features.denseblock3", "features.denseblock2", "features.denseblock1"], [14, 28, 56]),
+        ("convnext_tiny", ["features.5", "features.3", "features.1"], [14, 28, 56]),
+        ("swin_t", ["features.5*", "features.3*", "features.1*"], [14, 28, 56]),
+        ("alexnet", ["features.11", "features.4", "features.1"], [13, 27, 55]),
+        ("shufflenet_v2_x0_5", ["stage3", "stage2", "maxpool"], [14, 28, 56]),
+    ],
+)
+def test_of_torchvision(name, layers, grids):
+    names, shapes, activations = found(torchvision.models.get_model(name, weights=None))
+    assert names == layers
+    assert [shape[1:] for shape in shapes] == [(side, side) for side in grids]
+    assert activations.features.shape[2] * 1.5 <= grids[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "layers", "grids", "settings"),
+    [
+        ("test_resnet", 160, ["layer3", "layer2", "layer1"], [10, 20, 40], {}),
+        ("test_efficientnet", 160, ["blocks.3", "blocks.2", "blocks.1"], [10, 20, 40], {}),
+        ("test_convnext", 160, ["stages.2", "stages.1", "stages.0"], [10, 20, 40], {}),
+        ("test_mambaout", 160, ["stages.2*", "stages.1*", "stages.0*"], [10, 20, 40], {}),
+        # attention of 49 tokens in a window that is the whole grid, a picture of 49 x 49
+        (
+            "swin_tiny_patch4_window7_224",
+            224,
+            ["layers.2*", "layers.1*", "layers.0*"],
+            [14, 28, 56],
+            {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 3, 4)},
+        ),
+        # position biases of windows, 15 x 15, the coarsest grid above F's 8 x 8
+        (
+            "swinv2_tiny_window8_256",
+            256,
+            ["layers.2*", "layers.1*", "layers.0*"],
+            [16, 32, 64],
+            {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 3, 4)},
+        ),
+        # attention between channels: 12 x 12 and 22 x 22
+        ("edgenext_xx_small", 256, ["stages.2", "stages.1", "stages.0"], [16, 32, 64], {}),
+        ("visformer_tiny", 224, ["stage2", "stage1", "stem"], [14, 28, 112], {}),
+        ("coat_tiny", 224, ["cpe3.proj", "cpe2.proj", "cpe1.proj"], [14, 28, 56], {}),
+    ],
+)
+def test_of_timm(name, size, layers, grids, settings):
+    names, shapes, _ = found(timm.create_model(name, **settings), size)
+    assert names == layers
+    assert [shape[1:] for shape in shapes] == [(side, side) for side in grids]
+
+
+def test_of_parallel_branches_the_finer_ones():
+    names, shapes, _ = found(timm.create_model("hrnet_w18_small"), 128)
+    assert names == ["stage4"] * 3
+    assert shapes == [(64, 8, 8), (32, 16, 16), (16, 32, 32)]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        timm.create_model("test_vit"),
+        torchvision.models.VisionTransformer(160, 16, 2, 2, 32, 64),
+        timm.create_model("cait_xxs24_224", depth=2, img_size=160),  # attention of 100 tokens
+    ],
+    ids=["timm", "torchvision", "cait"],
+)
+def test_class_token_transformers_have_none(model):
+    assert found(model, 160)[:2] == ([], [])
+
+
+def test_attention_over_positions_is_no_stage():
+    """64 x 64 affinities of 64 positions are on a finer grid than F, and later than all stages."""
+    names, shapes, _ = found(Late(), 64)
+    assert names == ["early"] and shapes == [(4, 16, 16)]
+
+
+def test_how_many():
+    model = camtools.wrap(Stepped().eval())
+    x = torch.randn(2, 3, 64, 64)
+    shapes = [[tuple(one.shape) for one in model.activations(x, stages=n).stages] for n in range(5)]
+    assert shapes[3] == shapes[4] == [(2, 6, 8, 8), (2, 5, 16, 16), (2, 4, 32, 32)]
+    assert shapes[:3] == [shapes[3][:n] for n in range(3)]
+    assert model.activations(x).stages == ()
+
+
+def test_not_square():
+    shapes = [one.shape for one in camtools.wrap(Stepped().eval()).activations(torch.randn(2, 3, 64, 96), 2).stages]
+    assert shapes == [(2, 6, 8, 12), (2, 5, 16, 24)]
+
+
+def test_found_once_and_good_for_other_sizes():
+    model = camtools.wrap(Stepped().eval())
+    model.activations(torch.randn(1, 3, 64, 64), stages=2)
+    known = model._stages
+    assert [one.shape for one in model.activations(torch.randn(3, 3, 96, 160), stages=2).stages] == [
+        (3, 6, 12, 20),
+        (3, 5, 24, 40),
+    ]
+    assert model._stages is known
+
+
+def test_of_a_layer_of_your_own_choice_only_what_is_finer():
+    model = camtools.wrap(Stepped().eval(), spec=FeatureSpec("conv.2"))
+    stages = model.activations(torch.randn(1, 3, 64, 64), stages=9).stages
+    assert [one.shape[1:] for one in stages] == [(5, 16, 16), (4, 32, 32)]
+
+
+def test_locate_looks_anew():
+    inner = Stepped().eval()
+    model = camtools.wrap(inner)
+    x = torch.randn(1, 3, 64, 64)
+    assert len(model.activations(x, stages=9).stages) == 3
+    inner.conv[2].stride = (1, 1)
+    model.locate(x)
+    assert [one.shape[1:] for one in model.activations(x, stages=9).stages] == [(5, 16, 16), (4, 32, 32)]
+
+
+def test_a_layer_that_is_gone_is_named():
+    inner = Stepped().eval()
+    model = camtools.wrap(inner)
+    model.activations(torch.randn(1, 3, 64, 64), stages=2)
+    inner.norm = nn.Identity()
+    inner.batch = inner.relu
+    del inner.relu
+    inner.forward = lambda x: inner.fc(
+        inner.pool(inner.conv[3](inner.conv[2](inner.conv[1](inner.conv[0](x))))).flatten(1)
+    )
+    with pytest.raises(ModelError) as error:
+        model.activations(torch.randn(1, 3, 64, 64), stages=2)
+    assert str(error.value) == (
+        "Stepped has no layer 'relu', where one of its earlier stages was. If the model was edited after it was "
+        "wrapped, wrap it again"
+    )
+    assert not inner.conv[2]._forward_hooks, "the stage that is still there has no hook left on it"
+    assert model.activations(torch.randn(1, 3, 64, 64)).stages == ()
+
+
+# --- what is recorded -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [
+        (torchvision.models.get_model("mobilenet_v2", weights=None), 128),
+        (timm.create_model("test_mambaout"), 160),
+        (timm.create_model("test_resnet"), 160),
+        (Stepped(), 64),
+    ],
+    ids=["torchvision", "NHWC", "timm", "own"],
+)
+def test_equals_what_a_hook_sees(model, size):
+    cam_model = camtools.wrap(model.eval())
+    x = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        stages = cam_model.activations(x, stages=3).stages
+        for stage, tensor in zip(cam_model._stages, stages, strict=False):
+            seen = []
+            handle = model.get_submodule(stage.layer).register_forward_hook(
+                lambda module, args, output, seen=seen: seen.append(output.clone())
+            )
+            model(x)
+            handle.remove()
+            expected = seen[-1].permute(0, 3, 1, 2) if stage.layout == Layout.NHWC else seen[-1]
+            torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
+
+
+def test_an_in_place_relu_after_a_stage_does_not_change_it():
+    inner = Stepped().eval()
+    x = torch.randn(2, 3, 64, 64)
+    with StageCapture(inner, (StageSpec("norm", Layout.NCHW, 0, (16, 16)),)) as capture, torch.no_grad():
+        inner(x)
+        expected = inner.norm(inner.conv[1](inner.conv[0](x)))
+    recorded = capture.tensors((64, 64))[0]
+    assert (recorded < 0).any()
+    torch.testing.assert_close(recorded, expected, rtol=0, atol=0)
+
+
+def test_of_several_calls_the_last():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.conv(self.conv(x))
+
+    model = Twice()
+    x = torch.randn(1, 3, 8, 8)
+    with StageCapture(model, (StageSpec("conv", Layout.NCHW, 0, (8, 8)),)) as capture:
+        out = model(x)
+    assert capture.tensors((8, 8))[0].equal(out) and not capture.tensors((8, 8))[0].requires_grad
+
+
+def test_a_layer_that_did_not_run_is_left_out():
+    model = nn.ModuleDict({"a": nn.Conv2d(3, 2, 1), "b": nn.Conv2d(3, 2, 1)})
+    specs = tuple(StageSpec(name, Layout.NCHW, 0, (8, 8)) for name in "ab")
+    with StageCapture(model, specs) as capture:
+        out = model["b"](torch.randn(1, 3, 8, 8))
+    assert len(capture.tensors((8, 8))) == 1 and capture.tensors((8, 8))[0].equal(out)
+
+
+def test_a_picture_does_not_depend_on_its_batch():
+    model = camtools.wrap(Stepped().eval())
+    x = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        whole, alone = model.activations(x, stages=2).stages, model.activations(x[1:2], stages=2).stages
+    for one, other in zip(whole, alone, strict=True):
+        torch.testing.assert_close(one[1:2], other, atol=1e-6, rtol=1e-5)
+
+
+def test_windows_and_tables_are_not_pictures():
+    """An observer looks at one picture, so that what has another first axis is no tensor of pictures."""
+    observer = Observer(nn.ModuleDict({"a": nn.Identity()}), (64, 64))
+    with observer:
+        for shape in [(4, 16, 16, 8), (1, 4), (1, 64, 8), (1, 3, 1, 1)]:
+            observer._model["a"](torch.zeros(shape))
+        observer._model["a"](torch.zeros(1, 5, 16, 16, dtype=torch.int64))
+    assert observer.stages((4, 4)) == ()
+    with observer:
+        observer._model["a"]([torch.zeros(1, 2, 8, 8), {"x": torch.zeros(1, 32, 32, 7)}])
+    assert observer.stages((4, 4)) == (StageSpec("a", "NCHW", 0, (8, 8)), StageSpec("a", "NHWC", 1, (32, 32)))
+    assert observer.stages((8, 8)) == (StageSpec("a", "NHWC", 1, (32, 32)),)
+
+
+# --- the model is left alone ----------------------------------------------------------------------------------------
+
+
+def hooks_of(model):
+    return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_looking_for_stages_leaves_no_trace(training):
+    """In train mode the one forward is the caller's, and moves the running statistics once."""
+    inner = Stepped().train(training)
+    inner.fc.eval()
+    other = copy.deepcopy(inner)
+    x = torch.randn(4, 3, 64, 64)
+    camtools.wrap(inner).activations(x, stages=2)
+    other(x)
+    assert hooks_of(inner) == [0] * len(hooks_of(inner))
+    assert [m.training for m in inner.modules()] == [m.training for m in other.modules()]
+    assert all(torch.equal(a, b) for a, b in zip(inner.buffers(), other.buffers(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(inner.parameters(), other.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in inner.parameters())
+
+
+def test_hooks_come_off_after_an_error():
+    class Breaks(Stepped):
+        sound = True
+
+        def forward(self, x):
+            out = super().forward(x)
+            if not self.sound:
+                raise RuntimeError("broken")
+            return out
+
+    for known in (False, True):
+        inner = Breaks().eval()
+        model = camtools.wrap(inner)
+        model.activations(torch.randn(1, 3, 64, 64), stages=2 * known)
+        inner.sound = False
+        with pytest.raises(RuntimeError, match="broken"):
+            model.activations(torch.randn(1, 3, 64, 64), stages=2)
+        assert hooks_of(inner) == [0] * len(hooks_of(inner))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_are_those_without_stages_and_stages_have_none(training):
+    inner = Stepped().train(training)
+    other = copy.deepcopy(inner)
+    x = torch.randn(4, 3, 64, 64)
+    found = camtools.wrap(inner).activations(x, stages=2)
+    assert not any(one.requires_grad for one in found.stages)
+    found.maps(1).square().sum().backward()
+    camtools.wrap(other).activations(x).maps(1).square().sum().backward()
+    assert inner.conv[0].weight.grad.abs().sum() > 0
+    for one, reference in zip(inner.parameters(), other.parameters(), strict=True):
+        assert (one.grad is None) == (reference.grad is None)
+        if one.grad is not None:
+            torch.testing.assert_close(one.grad, reference.grad, rtol=0, atol=0)
+
+
+def test_under_inference_mode():
+    inner = Stepped().eval()
+    x = torch.randn(2, 3, 64, 64)
+    expected = camtools.wrap(inner).activations(x, stages=2).stages
+    with torch.inference_mode():
+        stages = camtools.wrap(inner).activations(torch.randn(2, 3, 64, 64).copy_(x), stages=2).stages
+    assert all(torch.equal(one, other) for one, other in zip(stages, expected, strict=True))
+    assert not any(one.is_inference() for one in stages)
+
+
+@pytest.mark.parametrize("wrapper", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
+def test_inside_wrappers(wrapper):
+    inner = Stepped().eval()
+    x = torch.randn(2, 3, 64, 64)
+    expected = camtools.wrap(inner).activations(x, stages=3).stages
+    stages = camtools.wrap(wrapper(inner)).activations(x, stages=3).stages
+    assert len(stages) == 3 and all(torch.equal(one, other) for one, other in zip(stages, expected, strict=True))
+
+
+def test_linearised_heads_have_stages_too():
+    inner = Stepped().eval()
+    inner.fc = nn.Sequential(nn.Linear(7, 8), nn.GELU(), nn.Linear(8, 3))
+    model = camtools.wrap(inner)
+    x = torch.randn(2, 3, 64, 64)
+    found = model.activations(x, stages=2)
+    assert not found.decomposition.exact
+    with torch.no_grad():
+        early = inner.relu(inner.norm(inner.conv[1](inner.conv[0](x))))
+        expected = [inner.conv[2](early), early]
+    for one, other in zip(found.stages, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    torch.testing.assert_close(found.maps([0, 1]), model.activations(x).maps([0, 1]))
+
+
+def test_maps_and_logits_are_those_without_stages():
+    model = camtools.wrap(Stepped().eval())
+    x = torch.randn(2, 3, 64, 64)
+    with_stages, without = model.activations(x, stages=3), model.activations(x)
+    assert with_stages.logits.equal(without.logits) and with_stages.features.equal(without.features)
+    assert with_stages.maps().equal(without.maps()) and with_stages.decomposition == without.decomposition
+    assert not re.search("stages", repr(with_stages))
+
+
+@pytest.mark.gpu
+def test_on_cuda(cuda):
+    inner = Stepped().eval()
+    x = torch.randn(2, 3, 64, 64)
+    expected = camtools.wrap(inner).activations(x, stages=2).stages
+    stages = camtools.wrap(copy.deepcopy(inner).to(cuda)).activations(x.to(cuda), stages=2).stages
+    for one, other in zip(stages, expected, strict=True):
+        assert one.is_cuda
+        torch.testing.assert_close(one.cpu(), other, atol=1e-3, rtol=1e-3)
