@@ -9,6 +9,7 @@ Nothing is imported before it is first used; the names are listed in `__init__.p
 
 import warnings
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 import lazy_loader
@@ -18,23 +19,7 @@ from camtools import moved
 __version__ = "0.1.0"
 
 _attribute, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
-_packages = set(
-    [
-        "classes",
-        "datasets",
-        "evaluation",
-        "heads",
-        "images",
-        "metrics",
-        "model",
-        "pipeline",
-        "plot",
-        "sources",
-        "steps",
-        "training",
-    ]
-)
-__all__ = sorted(set(_names) - _packages)
+__all__ = sorted(set(_names) - {module.name for module in iter_modules(__path__)})
 
 moved.install()
 

@@ -20,7 +20,7 @@ def plugins(group: str) -> list[EntryPoint]:
     found = sorted(entry_points(group=group), key=lambda point: point.name)
     if not found:
         raise ModelError(
-            f"no installed package has entry points of the group {group!r}, and camtools' own are missing too: expected "
+            f"no installed package has entry points of the group {group!r}, not even camtools' own: expected "
             "an installed camtools. Run pip install camtools, or pip install -e . in a checkout"
         )
     return found

@@ -31,7 +31,7 @@ class DescribedAdapter:
         found = describe()
         if not isinstance(found, FeatureSpec):
             raise ModelError(
-                f"{type(model).__name__}.feature_spec() returned {found!r}: expected a camtools.model.FeatureSpec. Return "
+                f"{type(model).__name__}.feature_spec() returned {found!r}: expected a FeatureSpec. Return "
                 'one, such as FeatureSpec("features", classifier="classifier"), or rename the method'
             )
         return found

@@ -46,7 +46,7 @@ class BoxFolder(ListedDataset):
         root: The folder; or the CSV file, which then names the folder (without .csv).
         csv: The CSV file, where it is not `root`.csv beside the folder.
         classes: The class names in order, a file of them, or "imagenet" (1,000 names in the order of the sorted wnids).
-            The column is then read as `camtools.classes.resolve_target` reads a class: a name, an index, or (ImageNet's)
+            The column is then read as `resolve_target` reads a class: a name, an index, or (ImageNet's)
             a wnid. Where left out: a column of nothing but whole numbers holds the indices, and classes are "0" to the
             largest; otherwise classes are the sorted names that occur, so give them where a split lacks some.
         transform: See `RecordDataset`.

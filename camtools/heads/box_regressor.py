@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from camtools.errors import InputError, WeightsError
-from camtools.heads import GAP, HeadedModel, load_headed, replace_head
+from camtools.heads.headed import HeadedModel
+from camtools.heads.pooling import GAP
+from camtools.heads.replace import replace_head
+from camtools.heads.saved import load_headed
 from camtools.images.preprocess import Preprocess, Transform, as_transform
 from camtools.images.read import Picture, read_pictures
 from camtools.model.device import to_model

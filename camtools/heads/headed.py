@@ -176,7 +176,7 @@ class HeadedModel(nn.Module):
         return FeatureSpec("feature_map", classifier="classifier", pool=self.head, head=words)
 
     def save(self, path: str | Path) -> None:
-        """Write weights and configuration to one safetensors file, all or nothing; `camtools.heads.load_headed` reads it.
+        """Write weights and configuration to one safetensors file, all or nothing; `load_headed` reads it.
 
         Args:
             path: The file; its folder is made, a file of that name is replaced.

@@ -46,7 +46,7 @@ def replace_head(
             `functools.partial(ExCAM, M=4)`.
         classes: K; None keeps the model's. Another number gets a fresh classifier.
         keep_classifier: Whether a pooling keeps the model's own W and b where K stays the same.
-        output_stride: 8, 16 or 32: pixels per cell of F, see `camtools.model.set_output_stride`; None leaves the model's.
+        output_stride: 8, 16 or 32: pixels per cell of F, see `set_output_stride`; None leaves the model's.
         class_names: Names by index; None keeps the model's own where K stays the same.
         preprocess: From a picture to the model's input, as `camtools.images.as_transform` takes it; None keeps the
             model's own.

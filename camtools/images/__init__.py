@@ -1,4 +1,4 @@
-"""From whatever a caller gives to what the model takes: reading, preprocessing, and where the input lies in the image."""
+"""From what a caller gives to what the model takes: reading, preprocessing, and where the input lies in the image."""
 
 from camtools.images.geometry import Geometry
 from camtools.images.preprocess import Preprocess, as_transform
