@@ -17,7 +17,7 @@ from camtools.errors import InputError
 IntArray = NDArray[np.int64]
 
 SPECK = 0.01
-"""Share of the largest part's pixels below which explanations leave a part out: masks that follow a picture's texture
+"""Share of the largest part's pixels below which explanations leave a part out: masks that follow an image's texture
 have dozens of parts of a few pixels."""
 
 

@@ -39,10 +39,10 @@ class ContextBank:
 
     Attributes:
         foreground: V_fg, (K, C) float32, zeros for a class without one; `background`: V_bg, likewise.
-        counts: How many pictures gave each class a foreground and a background, (K, 2) int64.
+        counts: How many images gave each class a foreground and a background, (K, 2) int64.
         layer: Dotted name of the layer whose features these are; `side`: whether its "input" or "output".
         model: The model's class; `weights`: hash of its weights.
-        mode: How pictures were averaged, "momentum" or "mean"; `momentum`: the share that older ones keep.
+        mode: How images were averaged, "momentum" or "mean"; `momentum`: the share that older ones keep.
         delta: Share of its maximum above which the map counted as foreground.
     """
 
@@ -78,30 +78,30 @@ class ContextBank:
         device: str | torch.device | None = None,
         progress: bool = True,
     ) -> ContextBank:
-        """Fit a bank to a classifier: one forward a picture, nothing kept but the bank.
+        """Fit a bank to a classifier: one forward per image, nothing kept but the bank.
 
-        The foreground of a picture is where the CAM of its true class is above `delta` of its maximum (eq. 3), the
-        background is the rest. Their mean features update the class's vectors (eq. 4); the first picture of a class
-        sets them, where the paper starts from noise. A picture whose map has no foreground, or is foreground
-        everywhere, leaves that vector as it is. A picture with several classes updates each.
+        The foreground of an image is where the CAM of its true class is above `delta` of its maximum (eq. 3), the
+        background is the rest. Their mean features update the class's vectors (eq. 4); the first image of a class
+        sets them, where the paper starts from noise. An image whose map has no foreground, or is foreground
+        everywhere, leaves that vector as it is. An image with several classes updates each.
 
         Args:
             model: Any classifier; it is left exactly as it was.
             dataset: A `camtools.datasets` data set of records, a `Subset` of one, or a specification for
                 `open_dataset`. Its order matters with "momentum".
             momentum: V <- momentum · V + (1 - momentum) · mean, in [0, 1).
-            mode: "momentum", the paper's, in effect a mean of the last few pictures, or "mean" of all, in any order.
+            mode: "momentum", the paper's, in effect a mean of the last few images, or "mean" of all, in any order.
             delta: In [0, 1).
-            batch_size: Pictures a forward; it does not change the result beyond rounding.
+            batch_size: Images per forward; it does not change the result beyond rounding.
             transform: The model's preprocessing; None asks the model.
             device: Where to run; a model that lives elsewhere is copied there. None stays with the model.
             progress: Whether to show a progress bar, on a terminal.
 
         Returns:
-            The bank, on the CPU. `missing` lists the classes of which there was no picture.
+            The bank, on the CPU. `missing` lists the classes of which there was no image.
 
         Raises:
-            InputError: An argument or a picture cannot be used, or no picture gave any vector.
+            InputError: An argument or an image cannot be used, or no image gave any vector.
             TargetError: The data's classes are not the model's.
             ModelError: The model cannot be explained.
         """
@@ -123,8 +123,8 @@ class ContextBank:
         config = cam_model.adapter.data_config(inner) if transform is None else transform
         prepare = Preprocess.imagenet() if config is None else as_transform(config)
         first, second = tee(data.record(index) for index in data.indices)
-        pictures = ((number, record.image) for number, record in enumerate(first))
-        batches = read_batches(pictures, (record.classes for record in second), prepare, batch_size)
+        images = ((number, record.image) for number, record in enumerate(first))
+        batches = read_batches(images, (record.classes for record in second), prepare, batch_size)
         sums, index = None, tuple[int, ...]()
         with progress_bar(len(data), "Fitting", progress) as tick:
             for batch in batches:
@@ -132,7 +132,7 @@ class ContextBank:
                 with torch.inference_mode(False), torch.no_grad():
                     with untouched(inner):
                         found = cam_model.activations(x)
-                        check_scores(found.logits, batch.pictures)
+                        check_scores(found.logits, batch.images)
                         if sums is None:
                             known = cam_model.adapter.class_names(inner)
                             classes = found.logits.shape[1]
@@ -140,15 +140,15 @@ class ContextBank:
                             sums = BankUpdates(
                                 classes, found.features.shape[1], momentum if mode == "momentum" else None
                             )
-                        labels = [picture.target for picture in batch.pictures]
+                        labels = [image.target for image in batch.images]
                         maps, targets, valid = _true_maps(found, labels, index)
                     with torch.autocast(x.device.type, enabled=False):
                         features, mask = found.features.detach().float(), foreground_mask(maps, delta)
                         for part, inside in enumerate((mask, ~mask)):
                             sums.add(part, targets, valid, *mean_features(features, inside))
-                tick(len(batch.pictures))
+                tick(len(batch.images))
         if sums is None or not sums.counts.any():
-            raise InputError(f"{data.spec}: no picture gave a foreground or background: expected some with a class")
+            raise InputError(f"{data.spec}: no image gave a foreground or background: expected some with a class")
         fg, bg = sums.vectors()
         names = {name: getattr(found.decomposition, name) for name in ("layer", "side")}
         names |= {"model": type(inner).__name__, "weights": weights_hash(inner)}
@@ -161,7 +161,7 @@ class ContextBank:
 
     @property
     def missing(self) -> list[int]:
-        """The classes without a foreground or background, ascending; CREAM starts from the picture's own for these."""
+        """The classes without a foreground or background, ascending; CREAM starts from the image's own for these."""
         return [int(index) for index in (~self.known).nonzero().flatten()]
 
     def vectors(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -261,7 +261,7 @@ class ContextBank:
 
 
 def _true_maps(found: Activations, data: list[list[int]], index: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return signed maps of each picture's classes, (B, K', h, w), the classes, and which of them count, (B, K')."""
+    """Return signed maps of each image's classes, (B, K', h, w), the classes, and which of them count, (B, K')."""
     labels = [[index[label] for label in one] for one in data]
     most = max(1, *map(len, labels))
     targets = torch.tensor([one + [0] * (most - len(one)) for one in labels])
@@ -287,7 +287,7 @@ class BankUpdates:
         self.momentum = momentum
 
     def add(self, part: int, targets: Tensor, valid: Tensor, means: Tensor, found: Tensor) -> None:
-        """Add the means of a batch's pictures as if one after another.
+        """Add the means of a batch's images as if one after another.
 
         Args:
             part: 0 for foreground, 1 for background.

@@ -56,7 +56,7 @@ class Sizes:
 
     def _try(self, shape: tuple[int, ...]) -> bool:
         inner = unwrapped(self._model)
-        # Noise, as adapters look for features with it, and all is alike in a black picture.
+        # Noise, as adapters look for features with it, and all is alike in a black image.
         x = to_model(torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)), inner)
         try:
             with torch.no_grad(), untouched(inner):

@@ -1,4 +1,4 @@
-"""What can go wrong, one class per kind of input, so that callers can tell a bad picture from a bad model."""
+"""What can go wrong, one class per kind of input, so that callers can tell a bad image from a bad model."""
 
 
 class CamtoolsError(Exception):
@@ -6,7 +6,7 @@ class CamtoolsError(Exception):
 
 
 class InputError(CamtoolsError, ValueError):
-    """A picture that cannot be used: unreadable, empty, not finite, or of the wrong shape."""
+    """An image that cannot be used: unreadable, empty, not finite, or of the wrong shape."""
 
 
 class TargetError(CamtoolsError, ValueError):

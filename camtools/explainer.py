@@ -1,4 +1,4 @@
-"""`explain` in one call, and `Explainer`, its reusable form: pictures in, explanations out."""
+"""`explain` in one call, and `Explainer`, its reusable form: images in, explanations out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from camtools.boxes import SPECK, boxes_from_masks
 from camtools.classes.names import checked_names
-from camtools.classes.targets import Target, check_top_k, class_indices, is_list, per_picture
+from camtools.classes.targets import Target, check_top_k, class_indices, is_list, per_image
 from camtools.engine import Sizes, check_scores
 from camtools.errors import InputError
 from camtools.explanation import Explanation
@@ -21,7 +21,7 @@ from camtools.heads.box_regressor import BoxRegressor, whole_pixels
 from camtools.images.batches import Batch, Ready, is_ready_batch, read_batches, ready_batches
 from camtools.images.enlarged import enlarged
 from camtools.images.preprocess import Preprocess, as_transform, display_image
-from camtools.images.read import read_pictures
+from camtools.images.read import read_images
 from camtools.model.activations import Activations
 from camtools.model.cam_model import CamModel, unwrapped, wrap
 from camtools.model.device import on_device, to_model
@@ -34,7 +34,7 @@ from camtools.steps.base import State, Step
 
 
 class Explainer:
-    """Explains pictures with one model and one pipeline, prepared once.
+    """Explains images with one model and one pipeline, prepared once.
 
     The model is run in eval mode and left exactly as it was: training flags, gradients, buffers and hooks.
 
@@ -42,7 +42,7 @@ class Explainer:
         model: Any classifier, or a `CamModel`.
         pipeline: Preset name, `Pipeline`, step, or list of steps.
         device: Where to run; a model that lives elsewhere is copied there, never moved. None stays with the model.
-        batch_size: Pictures per forward.
+        batch_size: Images per forward.
         transform: What the model was trained with: a `Preprocess`, a torchvision or timm transform, or any
             deterministic callable from PIL image to tensor; None asks the model. Floating tensors skip it.
         class_names: Names of the classes in order; None asks the model.
@@ -98,26 +98,26 @@ class Explainer:
         target: Target | Sequence[Target | Sequence[Target]] | Tensor | None = None,
         top_k: int | None = None,
     ) -> Explanation | list[Explanation] | list[list[Explanation]]:
-        """Explain one picture or many.
+        """Explain one image or many.
 
         Args:
             images: A path, PIL image, array or tensor, or a list or batch of them; see `camtools.explain`.
-            target: Class index or name; a list gives several classes for a single picture, one per picture for many
+            target: Class index or name; a list gives several classes for a single image, one per image for many
                 (where an element may itself be a list). None takes the likeliest class.
             top_k: This many likeliest classes instead.
 
         Returns:
-            One explanation for a single picture and a single class; a list for several classes or several pictures;
+            One explanation for a single image and a single class; a list for several classes or several images;
             a list of lists for both.
 
         Raises:
-            InputError: A picture cannot be used.
+            InputError: An image cannot be used.
             TargetError: A class does not exist, or `target` has the wrong length.
             ModelError: The model cannot be explained.
         """
         check_top_k(top_k, target)
-        pictures, single = read_pictures(images)
-        targets = per_picture(target, len(pictures), single)
+        input_images, single = read_images(images)
+        targets = per_image(target, len(input_images), single)
         found = list(self._run(self.batches(images, targets, single), top_k))
         if top_k is None and not any(map(is_list, targets)):
             ones = [one[0] for one in found]
@@ -127,18 +127,18 @@ class Explainer:
     def stream(
         self, images: Iterable[Any], target: Target | Sequence[Target] | None = None, top_k: int | None = None
     ) -> Iterator[Explanation | list[Explanation]]:
-        """Explain pictures one after another without keeping them: for more than fit in memory.
+        """Explain images one after another without keeping them: for more than fit in memory.
 
         Args:
-            images: Any iterable of pictures; it is read `2 * batch_size` ahead.
-            target: A class for all pictures, or a list of classes for each; None takes the likeliest.
+            images: Any iterable of images; it is read `2 * batch_size` ahead.
+            target: A class for all images, or a list of classes for each; None takes the likeliest.
             top_k: This many likeliest classes instead.
 
         Yields:
-            What a call would give for each picture, in order.
+            What a call would give for each image, in order.
 
         Raises:
-            InputError: A picture cannot be used; those before it have been yielded by then.
+            InputError: An image cannot be used; those before it have been yielded by then.
             TargetError: A class does not exist.
             ModelError: The model cannot be explained.
         """
@@ -151,15 +151,15 @@ class Explainer:
             yield one if several else one[0]
 
     def batches(self, images: Any, targets: list[Any], single: bool) -> Iterator[Batch]:
-        """Yield one picture or many as batches for the model, read ahead.
+        """Yield one image or many as batches for the model, read ahead.
 
         Args:
             images: As a call takes them.
-            targets: One per picture, passed through.
-            single: Whether `images` is one picture.
+            targets: One per image, passed through.
+            single: Whether `images` is one image.
 
         Raises:
-            InputError: A picture cannot be used; batches of those before it have been yielded by then.
+            InputError: An image cannot be used; batches of those before it have been yielded by then.
         """
         if is_ready_batch(images, self.transform):
             return ready_batches(images, targets, self.batch_size)
@@ -167,13 +167,13 @@ class Explainer:
         return read_batches(numbered, targets, self.transform, self.batch_size)
 
     def _run(self, batches: Iterator[Batch], top_k: int | None) -> Iterator[list[Explanation]]:
-        """Yield the explanations of each picture, one a class."""
+        """Yield the explanations of each image, one a class."""
         for batch in batches:
             yield from self._explain(batch, top_k)
 
     def _explain(self, batch: Batch, top_k: int | None) -> list[list[Explanation]]:
-        """Explain one batch: one forward, then batched steps for each picture size."""
-        wanted = [ready.target for ready in batch.pictures]
+        """Explain one batch: one forward, then batched steps for each image size."""
+        wanted = [ready.target for ready in batch.images]
         counts: list[int] = []
 
         def choose(logits: Tensor) -> Tensor:
@@ -183,16 +183,16 @@ class Explainer:
         activations, state, trace = self.on_grid(batch, choose)
         device = activations.features.device.type
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-            found = self._on_pictures(state, batch.pictures, activations, trace)
+            found = self._on_images(state, batch.images, activations, trace)
         if self.boxes_from is not None:
-            found = _with_boxes(found, self.boxes_from, batch.pictures)
-        return [of_picture[:count] for of_picture, count in zip(found, counts, strict=True)]
+            found = _with_boxes(found, self.boxes_from, batch.images)
+        return [of_image[:count] for of_image, count in zip(found, counts, strict=True)]
 
     def on_grid(self, batch: Batch, choose: Callable[[Tensor], Tensor]) -> tuple[Activations, State, list[TraceStep]]:
         """Run the model once, or twice for `Enlarge`, and the pipeline's steps on the feature grid.
 
         Args:
-            batch: Pictures of any sizes whose tensors have one shape.
+            batch: Images of any sizes whose tensors have one shape.
             choose: From logits (B, K) to the classes to map, (B, K') int64.
 
         Returns:
@@ -209,7 +209,7 @@ class Explainer:
             stages = self.pipeline.needs_stages
             with untouched(inner):
                 activations = self.model.activations(x, stages if larger is None else 0)
-                check_scores(activations.logits, batch.pictures)
+                check_scores(activations.logits, batch.images)
                 targets = choose(activations.logits)
                 source = activations if larger is None else self.model.activations(larger, stages)
                 weights = source.weights(targets)
@@ -225,17 +225,17 @@ class Explainer:
         """Return the inputs that the pipeline wants maps from; None for the model's own."""
         if self.pipeline.scale == 1:
             return None
-        larger = enlarged([ready.picture for ready in batch.pictures], x, self.transform, self.pipeline.scale)
+        larger = enlarged([ready.input_image for ready in batch.images], x, self.transform, self.pipeline.scale)
         return larger if self._sizes.taken(larger) else None
 
-    def _on_pictures(
+    def _on_images(
         self,
         state: State,
         batch: list[Ready],
         activations: Activations,
         trace: list[TraceStep],
     ) -> list[list[Explanation]]:
-        """Run the steps on the pictures' pixels, together for pictures of one geometry, and collect the results."""
+        """Run the steps on the images' pixels, together for images of one geometry, and collect the results."""
         targets = state.require("labels", self)
         scores = probabilities(activations.logits, self.activation).gather(1, targets).cpu()
         labels, logits = targets.cpu(), activations.logits.detach()
@@ -249,7 +249,7 @@ class Explainer:
             boxes, limits = iter(boxes_from_masks(masks, SPECK)), thresholds.cpu()
             for row, i in enumerate(members):
                 for k in range(labels.shape[1]):
-                    early, cut = Cut(k), Cut(k)  # a step on the grid has a row for each of the batch's pictures
+                    early, cut = Cut(k), Cut(k)  # a step on the grid has a row for each of the batch's images
                     exp = Explanation(
                         label=int(labels[i, k]),
                         name=self.name(int(labels[i, k])),
@@ -262,7 +262,7 @@ class Explainer:
                         exact=activations.decomposition.exact,
                         layer=activations.decomposition.layer,
                         logits=logits[i].clone(),
-                        picture=batch[i].picture,
+                        input_image=batch[i].input_image,
                         transform=self.transform,
                         pipeline=self.pipeline_name,
                         trace=early.steps(trace, i) + cut.steps(later, row),
@@ -271,11 +271,11 @@ class Explainer:
         return found
 
     def part(self, state: State, members: list[int], batch: list[Ready], images: bool) -> State:
-        """Return the state of the pictures of one geometry, ready for the steps on their pixels.
+        """Return the state of the images of one geometry, ready for the steps on their pixels.
 
         Args:
             state: Of the whole batch, from `on_grid`.
-            members: Which pictures, all of one geometry.
+            members: Which images, all of one geometry.
             batch: The whole batch.
             images: Whether to fill `State.images`.
         """
@@ -286,7 +286,7 @@ class Explainer:
                 changes[name] = value if value is None else value[members]
             changes["stages"] = state.stages and tuple(one[members] for one in state.stages)
         if images:
-            shown = np.stack([np.asarray(display_image(batch[i].picture, self.transform)) for i in members])
+            shown = np.stack([np.asarray(display_image(batch[i].input_image, self.transform)) for i in members])
             pixels = torch.from_numpy(shown).permute(0, 3, 1, 2)
             changes["images"] = pixels.to(state.require("maps", self).device, torch.float32) / 255
         return state.replace(**changes)
@@ -319,15 +319,15 @@ def explain(
 
     Args:
         model: Any classifier: timm, torchvision, or a module of your own. It is left exactly as it was.
-        image: One picture or a list of them: path, PIL image, uint8 tensor (C, H, W), or array (H, W[, C]) of uint8,
+        image: One image or a list of them: path, PIL image, uint8 tensor (C, H, W), or array (H, W[, C]) of uint8,
             uint16 or floats in [0, 1]. A floating tensor (C, H, W), or a batch (B, C, H, W), is taken as ready for the
             model, and boxes are in its pixels.
-        target: Class index or name; a list gives several classes for a single picture, one per picture for many.
+        target: Class index or name; a list gives several classes for a single image, one per image for many.
             None takes the likeliest class.
         top_k: This many likeliest classes instead.
         pipeline: Preset name (a key of `camtools.PRESETS`), `Pipeline`, step, or list of steps.
         device: Where to run; a model that lives elsewhere is copied there. None stays with the model.
-        batch_size: Pictures per forward.
+        batch_size: Images per forward.
         transform: The model's preprocessing; None asks the model. See `Explainer`.
         class_names: Names of the classes in order; None asks the model.
         activation: How logits become `score`: "softmax", or "sigmoid" for multi-label models.
@@ -335,11 +335,11 @@ def explain(
         boxes_from: A `BoxRegressor` that the boxes come from, see `Explainer`.
 
     Returns:
-        One `Explanation` for a single picture and class; a list for several classes or several pictures; a list of
+        One `Explanation` for a single image and class; a list for several classes or several images; a list of
         lists for both.
 
     Raises:
-        InputError: A picture or argument cannot be used.
+        InputError: An image or argument cannot be used.
         TargetError: A class does not exist, or `target` has the wrong length.
         ModelError: The model cannot be explained.
         PipelineError: The pipeline is unknown or impossible.
@@ -363,9 +363,9 @@ def explain(
 
 
 def _with_boxes(
-    found: list[list[Explanation]], regressor: BoxRegressor, pictures: Sequence[Ready]
+    found: list[list[Explanation]], regressor: BoxRegressor, images: Sequence[Ready]
 ) -> list[list[Explanation]]:
-    """Give every picture's explanations the regressor's box instead of their masks'."""
-    boxes = regressor.boxes_of([ready.picture for ready in pictures])
-    whole = [whole_pixels(box[None], ready.picture.size) for box, ready in zip(boxes, pictures, strict=True)]
-    return [[replace(one, boxes=box) for one in of_picture] for of_picture, box in zip(found, whole, strict=True)]
+    """Give every image's explanations the regressor's box instead of their masks'."""
+    boxes = regressor.boxes_of([ready.input_image for ready in images])
+    whole = [whole_pixels(box[None], ready.input_image.size) for box, ready in zip(boxes, images, strict=True)]
+    return [[replace(one, boxes=box) for one in of_image] for of_image, box in zip(found, whole, strict=True)]

@@ -1,4 +1,4 @@
-"""The result: one class in one picture, as map, mask and boxes."""
+"""The result: one class in one image, as map, mask and boxes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from camtools.drawing.overlay import draw_overlay
 from camtools.errors import InputError
 from camtools.files import staging, swap
 from camtools.images.preprocess import Transform, display_image
-from camtools.images.read import Picture
+from camtools.images.read import InputImage
 from camtools.pipeline.trace import TraceStep
 
 FILES = {"overlay": "overlay.png", "mask": "mask.png", "map": "map.npy"}  # what `save` writes
@@ -26,23 +26,23 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Where one class is in one picture. Tensors are on the model's device, boxes on the CPU.
+    """Where one class is in one image. Tensors are on the model's device, boxes on the CPU.
 
     Attributes:
         label: Class index.
         name: Class name; the index as text where no names are known.
         score: The model's probability for the class, in [0, 1].
-        map: Normalised map at the original picture's resolution, (H, W) float32 in [0, 1].
+        map: Normalised map at the original image's resolution, (H, W) float32 in [0, 1].
         raw_map: The class map before normalisation, signed, at feature resolution, (h, w) float32.
         threshold: What `map` was compared with.
         mask: `map > threshold`, (H, W) bool.
         boxes: One box per connected part of the mask, the part with the most pixels first, (N, 4) int64: x0, y0, x1,
-            y1 in pixels of the original picture, half-open. Parts with less than a hundredth of the largest's pixels
+            y1 in pixels of the original image, half-open. Parts with less than a hundredth of the largest's pixels
             get none. (0, 4) where the mask is empty. One, whatever the mask, where a `BoxRegressor` gave it.
         exact: Whether the map comes from the classifier's own weights (True) or from its head linearised (False).
         layer: Dotted name of the layer the features come from.
         logits: All class scores of the model, (K,).
-        picture: What came in.
+        input_image: What came in.
         transform: What made it ready for the model.
         pipeline: The preset's name, or the steps on one line.
         trace: The map after every step, in order; empty unless asked for by `trace=True`.
@@ -59,7 +59,7 @@ class Explanation:
     exact: bool
     layer: str
     logits: Tensor
-    picture: Picture
+    input_image: InputImage
     transform: Transform
     pipeline: str = ""
     trace: tuple[TraceStep, ...] = ()
@@ -71,18 +71,18 @@ class Explanation:
 
     @property
     def image(self) -> Image.Image:
-        """The original picture, RGB; a ready tensor is shown with its normalisation undone, as far as it is known."""
-        return display_image(self.picture, self.transform)
+        """The original image, RGB; a ready tensor is shown with its normalisation undone, as far as it is known."""
+        return display_image(self.input_image, self.transform)
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of the original picture in pixels."""
-        return self.picture.size
+        """(H, W) of the original image in pixels."""
+        return self.input_image.size
 
     @property
     def source(self) -> str | None:
-        """The picture's path, or None where it did not come from a file."""
-        return self.picture.source
+        """The image's path, or None where it did not come from a file."""
+        return self.input_image.source
 
     def cpu(self) -> Explanation:
         """Return the same explanation with every tensor on the CPU."""
@@ -102,17 +102,17 @@ class Explanation:
         boxes: Literal["largest", "all", "none"] = "largest",
         legend: bool = True,
     ) -> Image.Image:
-        """Draw map, box, class and score over the picture, with a legend.
+        """Draw map, box, class and score over the image, with a legend.
 
         Args:
             alpha: Weight of the map's colours, in [0, 1].
             colormap: Name of a matplotlib colour map.
             boxes: Which boxes to draw.
-            legend: Whether to explain the colours, the threshold and the box, on white below the picture (beside it
-                where it is narrow). A name that is too long for the picture is there in full.
+            legend: Whether to explain the colours, the threshold and the box, on white below the image (beside it
+                where it is narrow). A name that is too long for the image is there in full.
 
         Returns:
-            RGB picture. Without a legend it has the original's size; with one it is larger, and has the picture at its
+            RGB image. Without a legend it has the original's size; with one it is larger, and has the image at its
             top left.
 
         Raises:
@@ -134,7 +134,7 @@ class Explanation:
             colormap: Name of a matplotlib colour map, for normalised maps.
 
         Returns:
-            RGB picture.
+            RGB image.
 
         Raises:
             InputError: The explanation has no trace, or an argument cannot be used.
@@ -145,7 +145,7 @@ class Explanation:
 
     @property
     def caption(self) -> str:
-        """Name and score, as they are written on pictures."""
+        """Name and score, as they are written on images."""
         return f"{self.name} {self.score:.1%}"
 
     def choose(self, boxes: Literal["largest", "all", "none"]) -> Tensor:
@@ -180,10 +180,10 @@ class Explanation:
     def to_coco(
         self, image_id: int = 1, *, first_annotation_id: int = 1, category_id: int | None = None
     ) -> dict[str, Any]:
-        """Return a COCO data set of this one picture: what annotation tools import.
+        """Return a COCO data set of this one image: what annotation tools import.
 
         Args:
-            image_id: Number of the picture.
+            image_id: Number of the image.
             first_annotation_id: Number of the first annotation; every part of the mask is one.
             category_id: Number of the class; `label + 1` by default, since 0 is reserved for background in many tools.
 

@@ -34,7 +34,7 @@ def load_model(
     Args:
         spec: "timm/NAME" or "timm/NAME.TAG", "torchvision/NAME", "package.module:function", or
             "path/FILE.py:function"; or a file that `HeadedModel.save` wrote. A function returns the model; or
-            (model, mean, std); or (model, transform), a `Preprocess` or a callable from a PIL picture to a tensor; or a
+            (model, mean, std); or (model, transform), a `Preprocess` or a callable from a PIL image to a tensor; or a
             dict with "model" and any of "mean", "std", "size", "transform", "class_names".
         weights: A checkpoint (safetensors or PyTorch, see `camtools.checkpoints.read_checkpoint`), one that
             `HeadedModel.save` wrote included, whose head then comes with it; for torchvision also
@@ -43,7 +43,7 @@ def load_model(
             unless a checkpoint is named.
         num_classes: How many classes to build; read from the checkpoint where left out.
         class_names: Names by index, instead of those that come with the model.
-        mean: What to subtract from pictures in [0, 1], per channel, instead of the model's own.
+        mean: What to subtract from images in [0, 1], per channel, instead of the model's own.
         std: What to divide them by then, instead of the model's own.
         size: The input's size in pixels, a side or (height, width), instead of the model's own; the resize before the
             crop changes in proportion.

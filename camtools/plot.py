@@ -33,27 +33,27 @@ def compare(
     titles: Sequence[str] | None = None,
     truth: Boxes | Sequence[Boxes] = None,
     truth_masks: Tensor | NDArray[Any] | Sequence[Tensor | NDArray[Any] | None] | None = None,
-    picture: bool = False,
+    image: bool = False,
     columns: int | None = None,
     height: int = 240,
     alpha: float = 0.5,
     colormap: str = "inferno",
     boxes: Literal["largest", "all", "none"] = "largest",
 ) -> Image.Image:
-    """Draw explanations side by side: one picture under several pipelines, or a grid of pictures and pipelines.
+    """Draw explanations side by side: one image under several pipelines, or a grid of images and pipelines.
 
     Under each panel are class, score and, where the truth is given, the IoU (intersection over union) of the
     explanation's `box` with the true box that it fits best. One legend explains the whole figure. Panels keep their
-    pictures' proportions.
+    images' proportions.
 
     Args:
-        explanations: A list, of one picture or several; or a list of lists, one a picture: a row of the figure each.
+        explanations: A list, of one image or several; or a list of lists, one per image: a row of the figure each.
         titles: One for each explanation of a list, or each column of a grid. By default the explanations' pipelines,
             and layers where these differ.
-        truth: True boxes, (N, 4) xyxy in the original picture's pixels, half-open; NaN rows are left out. One tensor
+        truth: True boxes, (N, 4) xyxy in the original image's pixels, half-open; NaN rows are left out. One tensor
             for all, or a list of one (or None) for each explanation of a list, or each row of a grid.
         truth_masks: True pixels, (H, W) bool, in the same way; their outline is drawn.
-        picture: Whether each row begins with the plain picture, with the truth if there is any.
+        image: Whether each row begins with the plain image, with the truth if there is any.
         columns: Panels in a row, for a list; as many as fit in about 1,600 pixels by default.
         height: Of the panels in pixels; strips more than three times as long as they are wide deviate.
         alpha: Weight of the maps' colours, in [0, 1].
@@ -61,14 +61,14 @@ def compare(
         boxes: Which of the explanations' boxes to draw.
 
     Returns:
-        RGB picture.
+        RGB image.
 
     Raises:
         InputError: There is nothing to draw, an argument is out of range, or titles or truth do not match.
 
     Example:
         >>> found = [camtools.explain(model, "bird.jpg", pipeline=name) for name in ("cam", "rcam")]
-        >>> camtools.plot.compare(found, truth=torch.tensor([[30, 12, 200, 180]]), picture=True).save("bird.png")
+        >>> camtools.plot.compare(found, truth=torch.tensor([[30, 12, 200, 180]]), image=True).save("bird.png")
     """
     whole(height, "height", 16)
     rows, grid = _rows(explanations)
@@ -82,13 +82,13 @@ def compare(
     panels: list[list[Panel]] = []
     for i, row in enumerate(rows):
         made: list[Panel] = []
-        if picture:
+        if image:
             if len({exp.size for exp in row}) > 1:
-                raise InputError("picture=True: expected explanations of one picture in a row. Pass a list a picture")
+                raise InputError("image=True: expected explanations of one image in a row. Pass a list per image")
             first = i if grid else 0
             plain = _draw(row[0], true[first], masks[first], height, 0.0, colormap, "none")
             name = Path(row[0].source).name if row[0].source else ""
-            heading = title("picture") if i == 0 and headings else None
+            heading = title("image") if i == 0 and headings else None
             made.append([heading, stacked([plain, note(name, 3)], size)])
         for k, exp in enumerate(row):
             own = i if grid else k
@@ -109,7 +109,7 @@ def _draw(
     colormap: str,
     boxes: Literal["largest", "all", "none"],
 ) -> Image.Image:
-    """Draw one panel's picture at its size in the figure, so that lines are crisp."""
+    """Draw one panel's image at its size in the figure, so that lines are crisp."""
     image = exp.image
     size = fit(image.width, image.height, height)
     scale = np.array([size[0] / image.width, size[1] / image.height] * 2)
@@ -118,7 +118,7 @@ def _draw(
     width = max(2, round(height / 110))
     if mask is not None:
         if mask.shape != exp.size:
-            raise InputError(f"truth_masks: expected (H, W) = {exp.size}, the picture's size, not {mask.shape}")
+            raise InputError(f"truth_masks: expected (H, W) = {exp.size}, the image's size, not {mask.shape}")
         small = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
         outlined(canvas, np.asarray(small), TRUTH, width)
     draw = ImageDraw.Draw(canvas)

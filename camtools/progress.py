@@ -1,4 +1,4 @@
-"""The progress bar of an evaluation, with pictures a second."""
+"""The progress bar of an evaluation, with images per second."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ def progress_bar(total: int, words: str, shown: bool) -> Iterator[Callable[[int]
     """Show a bar on stderr, where that is a terminal.
 
     Args:
-        total: Pictures to do.
+        total: Images to do.
         words: What is being done.
         shown: Whether to show it at all.
 
     Yields:
-        What is to be told how many more pictures are done.
+        What is to be told how many more images are done.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
@@ -24,11 +24,11 @@ def progress_bar(total: int, words: str, shown: bool) -> Iterator[Callable[[int]
     from rich.text import Text
 
     class Speed(ProgressColumn):
-        """Pictures a second."""
+        """Images a second."""
 
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text(f"{speed:.1f} pictures/s" if speed else "- pictures/s")
+            return Text(f"{speed:.1f} images/s" if speed else "- images/s")
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), Remaining())
@@ -43,12 +43,12 @@ def training_bar(total: int, words: str, shown: bool) -> Iterator[Callable[[int,
     """Show a bar on stderr, where that is a terminal.
 
     Args:
-        total: Pictures of the epoch.
+        total: Images of the epoch.
         words: Which epoch it is.
         shown: Whether to show it at all.
 
     Yields:
-        What is to be told how many more pictures are done, and the loss in words ("" leaves it).
+        What is to be told how many more images are done, and the loss in words ("" leaves it).
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
@@ -56,11 +56,11 @@ def training_bar(total: int, words: str, shown: bool) -> Iterator[Callable[[int,
     from rich.text import Text
 
     class Speed(ProgressColumn):
-        """Pictures a second."""
+        """Images a second."""
 
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text(f"{speed:.1f} pictures/s" if speed else "- pictures/s")
+            return Text(f"{speed:.1f} images/s" if speed else "- images/s")
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), Remaining())

@@ -1,4 +1,4 @@
-"""The result of `segment`: which class every pixel of a picture is of."""
+"""The result of `segment`: which class every pixel of an image is of."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from camtools.drawing.panels import outlined
 from camtools.errors import InputError
 from camtools.files import staging, swap
 from camtools.images.preprocess import Transform, display_image
-from camtools.images.read import Picture
+from camtools.images.read import InputImage
 
 FILES = {"overlay": "overlay.png", "mask": "mask.png"}  # what `save` writes
 MANIFEST = "manifest.json"
@@ -32,10 +32,10 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """Which class every pixel of one picture is of; n classes were looked for. Tensors are on the model's device.
+    """Which class every pixel of one image is of; n classes were looked for. Tensors are on the model's device.
 
     Attributes:
-        mask: (H, W) int64 on the original picture's pixels: 0 is background, class index + 1 a class, as in VOC's
+        mask: (H, W) int64 on the original image's pixels: 0 is background, class index + 1 a class, as in VOC's
             masks, `Record.semantic` and `MeanIoU`.
         classes: Indices of the classes that were looked for, likeliest first or in the caller's order. One may have
             lost every pixel to the others.
@@ -47,7 +47,7 @@ class Segmentation:
         exact: Whether the maps come from the classifier's own weights (True) or from its head linearised (False).
         layer: Dotted name of the layer the features come from.
         logits: All class scores of the model, (K,).
-        picture: What came in.
+        image: What came in.
         transform: What made it ready for the model.
         pipeline: The preset's name, or the steps on one line.
         crf: The CRF that refined the probabilities, as it prints; None for none.
@@ -63,25 +63,25 @@ class Segmentation:
     exact: bool
     layer: str
     logits: Tensor
-    picture: Picture
+    input_image: InputImage
     transform: Transform
     pipeline: str = ""
     crf: str | None = None
 
     @property
     def image(self) -> Image.Image:
-        """The original picture, RGB; a ready tensor is shown with its normalisation undone, as far as it is known."""
-        return display_image(self.picture, self.transform)
+        """The original image, RGB; a ready tensor is shown with its normalisation undone, as far as it is known."""
+        return display_image(self.input_image, self.transform)
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of the original picture in pixels."""
-        return self.picture.size
+        """(H, W) of the original image in pixels."""
+        return self.input_image.size
 
     @property
     def source(self) -> str | None:
-        """The picture's path, or None where it did not come from a file."""
-        return self.picture.source
+        """The image's path, or None where it did not come from a file."""
+        return self.input_image.source
 
     @cached_property
     def masks(self) -> Tensor:
@@ -113,14 +113,14 @@ class Segmentation:
         return replace(self, **moved)
 
     def to_image(self) -> Image.Image:
-        """Return the mask as a picture with VOC's palette, mode "P"; what its values mean is in `values`.
+        """Return the mask as an image with VOC's palette, mode "P"; what its values mean is in `values`.
 
         Raises:
-            InputError: There are more than 254 classes in this one picture.
+            InputError: There are more than 254 classes in this one image.
         """
         if len(self.classes) >= LARGEST:
             raise InputError(
-                f"{len(self.classes)} classes do not fit into a picture with a palette: expected at most "
+                f"{len(self.classes)} classes do not fit into an image with a palette: expected at most "
                 f"{LARGEST - 1}. Look for fewer classes, or store `mask` itself"
             )
         pixels = np.zeros(self.size, dtype=np.uint8)
@@ -135,18 +135,18 @@ class Segmentation:
 
         Args:
             alpha: Weight of the tint, in [0, 1].
-            legend: Whether to say which colour is which class, on white below the picture (beside it where it is
+            legend: Whether to say which colour is which class, on white below the image (beside it where it is
                 narrow).
 
         Returns:
-            RGB picture. Without a legend it has the original's size; with one it is larger, and has the picture at its
+            RGB image. Without a legend it has the original's size; with one it is larger, and has the image at its
             top left.
 
         Raises:
             InputError: `alpha` is out of range.
         """
         if not 0 <= alpha <= 1:
-            raise InputError(f"alpha={alpha}: expected a weight between 0 (picture only) and 1 (colours only)")
+            raise InputError(f"alpha={alpha}: expected a weight between 0 (image only) and 1 (colours only)")
         canvas = self.image.convert("RGB")
         colours = [voc_colour(value) for value in self.values]
         masks = self.masks.cpu()
@@ -167,7 +167,7 @@ class Segmentation:
             Key(f"{name} {score:.1%}, {share:.1%} of the pixels", colour if share else None)
             for name, score, share, colour in zip(self.names, self.scores, shares, colours, strict=True)
         ]
-        return keys or [Key("no class in this picture")]
+        return keys or [Key("no class in this image")]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays, ready for JSON."""
@@ -211,7 +211,7 @@ class Segmentation:
             The directory.
 
         Raises:
-            InputError: It cannot be written to, or the classes do not fit into a picture with a palette.
+            InputError: It cannot be written to, or the classes do not fit into an image with a palette.
         """
         target = Path(directory)
         try:

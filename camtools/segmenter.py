@@ -1,4 +1,4 @@
-"""`segment` in one call, and `Segmenter`, its reusable form: pictures in, semantic masks out."""
+"""`segment` in one call, and `Segmenter`, its reusable form: images in, semantic masks out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from camtools.classes.targets import Target, class_indices, is_list
 from camtools.errors import InputError, TargetError
 from camtools.explainer import Explainer
 from camtools.images.batches import Batch, Ready, read_batches
-from camtools.images.read import read_pictures
+from camtools.images.read import read_images
 from camtools.model.activations import Activations
 from camtools.model.outputs import probabilities
 from camtools.pipeline.pipeline import Pipeline
@@ -39,7 +39,7 @@ def default_crf() -> CRF:
 
 
 class Segmenter:
-    """Makes semantic masks of pictures with a classifier that knows no more than which classes are in a picture.
+    """Makes semantic masks of images with a classifier that knows no more than which classes are in an image.
 
     Every class that is looked for gets its map from one forward, normalised to [0, 1] by the pipeline. A class k and
     the background are equally likely where its map m_k is at the background score b, and the odds of k against the
@@ -63,7 +63,7 @@ class Segmenter:
             the kernels, iterations, backend, scale and eps count, and `background` gives way to the one above.
         activation: How logits become scores: "softmax", or "sigmoid" for multi-label models.
         device: Where to run; see `Explainer`.
-        batch_size: Pictures per forward.
+        batch_size: Images per forward.
         transform: The model's preprocessing; None asks the model. See `Explainer`.
         class_names: Names of the classes in order; None asks the model.
 
@@ -111,44 +111,44 @@ class Segmenter:
         self.crf = crf if isinstance(crf, CRF) else default_crf() if crf else None
 
     def __call__(self, images: Any, classes: Classes = None) -> Segmentation | list[Segmentation]:
-        """Segment one picture or many.
+        """Segment one image or many.
 
         Args:
             images: A path, PIL image, array or tensor, or a list or batch of them; see `camtools.explain`.
             classes: Which classes to look for, whatever their scores: one index or name, or a list of them, for every
-                picture. For many pictures also a list with a list for each, which may be empty, or None for those
+                image. For many images also a list with a list for each, which may be empty, or None for those
                 above `min_score`.
 
         Returns:
-            One segmentation for a single picture, else a list. A picture in which no class is above `min_score` is all
+            One segmentation for a single image, else a list. An image in which no class is above `min_score` is all
             background.
 
         Raises:
-            InputError: A picture cannot be used.
+            InputError: An image cannot be used.
             TargetError: A class does not exist or is named twice, or `classes` has the wrong length.
             ModelError: The model cannot be explained.
         """
-        pictures, single = read_pictures(images)
-        wanted = _per_picture(classes, len(pictures), single)
+        input_images, single = read_images(images)
+        wanted = _per_image(classes, len(input_images), single)
         found = list(self._run(self.explainer.batches(images, wanted, single)))
         return found[0] if single else found
 
     def stream(self, images: Iterable[Any], classes: Target | Sequence[Target] | None = None) -> Iterator[Segmentation]:
-        """Segment pictures one after another without keeping them: for more than fit in memory.
+        """Segment images one after another without keeping them: for more than fit in memory.
 
         Args:
-            images: Any iterable of pictures; it is read `2 * batch_size` ahead.
-            classes: Which classes to look for in every picture; None for those above `min_score`.
+            images: Any iterable of images; it is read `2 * batch_size` ahead.
+            classes: Which classes to look for in every image; None for those above `min_score`.
 
         Yields:
-            What a call would give for each picture, in order.
+            What a call would give for each image, in order.
 
         Raises:
-            InputError: A picture cannot be used; those before it have been yielded by then.
+            InputError: An image cannot be used; those before it have been yielded by then.
             TargetError: A class does not exist or is named twice.
             ModelError: The model cannot be explained.
         """
-        wanted = _per_picture(classes, 1, True)[0]
+        wanted = _per_image(classes, 1, True)[0]
         explainer = self.explainer
         return self._run(read_batches(enumerate(images), repeat(wanted), explainer.transform, explainer.batch_size))
 
@@ -157,26 +157,26 @@ class Segmenter:
             yield from self._segment(batch)
 
     def _segment(self, batch: Batch) -> list[Segmentation]:
-        """Segment one batch: one forward, then batched steps for each picture size."""
+        """Segment one batch: one forward, then batched steps for each image size."""
         counts: list[int] = []
 
         def choose(logits: Tensor) -> Tensor:
-            targets, counts[:] = self._chosen(logits, [ready.target for ready in batch.pictures])
+            targets, counts[:] = self._chosen(logits, [ready.target for ready in batch.images])
             return targets
 
         activations, state, _ = self.explainer.on_grid(batch, choose)
         found: dict[int, Segmentation] = {}
         device = activations.features.device.type
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-            for geometry in dict.fromkeys(ready.geometry for ready in batch.pictures):
-                members = [i for i, ready in enumerate(batch.pictures) if ready.geometry == geometry]
-                found |= self._of_one_size(activations, state, batch.pictures, members, counts)
-        return [found[i] for i in range(len(batch.pictures))]
+            for geometry in dict.fromkeys(ready.geometry for ready in batch.images):
+                members = [i for i, ready in enumerate(batch.images) if ready.geometry == geometry]
+                found |= self._of_one_size(activations, state, batch.images, members, counts)
+        return [found[i] for i in range(len(batch.images))]
 
     def _of_one_size(
         self, activations: Activations, state: State, batch: list[Ready], members: list[int], counts: list[int]
     ) -> dict[int, Segmentation]:
-        """Segment the pictures of one geometry."""
+        """Segment the images of one geometry."""
         explainer, labels = self.explainer, state.require("labels", self)
         images = self.crf is not None or explainer.pipeline.needs_image
         most = max(1, *(counts[i] for i in members))
@@ -206,7 +206,7 @@ class Segmenter:
                 exact=activations.decomposition.exact,
                 layer=activations.decomposition.layer,
                 logits=activations.logits[i].detach().clone(),
-                picture=batch[i].picture,
+                input_image=batch[i].input_image,
                 transform=explainer.transform,
                 pipeline=explainer.pipeline_name,
                 crf=None if self.crf is None else repr(self.crf),
@@ -225,7 +225,7 @@ class Segmenter:
         return _refined(self.crf, unary, images)
 
     def _chosen(self, logits: Tensor, wanted: Sequence[Any]) -> tuple[Tensor, list[int]]:
-        """Return the classes of each picture, (B, K') with at least one column, and how many of them count."""
+        """Return the classes of each image, (B, K') with at least one column, and how many of them count."""
         names = self.explainer.class_names
         scores = probabilities(logits, self.explainer.activation)
         order = scores.argsort(dim=1, descending=True, stable=True).tolist()
@@ -263,11 +263,11 @@ def segment(
     transform: Any = None,
     class_names: Sequence[str] | None = None,
 ) -> Segmentation | list[Segmentation]:
-    """Say which class every pixel of a picture is of, with a classifier trained on image labels alone.
+    """Say which class every pixel of an image is of, with a classifier trained on image labels alone.
 
     Args:
         model: Any classifier; it is left exactly as it was.
-        image: One picture or a list of them, see `camtools.explain`.
+        image: One image or a list of them, see `camtools.explain`.
         classes: Which classes to look for; None for those above `min_score`. See `Segmenter`.
         pipeline: Preset name, `Pipeline`, step, or list of steps.
         background: The map value at which class and background are equally likely; None for the pipeline's threshold.
@@ -275,15 +275,15 @@ def segment(
         crf: Whether to refine all classes together by a CRF, or a `camtools.steps.CRF` of your own.
         activation: How logits become scores: "softmax", or "sigmoid" for multi-label models.
         device: Where to run; a model that lives elsewhere is copied there. None stays with the model.
-        batch_size: Pictures per forward.
+        batch_size: Images per forward.
         transform: The model's preprocessing; None asks the model.
         class_names: Names of the classes in order; None asks the model.
 
     Returns:
-        One `Segmentation` for a single picture, else a list.
+        One `Segmentation` for a single image, else a list.
 
     Raises:
-        InputError: A picture or argument cannot be used.
+        InputError: An image or argument cannot be used.
         TargetError: A class does not exist or is named twice, or `classes` has the wrong length.
         ModelError: The model cannot be explained.
         PipelineError: The pipeline is unknown or impossible.
@@ -321,8 +321,8 @@ def _first(state: State, most: int) -> State:
     return state.replace(**{name: value if value is None else value[:, :most] for name, value in fields.items()})
 
 
-def _per_picture(classes: Any, count: int, single: bool) -> list[list[Any] | None]:
-    """Return the classes that the caller names for each picture; None where it is for the scores to say."""
+def _per_image(classes: Any, count: int, single: bool) -> list[list[Any] | None]:
+    """Return the classes that the caller names for each image; None where it is for the scores to say."""
     if isinstance(classes, Tensor | np.ndarray):
         classes = classes.tolist()
     if classes is None:
@@ -335,10 +335,10 @@ def _per_picture(classes: Any, count: int, single: bool) -> list[list[Any] | Non
     if not any(one is None or is_list(one) for one in listed):
         return [listed] * count
     if single or len(listed) != count:
-        pictures = "a single picture" if single else f"{count} pictures"
+        images = "a single image" if single else f"{count} images"
         raise TargetError(
-            f"classes has {len(listed)} items, lists among them, for {pictures}: expected a flat list of "
-            "classes for every picture alike, or a list with a list for each"
+            f"classes has {len(listed)} items, lists among them, for {images}: expected a flat list of "
+            "classes for every image alike, or a list with a list for each"
         )
     return [one if one is None else list(one) if is_list(one) else [one] for one in listed]
 

@@ -36,10 +36,10 @@ def repo() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real pictures and weights beside the repository; skips where it is absent."""
+    """The folder of real images and weights beside the repository; skips where it is absent."""
     path = REPO.parent / "shared"
     if not (path / "data").is_dir():
-        pytest.skip("needs the shared pictures and weights (../shared), which are not here")
+        pytest.skip("needs the shared images and weights (../shared), which are not here")
     return path
 
 

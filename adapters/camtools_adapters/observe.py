@@ -1,8 +1,8 @@
 """Finding F in a model nobody described, by watching one forward and the gradients that come back through it.
 
-F is the last tensor with picture positions through which everything the classifier knows about the picture passes,
+F is the last tensor with image positions through which everything the classifier knows about the image passes,
 and whose positions all reach the logits. Both are read off autograd: a tensor lets everything through if the
-picture's gradient by way of it alone equals the picture's gradient, and a position reaches the logits if its own
+image's gradient by way of it alone equals the image's gradient, and a position reaches the logits if its own
 gradient is not zero. Class tokens after the last attention fail the second test, side branches the first.
 """
 
@@ -30,7 +30,7 @@ MAX_PREFIX_TOKENS = 16
 REACHING = 0.25
 # Relative error at which the gradient by way of one tensor counts as the whole gradient.
 SAME = 1e-3
-# How far, as a share of the picture, corner cells must look to the wrong side to count as turned.
+# How far, as a share of the image, corner cells must look to the wrong side to count as turned.
 APART = 0.05
 # How many tensors, counted from the logits, to keep the gradients of: F is among the last, and large models have many.
 LAST = 256
@@ -39,7 +39,7 @@ TRIES = 40
 
 
 def observe(model: nn.Module, example: Tensor) -> FeatureSpec:
-    """Find F by one forward and a few backward passes over a single picture.
+    """Find F by one forward and a few backward passes over a single image.
 
     Args:
         model: Any classifier; left as it was.
@@ -52,16 +52,16 @@ def observe(model: nn.Module, example: Tensor) -> FeatureSpec:
         ModelError: The model returns no class scores, or no tensor in it has positions that reach them.
     """
     with torch.inference_mode(False), torch.enable_grad(), untouched(model):
-        picture = example.detach().clone().requires_grad_()
-        given = picture.clone()  # a model may normalise its input in place
+        image = example.detach().clone().requires_grad_()
+        given = image.clone()  # a model may normalise its input in place
         with Recorder(model) as recorder:
-            logits = class_scores(call_eagerly(model, given), picture.shape[0])
-        seen = [s for s in recorder.tensors() if s.tensor.requires_grad and s.tensor.shape[0] == picture.shape[0]]
+            logits = class_scores(call_eagerly(model, given), image.shape[0])
+        seen = [s for s in recorder.tensors() if s.tensor.requires_grad and s.tensor.shape[0] == image.shape[0]]
         seen = [s for s in seen if s.tensor is not given]
         seen = seen[-LAST:]
         if not logits.requires_grad:
             raise ModelError(
-                f"the scores of {type(model).__name__} do not depend on the picture through autograd (its forward runs "
+                f"the scores of {type(model).__name__} do not depend on the image through autograd (its forward runs "
                 "under torch.no_grad() or is not made of torch operations), so its features cannot be found by "
                 "observing it. Pass wrap(model, spec=FeatureSpec(layer=...)) or register an adapter for it"
             )
@@ -72,26 +72,26 @@ def observe(model: nn.Module, example: Tensor) -> FeatureSpec:
             )
         whole = None
         for score in (logits[0, logits[0].argmax()], *recorder.vector_scores()):
-            whole = _note_gradients(score, seen, picture)
+            whole = _note_gradients(score, seen, image)
             if whole is not None:
                 break
         if whole is None:
             raise ModelError(
-                f"the scores of {type(model).__name__} do not change with the picture: the gradient is zero "
+                f"the scores of {type(model).__name__} do not change with the image: the gradient is zero "
                 "everywhere. Load trained weights, or pass wrap(model, spec=FeatureSpec(layer=...))"
             )
-        spec = _last_cut(model, seen, {note.layer for note in recorder.notes}, picture, whole)
+        spec = _last_cut(model, seen, {note.layer for note in recorder.notes}, image, whole)
         if spec is None:
             raise ModelError(
-                f"{type(model).__name__} has no tensor with picture positions that all reach the class scores: "
+                f"{type(model).__name__} has no tensor with image positions that all reach the class scores: "
                 "it mixes or drops positions before any layer camtools can see. Pass "
                 "wrap(model, spec=FeatureSpec(layer=...)) to choose a layer, or register an adapter for it"
             )
         return spec
 
 
-def _note_gradients(score: Tensor, seen: list[Seen], picture: Tensor) -> Tensor | None:
-    """Fill in the gradient of the score at each tensor and return the one at the picture, None where that is zero.
+def _note_gradients(score: Tensor, seen: list[Seen], image: Tensor) -> Tensor | None:
+    """Fill in the gradient of the score at each tensor and return the one at the image, None where that is zero.
 
     By hooks that copy: asking torch.autograd.grad for all of them at once gave wrong gradients where a sum hands one
     gradient to two branches (EfficientFormer, torch 2.15). The hooks hold no tensor of the graph and come off again,
@@ -103,7 +103,7 @@ def _note_gradients(score: Tensor, seen: list[Seen], picture: Tensor) -> Tensor 
         return lambda gradient: gradients.__setitem__(number, gradient.clone())
 
     handles = [s.tensor.register_hook(note(number)) for number, s in enumerate(seen)]
-    (whole,) = torch.autograd.grad(score, picture, retain_graph=True, allow_unused=True)
+    (whole,) = torch.autograd.grad(score, image, retain_graph=True, allow_unused=True)
     for handle in handles:
         handle.remove()
     for number, gradient in gradients.items():
@@ -111,9 +111,9 @@ def _note_gradients(score: Tensor, seen: list[Seen], picture: Tensor) -> Tensor 
     return whole if whole is not None and bool(whole.abs().sum() > 0) else None
 
 
-def _last_cut(model: nn.Module, seen: list[Seen], ran: set[str], picture: Tensor, whole: Tensor) -> FeatureSpec | None:
+def _last_cut(model: nn.Module, seen: list[Seen], ran: set[str], image: Tensor, whole: Tensor) -> FeatureSpec | None:
     """Return the last tensor with positions that everything passes through, and the classifier after it."""
-    size = (picture.shape[2], picture.shape[3])
+    size = (image.shape[2], image.shape[3])
     tries = 0
     for number, s in reversed(list(enumerate(seen))):
         if s.gradient is None:
@@ -125,27 +125,27 @@ def _last_cut(model: nn.Module, seen: list[Seen], ran: set[str], picture: Tensor
             tries += 1
             if tries > TRIES:
                 return None
-            (through,) = torch.autograd.grad(s.tensor, picture, s.gradient, retain_graph=True)
-            if _differs(through, whole) or _is_turned(s.tensor, layout, prefix, picture):
+            (through,) = torch.autograd.grad(s.tensor, image, s.gradient, retain_graph=True)
+            if _differs(through, whole) or _is_turned(s.tensor, layout, prefix, image):
                 continue
             if prefix:
                 s = _attention_input(seen[number + 1 :], s, prefix)
             spec = FeatureSpec(s.layer, s.side, layout, prefix, s.index)
-            if s.changed and _differs(_through(model, spec, picture), whole):
+            if s.changed and _differs(_through(model, spec, image), whole):
                 continue
-            spec = _with_classifier(model, spec, ran, picture)
+            spec = _with_classifier(model, spec, ran, image)
             if reaching >= REACHING or spec.classifier is not None:
                 return spec
     return None
 
 
-def _through(model: nn.Module, spec: FeatureSpec, picture: Tensor) -> Tensor:
-    """Return the picture's gradient by way of a tensor as it is captured, before in-place operations change it."""
+def _through(model: nn.Module, spec: FeatureSpec, image: Tensor) -> Tensor:
+    """Return the image's gradient by way of a tensor as it is captured, before in-place operations change it."""
     with Capture(model, spec, cut=False) as capture:
-        logits = class_scores(call_eagerly(model, picture.clone()))
+        logits = class_scores(call_eagerly(model, image.clone()))
     score = logits[0, logits[0].argmax()]
     (gradient,) = torch.autograd.grad(score, capture.features, retain_graph=True)
-    return torch.autograd.grad(capture.features, picture, gradient)[0]
+    return torch.autograd.grad(capture.features, image, gradient)[0]
 
 
 def _attention_input(later: list[Seen], block: Seen, prefix: int) -> Seen:
@@ -169,7 +169,7 @@ def _attention_input(later: list[Seen], block: Seen, prefix: int) -> Seen:
 
 
 def _layouts(shape: torch.Size, size: tuple[int, int]) -> Iterator[tuple[Layout, int]]:
-    """Yield the layouts a tensor of this shape can have over a picture of `size`, likeliest first."""
+    """Yield the layouts a tensor of this shape can have over an image of `size`, likeliest first."""
     if len(shape) == 4:
         if is_grid(shape[2], shape[3], size):
             yield Layout.NCHW, 0
@@ -182,18 +182,18 @@ def _layouts(shape: torch.Size, size: tuple[int, int]) -> Iterator[tuple[Layout,
             return
 
 
-def _is_turned(tensor: Tensor, layout: Layout, prefix: int, picture: Tensor) -> bool:
-    """Tell whether corner cells look at each other's corner of the picture: rows taken for columns.
+def _is_turned(tensor: Tensor, layout: Layout, prefix: int, image: Tensor) -> bool:
+    """Tell whether corner cells look at each other's corner of the image: rows taken for columns.
 
-    Compares where the gradients of the top right and the bottom left cell have their centre in the picture. Only a
-    clear contradiction counts; untrained global attention sees the whole picture from everywhere.
+    Compares where the gradients of the top right and the bottom left cell have their centre in the image. Only a
+    clear contradiction counts; untrained global attention sees the whole image from everywhere.
     """
-    height, width = picture.shape[2], picture.shape[3]
+    height, width = image.shape[2], image.shape[3]
     cells = to_nchw(tensor, layout, (height, width), prefix)[0]
     direction = torch.randn(cells.shape[0], generator=torch.Generator().manual_seed(0)).to(cells)
     centres = []
     for row, column in ((0, -1), (-1, 0)):
-        (gradient,) = torch.autograd.grad((cells[:, row, column] * direction).sum(), picture, retain_graph=True)
+        (gradient,) = torch.autograd.grad((cells[:, row, column] * direction).sum(), image, retain_graph=True)
         energy = gradient[0].double().square().sum(0)
         energy = energy / energy.sum().clamp_min(1e-300)
         y = float((energy.sum(1) * torch.arange(height).to(energy)).sum())
@@ -203,18 +203,18 @@ def _is_turned(tensor: Tensor, layout: Layout, prefix: int, picture: Tensor) -> 
     return left - right > APART * width and top - bottom > APART * height
 
 
-def _with_classifier(model: nn.Module, spec: FeatureSpec, ran: set[str], picture: Tensor) -> FeatureSpec:
+def _with_classifier(model: nn.Module, spec: FeatureSpec, ran: set[str], image: Tensor) -> FeatureSpec:
     """Add the linear classifier and the function before the pooling, where they reproduce the logits.
 
     Args:
         model: The model.
         spec: Where F lives.
         ran: Names of the modules that ran in the forward.
-        picture: (1, C, H, W).
+        image: (1, C, H, W).
     """
     with torch.no_grad(), Capture(model, spec, cut=False) as capture:
-        logits = class_scores(call_eagerly(model, picture.clone()))
-    features = to_nchw(capture.features, spec.layout, (picture.shape[2], picture.shape[3]), spec.prefix_tokens)
+        logits = class_scores(call_eagerly(model, image.clone()))
+    features = to_nchw(capture.features, spec.layout, (image.shape[2], image.shape[3]), spec.prefix_tokens)
     names = [name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     claims = [replace(spec, classifier=name) for name in reversed(names) if name in ran]
     claims += [replace(claim, activation=torch.relu) for claim in claims]

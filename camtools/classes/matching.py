@@ -14,7 +14,7 @@ class ClassMap:
     """Which class of the model each class of the data set is.
 
     Attributes:
-        index: The model's index for each of the data set's classes; -1 for one that the model lacks and no picture has.
+        index: The model's index for each of the data set's classes; -1 for one that the model lacks and no image has.
         names: Of the data set's classes.
         how: In words, for the settings.
     """
@@ -40,7 +40,7 @@ def match_classes(
 
     Args:
         data: Names of the data set's classes, by index.
-        occurring: Those that occur in the pictures.
+        occurring: Those that occur in the images.
         num_classes: How many classes the model has.
         model: Names of the model's classes; None where it has none (1,000 classes are ImageNet's).
 

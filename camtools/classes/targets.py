@@ -23,16 +23,16 @@ def is_list(target: Any) -> bool:
     return isinstance(target, Sequence) and not isinstance(target, str)
 
 
-def per_picture(target: Any, count: int, single: bool) -> list[Any]:
-    """Return one target, or list of targets, per picture.
+def per_image(target: Any, count: int, single: bool) -> list[Any]:
+    """Return one target, or list of targets, per image.
 
     Args:
         target: What the caller gave; None for the likeliest class.
-        count: Number of pictures.
-        single: Whether the caller gave one picture, not a list of one; a list then means several classes of it.
+        count: Number of images.
+        single: Whether the caller gave one image, not a list of one; a list then means several classes of it.
 
     Raises:
-        TargetError: A list of another length than there are pictures.
+        TargetError: A list of another length than there are images.
     """
     if isinstance(target, (Tensor, np.ndarray)):
         target = target.tolist()
@@ -40,7 +40,7 @@ def per_picture(target: Any, count: int, single: bool) -> list[Any]:
         return [target] * count
     if len(target) != count:
         raise TargetError(
-            f"{len(target)} targets were given for {count} pictures; pass one per picture (each a class or a list of "
+            f"{len(target)} targets were given for {count} images; pass one per image (each a class or a list of "
             "classes), or a single class for all"
         )
     return list(target)
@@ -63,16 +63,16 @@ def check_top_k(top_k: Any, targets: Any) -> None:
 def class_indices(
     targets: Sequence[Any], logits: Tensor, top_k: int | None, class_names: Sequence[str] | None
 ) -> tuple[Tensor, list[int]]:
-    """Return the classes to explain in each picture of a batch.
+    """Return the classes to explain in each image of a batch.
 
     Args:
-        targets: For each picture an index or name, a list of them, or None for the likeliest class.
+        targets: For each image an index or name, a list of them, or None for the likeliest class.
         logits: Class scores, (B, K).
-        top_k: This many likeliest classes where no picture has a target.
+        top_k: This many likeliest classes where no image has a target.
         class_names: Names by index; None where there are none.
 
     Returns:
-        Indices (B, K'), pictures with fewer classes repeating their first; and how many count for each picture.
+        Indices (B, K'), images with fewer classes repeating their first; and how many count for each image.
 
     Raises:
         TargetError: A class does not exist, a list is empty, or there are not as many names as classes.
@@ -99,7 +99,7 @@ def class_indices(
 def _resolve(target: Any, class_names: Sequence[str] | None, classes: int) -> list[int]:
     wanted = list(target) if is_list(target) else [target]
     if not wanted:
-        raise TargetError("the target list of a picture is empty; name at least one class, or pass None")
+        raise TargetError("the target list of an image is empty; name at least one class, or pass None")
     return [resolve_target(one, class_names if isinstance(one, str) else None, classes) for one in wanted]
 
 
@@ -107,8 +107,8 @@ def target_indices(targets: Targets, batch: int, classes: int) -> Tensor:
     """Return class indices as (B, K') int64 on the CPU or the tensor's own device.
 
     Args:
-        targets: None for all classes, one index, one per picture (B,), or several per picture (B, K').
-        batch: B, number of pictures.
+        targets: None for all classes, one index, one per image (B,), or several per image (B, K').
+        batch: B, number of images.
         classes: K, number of classes.
 
     Raises:
@@ -129,8 +129,8 @@ def target_indices(targets: Targets, batch: int, classes: int) -> Tensor:
         indices = indices[:, None]
     if indices.dim() != 2 or indices.shape[0] != batch or indices.shape[1] == 0:
         raise TargetError(
-            f"targets of shape {tuple(given.shape)} do not go with {batch} pictures; pass one "
-            f"index, one per picture ({batch},), or several per picture ({batch}, n)"
+            f"targets of shape {tuple(given.shape)} do not go with {batch} images; pass one "
+            f"index, one per image ({batch},), or several per image ({batch}, n)"
         )
     wrong = indices[(indices < 0) | (indices >= classes)]
     if len(wrong):

@@ -12,17 +12,17 @@ from camtools.cli.common import exit_codes, stdout_console
 
 
 def demo(
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the picture goes.")] = Path("camtools-demo.png"),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the image goes.")] = Path("camtools-demo.png"),
     pipelines: Annotated[
         str, typer.Option(metavar="NAMES", help="Presets to compare, with commas between.")
     ] = "cam,rcam,fast",
-    scenes: Annotated[int, typer.Option(min=1, max=20, metavar="N", help="Scenes in the picture.")] = 4,
+    scenes: Annotated[int, typer.Option(min=1, max=20, metavar="N", help="Scenes in the image.")] = 4,
     measured: Annotated[int, typer.Option(min=1, metavar="N", help="Scenes in the figures.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Any other draws other scenes.")] = 0,
 ) -> None:
     """Explain drawn scenes that the classifier has not seen, and compare the boxes with the true ones.
 
-    Needs no network, no weights and no pictures. Writes one picture: a row a scene, a column a pipeline, true boxes
+    Needs no network, no weights and no images. Writes one image: a row a scene, a column a pipeline, true boxes
     beside the found ones. Prints how well the boxes fit over more scenes.
 
     Exit codes: 0 done, 2 wrong use, 130 interrupted.
@@ -37,7 +37,7 @@ def demo(
         data = Scenes("test", n=max(scenes, measured), seed=seed)
         records = [data[i] for i in range(len(data))]
         found = [_explained(name, records) for name in names]
-        _picture(found, records, names, scenes, out)
+        _image(found, records, names, scenes, out)
         _table(found, records[:measured], names)
     typer.echo(f"{out} written, {time.perf_counter() - start:.1f} s in all", err=True)
     typer.echo("Your own: camtools explain PHOTO --model timm/resnet50 --out results/", err=True)
@@ -53,13 +53,13 @@ def _explained(pipeline: str, records: list[Any]) -> list[Any]:
     return list(found)
 
 
-def _picture(found: list[list[Any]], records: list[Any], names: list[str], count: int, out: Path) -> None:
+def _image(found: list[list[Any]], records: list[Any], names: list[str], count: int, out: Path) -> None:
     """Draw the first scenes."""
     from camtools.errors import InputError
     from camtools.plot import compare
 
     rows = [list(row) for row in zip(*(column[:count] for column in found), strict=True)]
-    drawn = compare(rows, titles=names, truth=[record.boxes for record in records[:count]], picture=True)
+    drawn = compare(rows, titles=names, truth=[record.boxes for record in records[:count]], image=True)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         drawn.save(out)

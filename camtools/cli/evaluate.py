@@ -52,7 +52,7 @@ def evaluate(
         str,
         typer.Option(
             metavar="wsol|native",
-            help="wsol: pictures squashed to 224 x 224, as the reference does. native: the model's own preprocessing.",
+            help="wsol: images squashed to 224 x 224, as the reference does. native: the model's own preprocessing.",
         ),
     ] = "wsol",
     metric: Annotated[
@@ -72,9 +72,9 @@ def evaluate(
         ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over, whatever --out holds of an earlier run.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most N pictures.")] = None,
-    every: Annotated[int, typer.Option(min=1, metavar="K", help="Every K-th picture.")] = 1,
-    skip: Annotated[int, typer.Option(min=0, metavar="N", help="Leave out the first N pictures.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most N images.")] = None,
+    every: Annotated[int, typer.Option(min=1, metavar="K", help="Every K-th image.")] = 1,
+    skip: Annotated[int, typer.Option(min=0, metavar="N", help="Leave out the first N images.")] = 0,
     scoremaps: Annotated[
         list[str] | None,
         typer.Option(
@@ -88,7 +88,7 @@ def evaluate(
     bootstrap: Annotated[int, typer.Option(min=0, metavar="N", help="Replicates for the intervals; 0: none.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the replicates.")] = 0,
     mean: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help="Mean of pictures in [0, 1], instead of the model's own.")
+        str | None, typer.Option(metavar="R,G,B", help="Mean of images in [0, 1], instead of the model's own.")
     ] = None,
     std: Annotated[
         str | None, typer.Option(metavar="R,G,B", help="Standard deviation, instead of the model's own.")
@@ -102,21 +102,21 @@ def evaluate(
     ] = "softmax",
     model_arg: ModelArgOption = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures a forward.")] = 32,
-    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Threads that read pictures.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images per forward.")] = 32,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Threads that read images.")] = 4,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Measure how well maps fit the boxes and masks of a data set, several pipelines from one forward a picture.
+    """Measure how well maps fit the boxes and masks of a data set, several pipelines from one forward per image.
 
     Prints every metric with its best threshold, the difference to cam and a 95 % interval of it. --out gets
-    results.json, rows.parquet (a row a picture, class and pipeline), table.md, the threshold curves and contact sheets
-    of the best and worst pictures. Pictures that fail are listed on stderr and in results.json; the others count all
+    results.json, rows.parquet (a row per image, class and pipeline), table.md, the threshold curves and contact sheets
+    of the best and worst images. Images that fail are listed on stderr and in results.json; the others count all
     the same.
 
     Killed at any moment and started again with the same --out, a run goes on where it was. Under torchrun or
-    accelerate launch the processes share the pictures.
+    accelerate launch the processes share the images.
 
-    Exit codes: 0 done, 1 some pictures failed, 2 wrong use, 130 interrupted.
+    Exit codes: 0 done, 1 some images failed, 2 wrong use, 130 interrupted.
     """
     if (model is None) == (not scoremaps):
         raise typer.BadParameter("give --model or --scoremaps, one of them", param_hint="--model")
@@ -212,8 +212,8 @@ def _show(result: Any, out: Path | None, output: Format) -> None:
         stdout_console().print(table(result))
     for name, error in result.failed:
         complain(f"{name}: {error}")
-    count, seconds = int(result.timing["pictures"]), result.timing["seconds"]
-    parts = [f"{count} picture{'s' * (count != 1)} in {seconds:.1f} s ({count / max(seconds, 1e-9):.1f} pictures/s)"]
+    count, seconds = int(result.timing["images"]), result.timing["seconds"]
+    parts = [f"{count} image{'s' * (count != 1)} in {seconds:.1f} s ({count / max(seconds, 1e-9):.1f} images/s)"]
     parts += [f"{len(result.failed)} failed"] if result.failed else []
     parts += [f"results in {out}"] if out is not None else []
     typer.echo(", ".join(parts), err=True)

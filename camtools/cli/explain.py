@@ -1,4 +1,4 @@
-"""`camtools explain`: maps, masks and boxes of pictures, folders and patterns."""
+"""`camtools explain`: maps, masks and boxes of images, folders and patterns."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from camtools.cli.common import (
 def explain(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATH...", help="Pictures, folders (with sub-folders), or patterns: 'a/*.jpg'."),
+        typer.Argument(metavar="PATH...", help="Images, folders (with sub-folders), or patterns: 'a/*.jpg'."),
     ],
     model: Annotated[
         str,
@@ -61,16 +61,16 @@ def explain(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Where results go, a folder a picture, and manifest.json over all. A result that is there already is "
+            help="Where results go, a folder an image, and manifest.json over all. A result that is there already is "
             "replaced as a whole. Left out, nothing is written.",
         ),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Leave out pictures whose result in --out is whole and newer than the picture."),
+        typer.Option("--resume", help="Leave out images whose result in --out is whole and newer than the image."),
     ] = False,
     mean: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help="Mean of pictures in [0, 1], instead of the model's own.")
+        str | None, typer.Option(metavar="R,G,B", help="Mean of images in [0, 1], instead of the model's own.")
     ] = None,
     std: Annotated[
         str | None, typer.Option(metavar="R,G,B", help="Standard deviation, instead of the model's own.")
@@ -81,15 +81,15 @@ def explain(
     ] = None,
     model_arg: ModelArgOption = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures a forward.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images per forward.")] = 32,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Explain pictures: where in each does a class lie?
+    """Explain images: where in each does a class lie?
 
-    Results go to --out as overlay and mask (PNG), map (.npy) and manifest.json. Pictures that fail are listed on stderr
+    Results go to --out as overlay and mask (PNG), map (.npy) and manifest.json. Images that fail are listed on stderr
     and in --out/manifest.json; the others are done all the same.
 
-    Running again with the same --out computes everything anew and replaces each picture's result as a whole;
+    Running again with the same --out computes everything anew and replaces each image's result as a whole;
     --resume leaves out what is done, and refuses where --out holds results of another model or other settings.
 
     Exit codes: 0 done, 1 some files failed, 2 wrong use, 130 interrupted (finished results are whole).

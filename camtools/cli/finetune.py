@@ -22,7 +22,7 @@ def finetune(
         str | None, typer.Option(metavar="SPEC", help="Training set, NAME:PATH?key=value; only its labels are used.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where checkpoints, logs and pictures of the run go.")
+        Path | None, typer.Option(metavar="DIR", help="Where checkpoints, logs and images of the run go.")
     ] = None,
     val: Annotated[
         str | None, typer.Option(metavar="SPEC", help="Validation set; its boxes and masks are measured against.")
@@ -30,8 +30,8 @@ def finetune(
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="Checkpoint to begin with, 'random', or torchvision's own names.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the training pictures.")] = None,
-    batch_size: Annotated[int | None, typer.Option(metavar="N", help="Pictures a step and process.")] = None,
+    epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", help="Images per step and process.")] = None,
     lr: Annotated[float | None, typer.Option(metavar="X", help="Learning rate of the backbone.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Of everything random.")] = None,
     set_: Annotated[
@@ -43,10 +43,10 @@ def finetune(
     model_arg: ModelArgOption = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
 ) -> None:
-    """Fine-tune a classifier on pictures and their labels, by a recipe.
+    """Fine-tune a classifier on images and their labels, by a recipe.
 
     Prints a line an epoch, and at the end the metrics before and after. --out gets best.safetensors and
-    last.safetensors, which every command takes as --weights; metrics.csv, TensorBoard logs, config.json, and a picture
+    last.safetensors, which every command takes as --weights; metrics.csv, TensorBoard logs, config.json, and an image
     of maps before and after. A run that was killed goes on with --resume, and ends with the same weights. Under
     accelerate launch or torchrun the processes share the batches.
 

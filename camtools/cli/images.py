@@ -1,4 +1,4 @@
-"""From the paths on the command line to pictures, and from each picture to the folder of its results."""
+"""From the paths on the command line to images, and from each image to the folder of its results."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _MAGIC = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class Job:
-    """One picture and where its results go.
+    """One image and where its results go.
 
     Attributes:
-        path: The picture, as the user would write it.
+        path: The image, as the user would write it.
         folder: Folder of its results, relative to the output folder, with forward slashes.
     """
 
@@ -47,17 +47,17 @@ def natural_key(path: Path | str) -> list[list[tuple[int, int, str]]]:
 
 
 def find_jobs(paths: Sequence[str], out: Path | None = None) -> list[Job]:
-    """Expand files, folders (with their sub-folders) and glob patterns; every picture once, in natural order.
+    """Expand files, folders (with their sub-folders) and glob patterns; every image once, in natural order.
 
-    Each picture gets a folder of its own: its path without the suffix, relative to the folder that was named, or to the
-    closest folder that holds all that were named. Pictures that differ in their suffix alone keep it ("bird-png").
+    Each image gets a folder of its own: its path without the suffix, relative to the folder that was named, or to the
+    closest folder that holds all that were named. Images that differ in their suffix alone keep it ("bird-png").
 
     Args:
         paths: What the user named.
-        out: The output folder; results in it from an earlier run are not taken for pictures.
+        out: The output folder; results in it from an earlier run are not taken for images.
 
     Raises:
-        InputError: Something named does not exist or a folder holds no pictures.
+        InputError: Something named does not exist or a folder holds no images.
     """
     found: dict[Path, Path] = {}
     roots: list[Path] = []
@@ -71,36 +71,34 @@ def find_jobs(paths: Sequence[str], out: Path | None = None) -> list[Job]:
 
 
 def _expand(text: str, out: Path | None) -> tuple[Path, list[Path]]:
-    """Return the folder that results are named relative to, and the pictures."""
+    """Return the folder that results are named relative to, and the images."""
     path = Path(text)
     if path.is_dir():
-        files = _pictures_below(path, out)
+        files = _images_below(path, out)
         if not files:
             raise InputError(
-                f"The folder {text} holds no pictures ({', '.join(sorted(SUFFIXES))}), nor do its sub-folders."
+                f"The folder {text} holds no images ({', '.join(sorted(SUFFIXES))}), nor do its sub-folders."
             )
         return path, files
     if path.exists():
         return path.parent, [path]
     if not _MAGIC.search(text):
-        raise InputError(
-            f"There is no file or folder {text}. Name pictures, folders, or patterns such as 'birds/*.jpg'."
-        )
+        raise InputError(f"There is no file or folder {text}. Name images, folders, or patterns such as 'birds/*.jpg'.")
     any_suffix = path.suffix and not _MAGIC.search(path.suffix)
     files = []
     for match in glob.glob(text, recursive=True):  # noqa: PTH207 - patterns may be absolute
         hit = Path(match)
         if hit.is_dir():
-            files += _pictures_below(hit, out) if not text.endswith("**") else []
+            files += _images_below(hit, out) if not text.endswith("**") else []
         elif (any_suffix or hit.suffix.lower() in SUFFIXES) and not _inside(hit, out):
             files.append(hit)
     if not files:
-        raise InputError(f"The pattern {text} matches no pictures. Quote it, or name the pictures' folder.")
+        raise InputError(f"The pattern {text} matches no images. Quote it, or name the images' folder.")
     fixed = itertools.takewhile(lambda part: not _MAGIC.search(part), path.parts[:-1])
     return Path(*fixed), files
 
 
-def _pictures_below(folder: Path, out: Path | None) -> list[Path]:
+def _images_below(folder: Path, out: Path | None) -> list[Path]:
     files = []
     for place, folders, names in os.walk(folder):
         here = Path(place)
@@ -119,7 +117,7 @@ def _inside(path: Path, out: Path | None) -> bool:
 
 
 def _folders(files: Sequence[Path], roots: Iterable[Path]) -> list[str]:
-    """Name a result folder for each picture, without collisions."""
+    """Name a result folder for each image, without collisions."""
     try:
         base = Path(os.path.commonpath([str(root.resolve()) for root in roots]))
     except ValueError:  # different drives
@@ -142,7 +140,7 @@ def _folders(files: Sequence[Path], roots: Iterable[Path]) -> list[str]:
 
 
 def _relative(file: Path, base: Path) -> PurePosixPath:
-    """Return a picture's place below the base; links are followed for their folder, not for their own name."""
+    """Return an image's place below the base; links are followed for their folder, not for their own name."""
     whole = file.parent.resolve() / file.name
     if whole.is_relative_to(base) and base.parts:
         return PurePosixPath(whole.relative_to(base).as_posix())

@@ -1,4 +1,4 @@
-"""The folder of one picture's results: written beside its place, moved there whole, and recognised as whole later."""
+"""The folder of one image's results: written beside its place, moved there whole, and recognised as whole later."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from camtools.explanation import Explanation
 MANIFEST = "manifest.json"
 
 
-def save_picture(explanations: Sequence[Explanation], folder: Path, entry: dict[str, Any]) -> None:
-    """Write a picture's explanations to a folder: one class directly, several in a sub-folder each.
+def save_image(explanations: Sequence[Explanation], folder: Path, entry: dict[str, Any]) -> None:
+    """Write an image's explanations to a folder: one class directly, several in a sub-folder each.
 
     The manifest is moved last, and an older result's is removed first, so a folder with a manifest is whole. Files of
     an older result are removed; anything else in the folder stays.
 
     Args:
-        explanations: One a class, of one picture.
+        explanations: One a class, of one image.
         folder: Its folder; made if need be.
-        entry: The picture's entry in the run's manifest, kept in the folder's manifest under "picture", where its
+        entry: The image's entry in the run's manifest, kept in the folder's manifest under "image", where its
             "classes" are left out if there is but one: they are the rest of the manifest then.
 
     Raises:
@@ -47,7 +47,7 @@ def save_picture(explanations: Sequence[Explanation], folder: Path, entry: dict[
         files = sorted(path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
         files = [name for name in files if name != MANIFEST]
         kept = {key: value for key, value in entry.items() if key != "classes" or len(explanations) > 1}
-        write_json(manifest | {"picture": kept | {"files": files}}, new / MANIFEST)
+        write_json(manifest | {"image": kept | {"files": files}}, new / MANIFEST)
         _move_into_place(new, folder, files)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -59,16 +59,16 @@ def class_folder(explanation: Explanation) -> str:
     return f"{explanation.label}-{words}" if words and words != str(explanation.label) else str(explanation.label)
 
 
-def finished(folder: Path, picture: Path) -> dict[str, Any] | None:
-    """Return a picture's entry if its folder holds a whole result of it, newer than the picture; else None."""
+def finished(folder: Path, image: Path) -> dict[str, Any] | None:
+    """Return an image's entry if its folder holds a whole result of it, newer than the image; else None."""
     manifest = _read_manifest(folder) or {}
-    entry = manifest.pop("picture", None)
-    if not isinstance(entry, dict) or entry.get("source") != str(picture):
+    entry = manifest.pop("image", None)
+    if not isinstance(entry, dict) or entry.get("source") != str(image):
         return None
     files = entry.pop("files", None)
     if not isinstance(files, list) or not all((folder / name).is_file() for name in files):
         return None
-    if (folder / MANIFEST).stat().st_mtime < picture.stat().st_mtime:
+    if (folder / MANIFEST).stat().st_mtime < image.stat().st_mtime:
         return None
     manifest.pop("files", None)
     return {"classes": [manifest]} | entry
@@ -99,7 +99,7 @@ def _move_into_place(new: Path, folder: Path, files: Sequence[str]) -> None:
     if not folder.exists():
         new.replace(folder)
         return
-    old = (_read_manifest(folder) or {}).get("picture")
+    old = (_read_manifest(folder) or {}).get("image")
     (folder / MANIFEST).unlink(missing_ok=True)
     for name in old.get("files", []) if isinstance(old, dict) else []:
         stale = folder / name

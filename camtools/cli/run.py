@@ -1,4 +1,4 @@
-"""One run of `camtools explain`: pictures read ahead, explained by the batch, saved, and accounted for."""
+"""One run of `camtools explain`: images read ahead, explained by the batch, saved, and accounted for."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from rich.text import Text
 from camtools.classes.names import resolve_target
 from camtools.cli.common import Format, complain, stdout_console
 from camtools.cli.images import Job
-from camtools.cli.results import finished, save_picture, write_json
+from camtools.cli.results import finished, save_image, write_json
 from camtools.errors import InputError, ModelError, TargetError
 from camtools.explainer import Explainer
 from camtools.explanation import Explanation
-from camtools.images.read import read_picture
+from camtools.images.read import read_image
 
 MANIFEST = "manifest.json"
 
@@ -50,7 +50,7 @@ class Settings:
 
 
 class Batches:
-    """Explains lists of pictures with one explainer and the classes asked for.
+    """Explains lists of images with one explainer and the classes asked for.
 
     Args:
         explainer: Ready to run.
@@ -73,7 +73,7 @@ class Batches:
             raise TargetError(f"--target names a class twice: {', '.join(targets or ())} are classes {self.targets}.")
 
     def __call__(self, images: Sequence[Image.Image]) -> list[list[Explanation]]:
-        """Return the explanations of each picture, one a class."""
+        """Return the explanations of each image, one a class."""
         target: Any = None
         if self.targets:
             target = self.targets[0] if len(self.targets) == 1 else [self.targets] * len(images)
@@ -87,9 +87,9 @@ class Run:
     Attributes:
         settings: What decides the results.
         out: The output folder; None where nothing is written.
-        results: A picture each: "source", "folder" (relative to `out`) and "classes", in the order of the pictures.
-        failed: A picture each: "source" and "error".
-        fresh: How many pictures were explained in this run.
+        results: An image each: "source", "folder" (relative to `out`) and "classes", in the order of the images.
+        failed: An image each: "source" and "error".
+        fresh: How many images were explained in this run.
         interrupted: Whether Ctrl-C ended it.
         doing: What the progress bar says.
     """
@@ -126,20 +126,20 @@ class Run:
         return {
             "settings": self.settings.to_dict(),
             "complete": not self.interrupted,
-            "pictures": self.results,
+            "images": self.results,
             "failed": self.failed,
         }
 
     def over(self, jobs: Sequence[Job], explain: Batches, batch_size: int) -> None:
-        """Explain all pictures that are not done yet, save each, and write the manifest; Ctrl-C ends it early, tidily.
+        """Explain all images that are not done yet, save each, and write the manifest; Ctrl-C ends it early, tidily.
 
         Args:
-            jobs: The pictures.
+            jobs: The images.
             explain: What to do with a batch.
-            batch_size: Pictures a forward.
+            batch_size: Images per forward.
 
         Raises:
-            CamtoolsError: What is wrong with all pictures alike: the model, the class, the pipeline.
+            CamtoolsError: What is wrong with all images alike: the model, the class, the pipeline.
         """
         done = {job: entry for job in jobs if (entry := self._done(job)) is not None}
         entries: dict[Job, dict[str, Any]] = dict(done)
@@ -164,7 +164,7 @@ class Run:
     def _chunk(
         self, chunk: list[tuple[Job, Image.Image | InputError]], explain: Batches, pool: ThreadPoolExecutor
     ) -> dict[Job, dict[str, Any]]:
-        """Explain and save one batch; pictures that fail are noted."""
+        """Explain and save one batch; images that fail are noted."""
         read: list[tuple[Job, Image.Image]] = []
         for job, image in chunk:
             if isinstance(image, InputError):
@@ -184,7 +184,7 @@ class Run:
     def _explained(
         self, read: list[tuple[Job, Image.Image]], explain: Batches
     ) -> Iterator[tuple[Job, list[Explanation]]]:
-        """Explain a batch; where a picture in it cannot be, go picture by picture and note which."""
+        """Explain a batch; where an image in it cannot be, go image by image and note which."""
         import torch
 
         if not read:
@@ -200,7 +200,7 @@ class Run:
             return
         except torch.OutOfMemoryError as error:
             raise ModelError(
-                f"The device ran out of memory with {len(read)} pictures a forward: give a smaller --batch-size."
+                f"The device ran out of memory with {len(read)} images per forward: give a smaller --batch-size."
             ) from error
         yield from zip((job for job, _ in read), found, strict=True)
 
@@ -208,11 +208,11 @@ class Run:
         entry: dict[str, Any] = {"source": str(job.path), "folder": None if self.out is None else job.folder}
         entry["classes"] = [explanation.to_dict() for explanation in explanations]
         if self.out is not None:
-            save_picture(explanations, self.out / job.folder, entry)
+            save_image(explanations, self.out / job.folder, entry)
         return entry
 
     def _done(self, job: Job) -> dict[str, Any] | None:
-        """Return the entry of a picture whose result is whole and newer than the picture."""
+        """Return the entry of an image whose result is whole and newer than the image."""
         if not self.resume or self.out is None:
             return None
         return finished(self.out / job.folder, job.path)
@@ -242,18 +242,18 @@ class Run:
 
 def _read(path: Path) -> Image.Image | InputError:
     try:
-        image = read_picture(path).image
+        image = read_image(path).image
     except InputError as error:
         return error
-    assert image is not None  # paths give pictures, never ready tensors
-    image.filename = str(path)  # type: ignore[attr-defined]  # PIL's own name for where a picture came from
+    assert image is not None  # paths give images, never ready tensors
+    image.filename = str(path)  # type: ignore[attr-defined]  # PIL's own name for where an image came from
     return image
 
 
 def _read_ahead(
     jobs: Sequence[Job], batch_size: int, pool: ThreadPoolExecutor
 ) -> Iterator[list[tuple[Job, Image.Image | InputError]]]:
-    """Yield batches of pictures, or of what is wrong with them; the next is read while one is worked on."""
+    """Yield batches of images, or of what is wrong with them; the next is read while one is worked on."""
     chunks = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
     ahead: list[Future[Image.Image | InputError]] = []
     for number, chunk in enumerate(chunks):
@@ -264,11 +264,11 @@ def _read_ahead(
 
 
 class _Speed(ProgressColumn):
-    """Pictures a second."""
+    """Images a second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f} pictures/s" if speed else "- pictures/s")
+        return Text(f"{speed:.1f} images/s" if speed else "- images/s")
 
 
 def _progress(total: int) -> Progress:
@@ -297,7 +297,7 @@ def show(run: Run, output: Format) -> None:
         return
     if not run.results:
         return
-    table = Table("Picture", "Class", "Score", "Box (x0, y0, x1, y1)", "Map")
+    table = Table("Image", "Class", "Score", "Box (x0, y0, x1, y1)", "Map")
     for entry in run.results:
         for number, found in enumerate(entry["classes"]):
             table.add_row(Text("" if number else entry["source"], overflow="fold"), *_cells(found))
@@ -321,7 +321,7 @@ def summarise(run: Any, seconds: float) -> None:
     for failure in run.failed:
         complain(f"{failure['source']}: {failure['error']}")
     done, skipped = run.fresh, len(run.results) - run.fresh
-    parts = [f"{done} picture{'s' * (done != 1)} in {seconds:.1f} s ({done / max(seconds, 1e-9):.1f} pictures/s)"]
+    parts = [f"{done} image{'s' * (done != 1)} in {seconds:.1f} s ({done / max(seconds, 1e-9):.1f} images/s)"]
     parts += [f"{skipped} done before"] if skipped else []
     parts += [f"{len(run.failed)} failed"] if run.failed else []
     parts += [f"results in {run.out}"] if run.out is not None else []

@@ -1,4 +1,4 @@
-"""`camtools segment`: semantic masks of pictures, folders and patterns."""
+"""`camtools segment`: semantic masks of images, folders and patterns."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Activation(StrEnum):
 def segment(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATH...", help="Pictures, folders (with sub-folders), or patterns: 'a/*.jpg'."),
+        typer.Argument(metavar="PATH...", help="Images, folders (with sub-folders), or patterns: 'a/*.jpg'."),
     ],
     model: Annotated[
         str,
@@ -61,7 +61,7 @@ def segment(
         typer.Option(metavar="P", help="Without --class: look for classes above this score (0.2, with sigmoid 0.5)."),
     ] = None,
     activation: Annotated[
-        Activation, typer.Option(help="Scores of one class a picture, or of any number (sigmoid).")
+        Activation, typer.Option(help="Scores of one class per image, or of any number (sigmoid).")
     ] = Activation.SOFTMAX,
     pipeline: Annotated[str, typer.Option(metavar="NAME", help="Preset: cam, rcam, adaptive, ...")] = "rcam",
     background: Annotated[
@@ -76,16 +76,16 @@ def segment(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Where results go, a folder a picture, and manifest.json over all. A result that is there already is "
+            help="Where results go, a folder an image, and manifest.json over all. A result that is there already is "
             "replaced as a whole. Left out, nothing is written.",
         ),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Leave out pictures whose result in --out is whole and newer than the picture."),
+        typer.Option("--resume", help="Leave out images whose result in --out is whole and newer than the image."),
     ] = False,
     mean: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help="Mean of pictures in [0, 1], instead of the model's own.")
+        str | None, typer.Option(metavar="R,G,B", help="Mean of images in [0, 1], instead of the model's own.")
     ] = None,
     std: Annotated[
         str | None, typer.Option(metavar="R,G,B", help="Standard deviation, instead of the model's own.")
@@ -96,15 +96,15 @@ def segment(
     ] = None,
     model_arg: ModelArgOption = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures a forward.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images per forward.")] = 32,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Segment pictures: which class is every pixel of?
+    """Segment images: which class is every pixel of?
 
     Results go to --out as overlay and mask (PNG with VOC's palette: 0 is background, class index + 1 a class) and
-    manifest.json. Pictures that fail are listed on stderr and in --out/manifest.json; the others are done all the same.
+    manifest.json. Images that fail are listed on stderr and in --out/manifest.json; the others are done all the same.
 
-    Running again with the same --out computes everything anew and replaces each picture's result as a whole;
+    Running again with the same --out computes everything anew and replaces each image's result as a whole;
     --resume leaves out what is done, and refuses where --out holds results of another model or other settings.
 
     Exit codes: 0 done, 1 some files failed, 2 wrong use, 130 interrupted (finished results are whole).
@@ -164,9 +164,9 @@ def _background(text: str | None) -> float | str | None:
 
 
 def _run(settings: dict[str, Any], out: Path | None, resume: bool) -> Any:
-    """Return the account of a run whose pictures have one segmentation each."""
+    """Return the account of a run whose images have one segmentation each."""
     from camtools.cli.images import Job
-    from camtools.cli.results import save_picture
+    from camtools.cli.results import save_image
     from camtools.cli.run import Run, Settings
 
     @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _run(settings: dict[str, Any], out: Path | None, resume: bool) -> Any:
             entry = {"source": str(job.path), "folder": None if self.out is None else job.folder}
             whole = {**entry, "height": found["height"], "width": found["width"], "classes": found["classes"]}
             if self.out is not None:
-                save_picture(explanations, self.out / job.folder, whole)
+                save_image(explanations, self.out / job.folder, whole)
             return whole
 
         def _done(self, job: Job) -> dict[str, Any] | None:
@@ -246,7 +246,7 @@ def _show(run: Any, output: Format) -> None:
         return
     if not run.results:
         return
-    table = Table("Picture", "Class", "Score", "Value", "Pixels", "Largest part (x0, y0, x1, y1)")
+    table = Table("Image", "Class", "Score", "Value", "Pixels", "Largest part (x0, y0, x1, y1)")
     for entry in run.results:
         source, area = Text(entry["source"], overflow="fold"), entry["height"] * entry["width"]
         for number, found in enumerate(entry["classes"]):

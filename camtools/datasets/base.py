@@ -1,4 +1,4 @@
-"""What all data sets share: records by index, and (picture, target) pairs for training."""
+"""What all data sets share: records by index, and (image, target) pairs for training."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ TARGETS: tuple[TargetKind, ...] = ("record", "label", "labels")
 
 
 class RecordDataset(Dataset[Any]):
-    """A data set whose elements are records, or (picture, target) pairs where a `DataLoader` wants those.
+    """A data set whose elements are records, or (image, target) pairs where a `DataLoader` wants those.
 
     Subclasses call this constructor, set `classes` and implement `record` and `__len__`.
 
     Args:
-        transform: Applied to the PIL picture; needs a `target` other than "record", since a record keeps the picture
+        transform: Applied to the PIL image; needs a `target` other than "record", since a record keeps the image
             its boxes are in.
-        target: What an element is. "record": a `Record`. "label": (picture, class index of the first object).
-            "labels": (picture, (K,) float32 with 1 for every class in the picture), for multi-label losses.
+        target: What an element is. "record": a `Record`. "label": (image, class index of the first object).
+            "labels": (image, (K,) float32 with 1 for every class in the image), for multi-label losses.
 
     Attributes:
         classes: Class names in the order of their indices.
@@ -42,8 +42,8 @@ class RecordDataset(Dataset[Any]):
             raise InputError(f"target={target!r}: expected one of {', '.join(map(repr, TARGETS))}")
         if transform is not None and target == "record":
             raise InputError(
-                "a transform would part the picture from its boxes: expected target='label' or 'labels' with it, which "
-                "give (picture, target) pairs; records keep the picture as it is"
+                "a transform would part the image from its boxes: expected target='label' or 'labels' with it, which "
+                "give (image, target) pairs; records keep the image as it is"
             )
         self.transform = transform
         self.target = target
@@ -60,11 +60,11 @@ class RecordDataset(Dataset[Any]):
 
         Raises:
             IndexError: There is no such element.
-            InputError: The picture or its truth cannot be read.
+            InputError: The image or its truth cannot be read.
         """
         length = len(self)
         if not -length <= index < length:
-            raise IndexError(f"index {index}: {type(self).__name__} has {length} pictures")
+            raise IndexError(f"index {index}: {type(self).__name__} has {length} images")
         record = self.record(index % length)
         if self.target == "record":
             return record
@@ -77,12 +77,12 @@ class RecordDataset(Dataset[Any]):
 
 
 class ListedDataset(RecordDataset):
-    """A data set whose ids are read by its constructor, and whose pictures are opened one at a time when asked for.
+    """A data set whose ids are read by its constructor, and whose images are opened one at a time when asked for.
 
     It holds no open files, so that it can be pickled and read by the workers of a `DataLoader`.
 
     Args:
-        ids: The pictures' names, in order.
+        ids: The images' names, in order.
         classes: Class names in the order of their indices.
         transform: See `RecordDataset`.
         target: See `RecordDataset`.
@@ -91,7 +91,7 @@ class ListedDataset(RecordDataset):
         ids: What `record(i).id` is, for every i.
 
     Raises:
-        InputError: There are no pictures, or an id occurs twice.
+        InputError: There are no images, or an id occurs twice.
     """
 
     def __init__(
@@ -105,21 +105,21 @@ class ListedDataset(RecordDataset):
         self.ids = list(ids)
         self.classes = tuple(classes)
         if not self.ids:
-            raise InputError(f"{type(self).__name__}: the list of pictures is empty, expected at least one")
+            raise InputError(f"{type(self).__name__}: the list of images is empty, expected at least one")
         if len(set(self.ids)) < len(self.ids):
             seen: set[str] = set()
             twice = next(name for name in self.ids if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            raise InputError(f"{type(self).__name__}: {twice!r} is listed twice, expected every picture once")
+            raise InputError(f"{type(self).__name__}: {twice!r} is listed twice, expected every image once")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @abstractmethod
     def labels_of(self, index: int) -> list[int]:
-        """Return `record(index).labels` as a list, without opening the picture; `index` in [0, len)."""
+        """Return `record(index).labels` as a list, without opening the image; `index` in [0, len)."""
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} pictures, {len(self.classes)} classes)"
+        return f"{type(self).__name__}({len(self)} images, {len(self.classes)} classes)"
 
 
 def as_labels(labels: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A folder of pictures with a CSV file of boxes."""
+"""A folder of images with a CSV file of boxes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import torch
 
 from camtools.classes.names import resolve_target
 from camtools.datasets.base import ListedDataset, TargetKind
+from camtools.datasets.images import fit_boxes, read_annotated
 from camtools.datasets.lists import Layout, class_names, folder, read_table, relative_name, to_box, to_int
-from camtools.datasets.pictures import fit_boxes, read_image
 from camtools.datasets.record import Record
 from camtools.errors import InputError, TargetError
 
 _LAYOUT = Layout(
     "BoxFolder",
     """
-FOLDER/                     pictures, in sub-folders as you like
+FOLDER/                     images, in sub-folders as you like
 FOLDER.csv                  file,class,x0,y0,x1,y1,width,height
                             birds/1.jpg,sparrow,69.0,57.0,268.0,198.0,320,223
 """,
@@ -33,13 +33,13 @@ _NO_BOX = (math.nan,) * 4
 
 
 class BoxFolder(ListedDataset):
-    """Any folder of pictures, and a CSV file with the header `file,class,x0,y0,x1,y1,width,height`.
+    """Any folder of images, and a CSV file with the header `file,class,x0,y0,x1,y1,width,height`.
 
-    A row is a box: the picture's path relative to the folder, its class, the box in pixels (half-open: x1 and y1 are
-    outside), and the size of the picture that it was drawn on. Rows of one file make one record, records come in the
+    A row is a box: the image's path relative to the folder, its class, the box in pixels (half-open: x1 and y1 are
+    outside), and the size of the image that it was drawn on. Rows of one file make one record, records come in the
     order of their first rows. Columns may stand in any order; width and height may be left out or empty. Four empty box
-    fields: an object without a box. A picture of another size than stated has its boxes scaled if the aspect ratio is
-    the same up to rounding, and is refused otherwise. Pictures are shown upright, as EXIF says, unless the stated size
+    fields: an object without a box. An image of another size than stated has its boxes scaled if the aspect ratio is
+    the same up to rounding, and is refused otherwise. Images are shown upright, as EXIF says, unless the stated size
     says otherwise.
 
     Args:
@@ -73,30 +73,30 @@ class BoxFolder(ListedDataset):
         if not base.is_dir():
             raise _LAYOUT.error(f"{str(base)!r} is not a folder")
         table = _LAYOUT.first([table], "table")
-        pictures: dict[str, int] = {}
+        images: dict[str, int] = {}
         sizes: list[tuple[int, int] | None] = []
         first_line: dict[str, int] = {}  # of every class
         owners, labels, boxes = array("q"), [], array("d")  # a row each, in the file's order
         for fields, line in read_table(table, _NEEDED, ("width", "height")):
             name, label, box, size = _read_row(fields, f"{table}, line {line}")
             first_line.setdefault(label, line)
-            picture = pictures.setdefault(name, len(pictures))
-            if picture == len(sizes):
+            image = images.setdefault(name, len(images))
+            if image == len(sizes):
                 sizes.append(size)
-            elif sizes[picture] != size:
-                earlier = _by(sizes[picture])
+            elif sizes[image] != size:
+                earlier = _by(sizes[image])
                 raise InputError(f"{table}, line {line}: {name!r} is {_by(size)}, but {earlier} in an earlier row")
-            owners.append(picture)
+            owners.append(image)
             labels.append(label)
             boxes.extend(box)
         indices, names = _number(first_line, None if classes is None else class_names(classes), table)
-        super().__init__(pictures, names, transform, target)
+        super().__init__(images, names, transform, target)
         self._root = base
         self._sizes = sizes
         order = np.argsort(owners, kind="stable")
         self._labels = np.array([indices[label] for label in labels], dtype=np.int64)[order]
         self._boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)[order]
-        self._ends = np.bincount(owners).cumsum()  # of the pictures' rows
+        self._ends = np.bincount(owners).cumsum()  # of the images' rows
 
     def labels_of(self, index: int) -> list[int]:
         """Return the classes of the objects of `record(index)`, see `ListedDataset`."""
@@ -106,7 +106,7 @@ class BoxFolder(ListedDataset):
         """Return one record, see `RecordDataset`."""
         name, size = self.ids[index], self._sizes[index]
         path = self._root / name
-        image = read_image(path, size, upright=True)
+        image = read_annotated(path, size, upright=True)
         labels, boxes = torch.tensor(self._labels[self._rows(index)]), torch.tensor(self._boxes[self._rows(index)])
         return Record(image, labels, fit_boxes(boxes, size, image, path), None, None, name)
 
@@ -115,7 +115,7 @@ class BoxFolder(ListedDataset):
 
 
 def _read_row(fields: Sequence[str], place: str) -> tuple[str, str, tuple[float, ...], tuple[int, int] | None]:
-    """Return the picture's name, the class as written, the box and the stated (width, height)."""
+    """Return the image's name, the class as written, the box and the stated (width, height)."""
     name, label, *box, width, height = (field.strip() for field in fields)
     if not label:
         raise InputError(f"{place}: the class is empty, expected a name or an index")

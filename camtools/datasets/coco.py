@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from camtools.datasets.base import ListedDataset, TargetKind, as_boxes, as_labels
+from camtools.datasets.images import fit_boxes, read_annotated, resize_masks
 from camtools.datasets.lists import Layout, folder, read_text, relative_name
-from camtools.datasets.pictures import fit_boxes, read_image, resize_masks
 from camtools.datasets.record import Record
 from camtools.errors import InputError
 
@@ -32,23 +32,23 @@ _Annotation = dict[str, Any]
 
 
 class COCO(ListedDataset):
-    """Pictures with boxes and masks from a COCO JSON file.
+    """Images with boxes and masks from a COCO JSON file.
 
     Category ids, which leave gaps, become indices from 0 in the order of the ids. Boxes [x, y, width, height] become
     (x, y, x + width, y + height). Polygons, run lengths and compressed run lengths become masks as in COCO's own code;
-    a picture with an object that has none of these has no masks. A crowd is no object: its pixels that are in no mask
+    an image with an object that has none of these has no masks. A crowd is no object: its pixels that are in no mask
     are ignored. Ids are file names; `image_ids` holds COCO's numbers.
 
     Args:
         annotations: The JSON file.
         images: The folder that file names are relative to. Where left out: the folder named as the end of the file's
             name ("val2017" of "instances_val2017.json"), beside the file or one level up.
-        keep_empty: Whether to keep pictures without objects.
+        keep_empty: Whether to keep images without objects.
         transform: See `RecordDataset`.
         target: See `RecordDataset`; "label" needs keep_empty=False.
 
     Attributes:
-        image_ids: COCO's id of every picture.
+        image_ids: COCO's id of every image.
 
     Raises:
         InputError: The file or folder is missing, is not COCO's JSON, or an annotation refers to what is not there.
@@ -68,19 +68,19 @@ class COCO(ListedDataset):
             raise _LAYOUT.error(f"{str(path)!r} is not a file")
         name = path.stem.rpartition("_")[2]
         places = [path.parent / name, path.parent.parent / name] if images is None else [folder(images)]
-        self._images = _LAYOUT.first(places, "folder of pictures")
+        self._images = _LAYOUT.first(places, "folder of images")
         try:
             data = json.loads(read_text(path))
-            pictures = {int(entry["id"]): entry for entry in data["images"]}
+            input_images = {int(entry["id"]): entry for entry in data["images"]}
             categories = sorted((int(entry["id"]), str(entry["name"])) for entry in data["categories"])
-            objects: dict[int, list[_Annotation]] = {key: [] for key in pictures}
+            objects: dict[int, list[_Annotation]] = {key: [] for key in input_images}
             crowds: dict[int, list[_Annotation]] = {}
             for entry in data["annotations"]:
                 into = crowds.setdefault(entry["image_id"], []) if entry.get("iscrowd") else objects[entry["image_id"]]
                 into.append(entry)
-            kept = [key for key in pictures if keep_empty or objects[key]]
-            names = [relative_name(str(pictures[key]["file_name"]), f"{path}, image {key}") for key in kept]
-            self._sizes = [_size(pictures[key]) for key in kept]
+            kept = [key for key in input_images if keep_empty or objects[key]]
+            names = [relative_name(str(input_images[key]["file_name"]), f"{path}, image {key}") for key in kept]
+            self._sizes = [_size(input_images[key]) for key in kept]
         except json.JSONDecodeError as error:
             raise InputError(f"{path} is not JSON: {error}. Copy or download it again") from error
         except (KeyError, TypeError, ValueError) as error:
@@ -110,7 +110,7 @@ class COCO(ListedDataset):
     def record(self, index: int) -> Record:
         """Return one record, see `RecordDataset`."""
         path, size = self._images / self.ids[index], self._sizes[index]
-        image = read_image(path, size)
+        image = read_annotated(path, size)
         boxes = fit_boxes(as_boxes([self._box(entry) for entry in self._objects[index]]), size, image, path)
         masks = None
         if all(entry.get("segmentation") for entry in self._objects[index]):
@@ -122,7 +122,7 @@ class COCO(ListedDataset):
         return Record(image, labels, boxes, masks, ignore if ignore.any() else None, self.ids[index])
 
     def _masks(self, entries: list[_Annotation], size: tuple[int, int], image: Image.Image) -> Tensor:
-        """Return the masks of annotations at the picture's size, (N, H, W) bool."""
+        """Return the masks of annotations at the image's size, (N, H, W) bool."""
         found = np.zeros((len(entries), size[1], size[0]), dtype=bool)
         for mask, entry in zip(found, entries, strict=True):
             if not entry.get("segmentation"):  # a crowd with a box alone
@@ -147,7 +147,7 @@ class COCO(ListedDataset):
 
 
 def _size(entry: dict[str, Any]) -> tuple[int, int]:
-    """Return the (width, height) of a picture's entry."""
+    """Return the (width, height) of an image's entry."""
     width, height = int(entry["width"]), int(entry["height"])
     if width < 1 or height < 1:
         raise ValueError(f"image {entry['id']} is {width} x {height}")
@@ -163,14 +163,14 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> NDArray[np.
     Args:
         segmentation: A list of polygons, each [x0, y0, x1, y1, ...] in pixels; or a dictionary with "size" (H, W) and
             "counts", a list of run lengths or their compressed text.
-        size: (height, width) of the picture.
+        size: (height, width) of the image.
 
     Raises:
         ValueError: It is none of these, or is not for that size.
     """
     if isinstance(segmentation, dict):
         if tuple(segmentation.get("size", ())) != size:
-            raise ValueError(f"its run lengths are for size {segmentation.get('size')}, its picture is {list(size)}")
+            raise ValueError(f"its run lengths are for size {segmentation.get('size')}, its image is {list(size)}")
         counts = segmentation.get("counts")
         if isinstance(counts, str | bytes):
             counts = decompress(counts)
@@ -189,7 +189,7 @@ def decode_runs(counts: Sequence[int], size: tuple[int, int]) -> NDArray[np.bool
     """Return the mask (H, W) of run lengths: column-major, background first.
 
     Raises:
-        ValueError: They are not as many pixels as the picture has.
+        ValueError: They are not as many pixels as the image has.
     """
     lengths = np.asarray(counts, dtype=np.int64)
     if (lengths < 0).any() or lengths.sum() != size[0] * size[1]:
@@ -246,7 +246,7 @@ def decode_polygon(polygon: Sequence[float], size: tuple[int, int]) -> NDArray[n
     column = (left + 0.5) / _UPSAMPLING - 0.5
     row = (np.minimum(before[passing, 1], after[passing, 1]) + 0.5) / _UPSAMPLING - 0.5
     middle = (column == np.floor(column)) & (column >= 0) & (column <= width - 1)
-    changes = np.zeros((width, height + 1), dtype=np.int64)  # the last row collects what changes below the picture
+    changes = np.zeros((width, height + 1), dtype=np.int64)  # the last row collects what changes below the image
     np.add.at(changes, (column[middle].astype(np.int64), np.ceil(np.clip(row[middle], 0, height)).astype(np.int64)), 1)
     return (changes[:, :height].cumsum(axis=1) % 2 == 1).T
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from camtools.datasets.base import ListedDataset, TargetKind, as_boxes, as_labels
+from camtools.datasets.images import check_size, read_annotated, read_levels
 from camtools.datasets.lists import (
     Layout,
     first_existing,
@@ -20,7 +21,6 @@ from camtools.datasets.lists import (
     to_box,
     to_int,
 )
-from camtools.datasets.pictures import check_size, read_image, read_levels
 from camtools.datasets.record import Record
 
 _LAYOUT = Layout(
@@ -37,7 +37,7 @@ _MAJORITY = 127  # of the five annotators: levels are 0, 51, 102, 153, 204, 255
 
 
 class CUB(ListedDataset):
-    """CUB-200-2011: 5,994 train and 5,794 test pictures of 200 birds, one box each, and masks where they are there.
+    """CUB-200-2011: 5,994 train and 5,794 test images of 200 birds, one box each, and masks where they are there.
 
     Boxes are `x, y, x + width, y + height` of bounding_boxes.txt, as everyone reads them: x and y count from 0 (zeros
     occur there). Masks are the pixels that most of the five annotators marked, level > 127 of the segmentation file.
@@ -64,9 +64,9 @@ class CUB(ListedDataset):
     ) -> None:
         one_of("split", split, ("train", "test", "all"))
         base = folder(root)
-        base = _LAYOUT.first([base / "images.txt", base / "CUB_200_2011" / "images.txt"], "list of pictures").parent
+        base = _LAYOUT.first([base / "images.txt", base / "CUB_200_2011" / "images.txt"], "list of images").parent
         for name in ("images", "classes.txt", "image_class_labels.txt", "train_test_split.txt", "bounding_boxes.txt"):
-            _LAYOUT.first([base / name], "folder of pictures" if name == "images" else "list")
+            _LAYOUT.first([base / name], "folder of images" if name == "images" else "list")
         classes = [name for _, name, _ in read_rows(base / "classes.txt", [2])]
         names = {key: relative_name(name, at) for key, name, at in read_rows(base / "images.txt", [2])}
         listed = base / "train_test_split.txt"
@@ -93,7 +93,7 @@ class CUB(ListedDataset):
     def record(self, index: int) -> Record:
         """Return one record, see `RecordDataset`."""
         name = self.ids[index]
-        image = read_image(self._images / name)
+        image = read_annotated(self._images / name)
         masks = None
         if self._masks is not None:
             path = (self._masks / name).with_suffix(".png")

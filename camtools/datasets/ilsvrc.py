@@ -1,4 +1,4 @@
-"""ILSVRC 2012 validation pictures (Russakovsky et al. 2015) with classes and boxes, in the layouts they come in."""
+"""ILSVRC 2012 validation images (Russakovsky et al. 2015) with classes and boxes, in the layouts they come in."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 
 from camtools.classes.names import imagenet_names
 from camtools.datasets.base import ListedDataset, TargetKind, as_boxes, as_labels
-from camtools.datasets.lists import PICTURE_SUFFIXES, Layout, first_existing, folder, read_rows, read_table, to_int
-from camtools.datasets.pictures import fit_boxes, read_image
+from camtools.datasets.images import fit_boxes, read_annotated
+from camtools.datasets.lists import IMAGE_SUFFIXES, Layout, first_existing, folder, read_rows, read_table, to_int
 from camtools.datasets.record import Record
 from camtools.datasets.voc import read_xml
 from camtools.errors import InputError
@@ -40,12 +40,12 @@ _Objects = list[tuple[int, tuple[float, float, float, float]]]
 
 
 class ILSVRC(ListedDataset):
-    """ILSVRC 2012 validation: 50,000 pictures of 1,000 classes, indexed as torchvision and timm do: by sorted wnid.
+    """ILSVRC 2012 validation: 50,000 images of 1,000 classes, indexed as torchvision and timm do: by sorted wnid.
 
-    A folder with some of the pictures or classes will do; the indices stay those of the 1,000. Boxes come from
+    A folder with some of the images or classes will do; the indices stay those of the 1,000. Boxes come from
     LOC_val_solution.csv or else the XML annotations; without either, records have no boxes. They count pixels from 0
     and include both ends (zeros occur, and width - 1 at most); records have (xmin, ymin, xmax + 1, ymax + 1), half-open
-    and within the picture. The devkit's ground truth has ids of its own, 1 to 1000: meta.mat says which wnids they are.
+    and within the image. The devkit's ground truth has ids of its own, 1 to 1000: meta.mat says which wnids they are.
 
     Args:
         root: The folder that holds val/, see the layout in the error for a wrong folder.
@@ -54,7 +54,7 @@ class ILSVRC(ListedDataset):
         target: See `RecordDataset`.
 
     Raises:
-        InputError: There are no pictures, or nothing that says their classes; or a line of the truth is wrong.
+        InputError: There are no images, or nothing that says their classes; or a line of the truth is wrong.
     """
 
     def __init__(
@@ -70,15 +70,15 @@ class ILSVRC(ListedDataset):
             raise _LAYOUT.error(f"{str(base)!r} is not a folder")
         self._base = _LAYOUT.first(
             [base / "val", base / "ILSVRC" / "Data" / "CLS-LOC" / "val", base / "Data" / "CLS-LOC" / "val"],
-            "folder of pictures",
+            "folder of images",
         )
-        pictures = _pictures(self._base)
-        if not pictures:
-            raise _LAYOUT.error(f"no pictures in {str(self._base)!r}")
+        images = _images(self._base)
+        if not images:
+            raise _LAYOUT.error(f"no images in {str(self._base)!r}")
         super().__init__(
-            [name.rpartition("/")[2].rpartition(".")[0] for name in pictures], imagenet_names(), transform, target
+            [name.rpartition("/")[2].rpartition(".")[0] for name in images], imagenet_names(), transform, target
         )
-        self._files = pictures
+        self._files = images
         csv, self._xml = _truth_places(base, truth)
         self._objects: list[_Objects] | None = None  # from the CSV
         self._labels: list[int] | None = None  # from folders or the devkit
@@ -87,12 +87,12 @@ class ILSVRC(ListedDataset):
             absent = next((name for name in self.ids if name not in found), None)
             if absent is not None:
                 raise InputError(
-                    f"{csv} has no row for {absent!r}: expected one for every picture in {str(self._base)!r}"
+                    f"{csv} has no row for {absent!r}: expected one for every image in {str(self._base)!r}"
                 )
             self._objects = [found[name] for name in self.ids]
         elif self._xml is None:
-            if all("/" in name for name in pictures):
-                self._labels = [_index(name.partition("/")[0], str(self._base / name)) for name in pictures]
+            if all("/" in name for name in images):
+                self._labels = [_index(name.partition("/")[0], str(self._base / name)) for name in images]
             else:
                 self._labels = _devkit_labels(base / "ILSVRC2012_devkit_t12" / "data", self.ids)
 
@@ -106,9 +106,9 @@ class ILSVRC(ListedDataset):
         """Return one record, see `RecordDataset`."""
         path, name = self._base / self._files[index], self.ids[index]
         if self._labels is not None:
-            return Record(read_image(path), as_labels([self._labels[index]]), as_boxes([]), None, None, name)
+            return Record(read_annotated(path), as_labels([self._labels[index]]), as_boxes([]), None, None, name)
         size, objects = self._truth(index)
-        image = read_image(path, size)
+        image = read_annotated(path, size)
         boxes = as_boxes([box for _, box in objects]) + torch.tensor([0.0, 0.0, 1.0, 1.0])
         boxes = fit_boxes(boxes, size, image, path)
         boxes = torch.minimum(boxes, torch.tensor([image.width, image.height] * 2))
@@ -125,8 +125,8 @@ class ILSVRC(ListedDataset):
         return annotation.size, [(_index(found.name, str(path)), found.box) for found in annotation.objects]
 
 
-def _pictures(base: Path) -> list[str]:
-    """Return the pictures of a folder and of its wnid folders, relative to it, in the order of their file names."""
+def _images(base: Path) -> list[str]:
+    """Return the images of a folder and of its wnid folders, relative to it, in the order of their file names."""
     found = []
     with os.scandir(base) as entries:
         for entry in entries:
@@ -134,8 +134,8 @@ def _pictures(base: Path) -> list[str]:
                 found += [f"{entry.name}/{name}" for name in os.listdir(entry.path)]  # noqa: PTH208 - 50,000 names, no paths
             else:
                 found.append(entry.name)
-    pictures = [name for name in found if f".{name.rpartition('.')[2].lower()}" in PICTURE_SUFFIXES]
-    return sorted(pictures, key=lambda name: name.rpartition("/")[2])
+    images = [name for name in found if f".{name.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES]
+    return sorted(images, key=lambda name: name.rpartition("/")[2])
 
 
 def _truth_places(base: Path, truth: str | os.PathLike[str] | None) -> tuple[Path | None, Path | None]:
@@ -172,11 +172,11 @@ def _read_csv(path: Path) -> dict[str, _Objects]:
 
 
 def _devkit_labels(devkit: Path, names: list[str]) -> list[int]:
-    """Read the devkit's ground truth: line n is the ILSVRC2012_ID of picture n, which meta.mat maps to a wnid."""
+    """Read the devkit's ground truth: line n is the ILSVRC2012_ID of image n, which meta.mat maps to a wnid."""
     listed = devkit / "ILSVRC2012_validation_ground_truth.txt"
     meta = devkit / "meta.mat"
     if not listed.exists():
-        raise _LAYOUT.error("nothing says the pictures' classes")
+        raise _LAYOUT.error("nothing says the images' classes")
     if not meta.exists():
         raise _LAYOUT.error(
             f"{listed.name} numbers the classes 1 to 1000 in the devkit's own order, not that of the sorted wnids, and "
@@ -188,7 +188,7 @@ def _devkit_labels(devkit: Path, names: list[str]) -> list[int]:
     for name in names:
         number = _NUMBER.fullmatch(name)
         if number is None or not 1 <= int(number[1]) <= len(truth):
-            raise InputError(f"{name!r} has no line in {listed}: expected pictures named as ILSVRC2012_val_00000001")
+            raise InputError(f"{name!r} has no line in {listed}: expected images named as ILSVRC2012_val_00000001")
         key, place = truth[int(number[1]) - 1]
         labels.append(_index(wnids.get(key, f"id {key}"), place))
     return labels

@@ -15,7 +15,7 @@ from camtools.classes.names import imagenet_names, load_names
 from camtools.errors import CamtoolsError, InputError
 
 T = TypeVar("T")
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True)
@@ -184,16 +184,16 @@ def keyed(rows: Mapping[str, T], keys: Iterable[str], path: Path) -> list[T]:
     found = []
     for key in keys:
         if key not in rows:
-            raise InputError(f"{path} has no line for {key!r}: expected one for every picture")
+            raise InputError(f"{path} has no line for {key!r}: expected one for every image")
         found.append(rows[key])
     return found
 
 
 def relative_name(name: str, place: str) -> str:
-    """Return a picture's name, or raise an InputError if it leads out of the data set's folder."""
+    """Return an image's name, or raise an InputError if it leads out of the data set's folder."""
     name = name.replace("\\", "/")
     if not name or name.startswith("/") or ".." in name.split("/"):
-        raise InputError(f"{place}: the file is {name!r}, expected a path relative to the pictures' folder")
+        raise InputError(f"{place}: the file is {name!r}, expected a path relative to the images' folder")
     return name
 
 

@@ -1,4 +1,4 @@
-"""OpenImages30k (Choe et al. 2020): Open Images pictures with masks and ignored regions, as wsolevaluation has them."""
+"""OpenImages30k (Choe et al. 2020): Open Images images with masks and ignored regions, as wsolevaluation has them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ OpenImages/                                    (wsolevaluation's dataset/OpenIma
   {train,val,test}/0bt_c3/0a51958fcd523ae4.jpg, 0a51958fcd523ae4_m0bt_c3_41344f12.png, 0a51958fcd523ae4_ignore.png ...
   metadata/{train,val,test}/{image_ids,class_labels,localization}.txt     (or wsolevaluation's metadata/OpenImages)
 """,
-    "github.com/clovaai/wsolevaluation (OpenImages30k pictures and segmentation masks; metadata/OpenImages)",
+    "github.com/clovaai/wsolevaluation (OpenImages30k images and segmentation masks; metadata/OpenImages)",
 )
 _SPLITS = {"train": "train", "val": "val", "test": "test", "train-weaksup": "train", "train-fullsup": "val"}
 
 
 class OpenImages30k(WSOL):
-    """OpenImages30k: 29,819 train, 2,500 val and 5,000 test pictures of 100 classes, one class a picture.
+    """OpenImages30k: 29,819 train, 2,500 val and 5,000 test images of 100 classes, one class per image.
 
     Records are those of `WSOL`: a mask for every object, what is ignored, and the smallest boxes around the masks. The
     train split has classes only. Classes are named by their Open Images codes without "/m/" ("0bt_c3"), which is all
@@ -55,7 +55,7 @@ class OpenImages30k(WSOL):
     ) -> None:
         name = _SPLITS[one_of("split", split, list(_SPLITS))]
         base = folder(root)
-        _LAYOUT.first([base / name], f"folder of the {split} pictures")
+        _LAYOUT.first([base / name], f"folder of the {split} images")
         places = [base / "metadata", base.parent.parent / "metadata" / "OpenImages"]
         texts = _LAYOUT.first([place / name for place in ([folder(metadata)] if metadata else places)], "metadata")
         for file in ("image_ids.txt", "class_labels.txt", *(() if name == "train" else ("localization.txt",))):

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 
 from camtools.datasets.base import ListedDataset, TargetKind, as_labels
+from camtools.datasets.images import check_size, mask_boxes, read_annotated, read_levels
 from camtools.datasets.lists import Layout, folder, one_of, read_rows, relative_name, to_int
-from camtools.datasets.pictures import check_size, mask_boxes, read_image, read_levels
 from camtools.datasets.record import Record
 from camtools.errors import InputError
 
@@ -28,7 +28,7 @@ _FOREGROUND, _BORDER = 1, 3  # 2 is background
 
 
 class OxfordPets(ListedDataset):
-    """Oxford-IIIT Pet: 3,680 trainval and 3,669 test pictures of 37 breeds, one trimap each.
+    """Oxford-IIIT Pet: 3,680 trainval and 3,669 test images of 37 breeds, one trimap each.
 
     The box is the smallest around the mask: the boxes in annotations/xmls are of heads only, and are not used.
 
@@ -59,7 +59,7 @@ class OxfordPets(ListedDataset):
         base = _LAYOUT.first([base / "annotations", base / "oxford-iiit-pet" / "annotations"], "annotations").parent
         for place in (base / "images", base / "annotations" / "trimaps"):
             _LAYOUT.first([place], f"folder {place.name}")
-        listed = _LAYOUT.first([base / "annotations" / f"{split}.txt"], f"list of the {split} pictures")
+        listed = _LAYOUT.first([base / "annotations" / f"{split}.txt"], f"list of the {split} images")
         rows = [
             (relative_name(name, at), to_int(label, "the class", at, 1) - 1)
             for name, label, _, _, at in read_rows(listed, [4], comment="#")
@@ -67,9 +67,7 @@ class OxfordPets(ListedDataset):
         breeds = {label: " ".join(word.title() for word in name.split("_")[:-1]) for name, label in rows}
         missing = set(range(max(breeds, default=-1) + 1)) - set(breeds)
         if missing:
-            raise InputError(
-                f"{listed} has no picture of class {min(missing) + 1}: expected every class up to the last"
-            )
+            raise InputError(f"{listed} has no image of class {min(missing) + 1}: expected every class up to the last")
         super().__init__([name for name, _ in rows], [breeds[label] for label in sorted(breeds)], transform, target)
         self._labels = [label for _, label in rows]
         self._base = base
@@ -81,7 +79,7 @@ class OxfordPets(ListedDataset):
     def record(self, index: int) -> Record:
         """Return one record, see `RecordDataset`."""
         name = self.ids[index]
-        image = read_image(self._base / "images" / f"{name}.jpg")
+        image = read_annotated(self._base / "images" / f"{name}.jpg")
         path = self._base / "annotations" / "trimaps" / f"{name}.png"
         levels = read_levels(path, palette=True)
         check_size(levels, image, path)

@@ -1,4 +1,4 @@
-"""The record: one picture with its truth, the same from every data set."""
+"""The record: one image with its truth, the same from every data set."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from camtools.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One picture with what is known about it; N objects, in the data set's order.
+    """One image with what is known about it; N objects, in the data set's order.
 
     Attributes:
         image: RGB.
-        labels: Class index of every object, (N,) int64. A data set without boxes has one entry a class of the picture.
+        labels: Class index of every object, (N,) int64. A data set without boxes has one entry a class of the image.
         boxes: (N, 4) float32: x0, y0, x1, y1 in pixels of `image`, half-open; NaN rows where an object has no box, and
             (0, 4) where the data set has no boxes at all.
         masks: (N, H, W) bool, True on the visible pixels of every object; None where the data set has none.
         ignore: (H, W) bool, True on pixels that count neither as object nor as background; None for no such pixels.
         difficult: (N,) bool, objects that detection metrics neither reward nor punish (VOC); all False elsewhere.
-        id: The data set's name of the picture: unique in it, stable, and a usable relative path.
+        id: The data set's name of the image: unique in it, stable, and a usable relative path.
     """
 
     image: Image.Image
@@ -40,26 +40,26 @@ class Record:
 
     @property
     def label(self) -> int:
-        """The class of the first object: the picture's class in single-label data sets.
+        """The class of the first object: the image's class in single-label data sets.
 
         Raises:
-            InputError: The picture has no object.
+            InputError: The image has no object.
         """
         if not len(self.labels):
             raise InputError(
-                f"{self.id!r} has no object, so no class: expected a data set with one in every picture. Leave such "
-                "pictures out (torch.utils.data.Subset), or ask for target='labels'"
+                f"{self.id!r} has no object, so no class: expected a data set with one in every image. Leave such "
+                "images out (torch.utils.data.Subset), or ask for target='labels'"
             )
         return int(self.labels[0])
 
     @property
     def classes(self) -> list[int]:
-        """The classes in the picture, each once, in the order of the objects."""
+        """The classes in the image, each once, in the order of the objects."""
         return list(dict.fromkeys(self.labels.tolist()))
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the picture in pixels, as PIL and the box metrics have it."""
+        """(width, height) of the image in pixels, as PIL and the box metrics have it."""
         return self.image.size
 
     @property

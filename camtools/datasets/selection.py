@@ -1,4 +1,4 @@
-"""Which pictures of a data set are evaluated, and what is known of them without opening any."""
+"""Which images of a data set are evaluated, and what is known of them without opening any."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.utils.data import Subset
 from camtools.datasets import ListedDataset, Record, RecordDataset, open_dataset
 from camtools.errors import InputError
 
-_LOOKED_AT = 64  # records, where a data set cannot tell its labels without drawing pictures
+_LOOKED_AT = 64  # records, where a data set cannot tell its labels without drawing images
 
 
 class Selection:
-    """Pictures of a data set, by their indices in it.
+    """Images of a data set, by their indices in it.
 
     Args:
         data: A `RecordDataset`, a `torch.utils.data.Subset` of one, or a specification for `open_dataset`.
@@ -24,12 +24,12 @@ class Selection:
 
     Attributes:
         data: The whole data set.
-        indices: Of the pictures, in order.
+        indices: Of the images, in order.
         ids: Their ids; None where a data set only tells with the record.
         spec: How the data set is named in settings.
 
     Raises:
-        InputError: It is none of these, gives something else than records, or no picture is left.
+        InputError: It is none of these, gives something else than records, or no image is left.
     """
 
     def __init__(self, data: Any, limit: int | None = None, every: int = 1, skip: int = 0) -> None:
@@ -54,9 +54,9 @@ class Selection:
         self.data: RecordDataset = found
         self.indices = (list(range(len(found))) if chosen is None else chosen)[skip::every][:limit]
         if not self.indices:
-            raise InputError(f"{found!r} leaves no picture to evaluate: expected at least one")
+            raise InputError(f"{found!r} leaves no image to evaluate: expected at least one")
         if len(set(self.indices)) < len(self.indices):
-            raise InputError("the Subset names a picture twice: expected every picture once")
+            raise InputError("the Subset names per image twice: expected every image once")
         listed = found if isinstance(found, ListedDataset) else None
         self.ids = None if listed is None else [listed.ids[index] for index in self.indices]
         self.spec = spec or repr(found)
@@ -71,7 +71,7 @@ class Selection:
         return record
 
     def id_of(self, index: int) -> str:
-        """Return the id of the picture with this index in the data set; the index itself where it is not known."""
+        """Return the id of the image with this index in the data set; the index itself where it is not known."""
         return str(index) if self.ids is None else self.ids[self.indices.index(index)]
 
     @property
@@ -81,24 +81,24 @@ class Selection:
 
     @property
     def occurring(self) -> list[int]:
-        """The data set's classes that are known to occur, ascending; all where it can't tell without the pictures."""
+        """The data set's classes that are known to occur, ascending; all where it can't tell without the images."""
         if isinstance(self.data, ListedDataset):
             return sorted({label for labels in self._known().values() for label in labels})
         return list(range(len(self.classes)))
 
     @property
     def multilabel(self) -> bool:
-        """Whether any picture has objects of several classes."""
+        """Whether any image has objects of several classes."""
         return any(len(set(labels)) > 1 for labels in self._known().values())
 
     def fingerprint(self) -> dict[str, Any]:
-        """Say which pictures these are, comparably between runs."""
+        """Say which images these are, comparably between runs."""
         named = "\n".join(map(str, self.indices if self.ids is None else self.ids))
         digest = hashlib.sha256(named.encode()).hexdigest()[:16]
-        return {"data": self.spec, "pictures": len(self), "ids": digest}
+        return {"data": self.spec, "images": len(self), "ids": digest}
 
     def _known(self) -> dict[int, list[int]]:
-        """The labels of all pictures, or of the first few."""
+        """The labels of all images, or of the first few."""
         if self._labels is None:
             data = self.data
             if isinstance(data, ListedDataset):

@@ -16,8 +16,8 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from camtools.datasets.base import ListedDataset, TargetKind, as_boxes, as_labels
+from camtools.datasets.images import check_size, fit_boxes, mask_boxes, read_annotated, read_levels
 from camtools.datasets.lists import Layout, folder, one_of, read_rows
-from camtools.datasets.pictures import check_size, fit_boxes, mask_boxes, read_image, read_levels
 from camtools.datasets.record import Record
 from camtools.errors import InputError
 
@@ -43,7 +43,7 @@ class VOC(ListedDataset):
         year: 2007 or 2012.
         split: "train", "val", "trainval", or "test" (2007 only; 2012 has no public annotation); None for the one to
             evaluate on, 2007 "test" and 2012 "val".
-        task: "detection": the pictures of ImageSets/Main, boxes, no masks. "segmentation": those of
+        task: "detection": the images of ImageSets/Main, boxes, no masks. "segmentation": those of
             ImageSets/Segmentation, with masks and ignored pixels as well.
         transform: See `RecordDataset`.
         target: See `RecordDataset`.
@@ -73,7 +73,7 @@ class VOC(ListedDataset):
         base = layout.first([base / here, base / "VOCdevkit" / here, base], f"folder {here}")
         for name in needed:
             layout.first([base / name], f"folder {name}")
-        listed = layout.first([base / "ImageSets" / sets / f"{split_name}.txt"], f"list of the {split_name} pictures")
+        listed = layout.first([base / "ImageSets" / sets / f"{split_name}.txt"], f"list of the {split_name} images")
         super().__init__([name for name, _ in read_rows(listed, [1])], CLASSES, transform, target)
         self._base = base
         self._masks = sets != "Main"
@@ -93,7 +93,7 @@ class VOC(ListedDataset):
         record_id = self.ids[index]
         path = self._base / "JPEGImages" / f"{record_id}.jpg"
         annotation = self._annotation(record_id)
-        image = read_image(path, annotation.size)
+        image = read_annotated(path, annotation.size)
         labels = _labels(annotation, self._xml(record_id))
         boxes = fit_boxes(_voc_boxes(annotation), annotation.size, image, path)
         difficult = _difficult(annotation)
@@ -111,7 +111,7 @@ class VOC(ListedDataset):
         return read_xml(self._xml(record_id))
 
     def _instances(self, record_id: str, image: Image.Image | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return the class values and the instance values, (H, W) each; checked against the picture where given."""
+        """Return the class values and the instance values, (H, W) each; checked against the image where given."""
         found = []
         for kind in ("SegmentationClass", "SegmentationObject"):
             path = self._base / kind / f"{record_id}.png"
@@ -208,7 +208,7 @@ class XmlObject(NamedTuple):
 
 
 class XmlAnnotation(NamedTuple):
-    """One picture's annotation.
+    """One image's annotation.
 
     Attributes:
         size: (width, height) in pixels; None where it is not stated, or as 0.

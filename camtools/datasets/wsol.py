@@ -1,4 +1,4 @@
-"""The metadata format of wsolevaluation (Choe et al. 2020, clovaai/wsolevaluation) on any folder of pictures."""
+"""The metadata format of wsolevaluation (Choe et al. 2020, clovaai/wsolevaluation) on any folder of images."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from camtools.datasets.base import ListedDataset, TargetKind, as_boxes, as_labels
+from camtools.datasets.images import fit_boxes, mask_boxes, read_annotated, read_levels, resize_masks
 from camtools.datasets.lists import Layout, class_names, folder, keyed, read_rows, relative_name, to_box, to_int
-from camtools.datasets.pictures import fit_boxes, mask_boxes, read_image, read_levels, resize_masks
 from camtools.datasets.record import Record
 from camtools.errors import InputError
 
@@ -34,10 +34,10 @@ _BOX_FIELDS, _MASK_FIELDS = 5, 3
 
 
 class WSOL(ListedDataset):
-    """Pictures, one class each, with boxes or masks from the text files of wsolevaluation.
+    """Images, one class each, with boxes or masks from the text files of wsolevaluation.
 
-    Boxes are the file's numbers, unchanged, and scaled where the picture is not of the size in image_sizes.txt. An
-    object of a mask file is its values above 0; a mask of another size than the picture is brought to it by the nearest
+    Boxes are the file's numbers, unchanged, and scaled where the image is not of the size in image_sizes.txt. An
+    object of a mask file is its values above 0; a mask of another size than the image is brought to it by the nearest
     pixel. Ignored are the ignore file's pixels that are in no mask, as in wsolevaluation's `get_mask`. Boxes of objects
     with masks are the smallest around them.
 
@@ -46,7 +46,7 @@ class WSOL(ListedDataset):
         images: The folder that the ids are relative to.
         masks: The folder that mask files are relative to; `images` where left out.
         classes: Class names in order, a file of them, or "imagenet"; the numbers "0" to the largest where left out.
-        squashed: Whether pictures of another aspect ratio than in image_sizes.txt are the same ones squashed (to
+        squashed: Whether images of another aspect ratio than in image_sizes.txt are the same ones squashed (to
             224 x 224, say), so that boxes are scaled on each axis; an error otherwise.
         transform: See `RecordDataset`.
         target: See `RecordDataset`.
@@ -68,8 +68,8 @@ class WSOL(ListedDataset):
     ) -> None:
         base = folder(metadata)
         for name in ("image_ids.txt", "class_labels.txt"):
-            LAYOUT.first([base / name], "list of pictures" if name == "image_ids.txt" else "list of classes")
-        self._images = LAYOUT.first([folder(images)], "folder of pictures")
+            LAYOUT.first([base / name], "list of images" if name == "image_ids.txt" else "list of classes")
+        self._images = LAYOUT.first([folder(images)], "folder of images")
         self._mask_root = self._images if masks is None else LAYOUT.first([folder(masks)], "folder of masks")
         self._squashed = squashed
         names = [relative_name(name, at) for name, at in read_rows(base / "image_ids.txt", [1])]
@@ -101,7 +101,7 @@ class WSOL(ListedDataset):
         name = self.ids[index]
         path = self._images / name
         size = None if self._sizes is None else self._sizes[index]
-        image = read_image(path, size)
+        image = read_annotated(path, size)
         labels = as_labels(self.labels_of(index))
         if self._masks is not None:
             masks = self._read_masks(self._masks[index], image)
@@ -111,7 +111,7 @@ class WSOL(ListedDataset):
         return Record(image, labels, fit_boxes(boxes, size, image, path, self._squashed), None, None, name)
 
     def _read_masks(self, names: list[str], image: Image.Image) -> Tensor:
-        """Return masks at the picture's size, (N, H, W) bool."""
+        """Return masks at the image's size, (N, H, W) bool."""
         found = [torch.from_numpy(read_levels(self._mask_root / name, palette=False) > 0)[None] for name in names]
         none = torch.zeros((0, image.height, image.width), dtype=torch.bool)
         return torch.cat([none, *(resize_masks(mask, image) for mask in found)])
@@ -127,7 +127,7 @@ def _read_sizes(path: Path) -> dict[str, tuple[int, int]]:
 def _read_localization(
     path: Path,
 ) -> tuple[dict[str, list[tuple[float, ...]]], dict[str, list[str]], dict[str, list[str]]]:
-    """Return the boxes, or the mask files and the ignore files, of every picture."""
+    """Return the boxes, or the mask files and the ignore files, of every image."""
     boxes: dict[str, list[tuple[float, ...]]] = {}
     masks: dict[str, list[str]] = {}
     ignores: dict[str, list[str]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 LARGEST = 255
-"""The largest value of a picture with a palette."""
+"""The largest value of an image with a palette."""
 
 Colour = tuple[int, int, int]
 

@@ -1,4 +1,4 @@
-"""Drawing a map, boxes, a caption and a legend over a picture."""
+"""Drawing a map, boxes, a caption and a legend over an image."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def draw_overlay(
     threshold: float | None = None,
     key: str | None = None,
 ) -> Image.Image:
-    """Blend a map over a picture and draw boxes and a caption; with a legend where there is something to say.
+    """Blend a map over an image and draw boxes and a caption; with a legend where there is something to say.
 
     Args:
         image: RGB, of any size.
-        map: (H, W) in [0, 1], of the picture's size.
+        map: (H, W) in [0, 1], of the image's size.
         boxes: xyxy in pixels, half-open.
         text: Caption, name and then score, written at the first box, or at the top where there is none. The name is
-            shortened to the picture's width, and a picture too small for a caption goes without; a legend then has the
+            shortened to the image's width, and an image too small for a caption goes without; a legend then has the
             whole of it.
         alpha: Weight of the map's colours, in [0, 1].
         colormap: Name of a matplotlib colour map; "inferno" is perceptually uniform and readable in grey.
@@ -43,8 +43,8 @@ def draw_overlay(
         key: What the legend says of the boxes. Where this and `threshold` are None there is no legend.
 
     Returns:
-        A new RGB picture of the same size. With a legend it is larger: the legend is on white below the picture, or
-        beside one that is too narrow for it. The picture is at the top left in any case.
+        A new RGB image of the same size. With a legend it is larger: the legend is on white below the image, or
+        beside one that is too narrow for it. The image is at the top left in any case.
 
     Raises:
         InputError: `alpha` is out of range, or the colour map is unknown.
@@ -68,22 +68,22 @@ def draw_overlay(
 
 
 def blend(image: Image.Image, map: NDArray[np.float32], alpha: float, colormap: str) -> Image.Image:
-    """Mix a picture and a map's colours.
+    """Mix an image and a map's colours.
 
     Args:
         image: Of any mode.
-        map: (H, W) in [0, 1], of the picture's size.
+        map: (H, W) in [0, 1], of the image's size.
         alpha: Weight of the map's colours, in [0, 1].
         colormap: Name of a matplotlib colour map.
 
     Returns:
-        A new RGB picture.
+        A new RGB image.
 
     Raises:
         InputError: `alpha` is out of range, or the colour map is unknown.
     """
     if not 0 <= alpha <= 1:
-        raise InputError(f"alpha={alpha}: expected a weight between 0 (picture only) and 1 (map only)")
+        raise InputError(f"alpha={alpha}: expected a weight between 0 (image only) and 1 (map only)")
     if colormap not in matplotlib.colormaps:
         raise InputError(f"colormap={colormap!r} is not one of matplotlib's; try 'inferno', 'viridis' or 'magma'")
     colours = matplotlib.colormaps[colormap](np.asarray(map, dtype=np.float32))[..., :3] * 255
@@ -91,27 +91,27 @@ def blend(image: Image.Image, map: NDArray[np.float32], alpha: float, colormap: 
     return Image.fromarray(np.rint(blended).clip(0, 255).astype(np.uint8))
 
 
-def with_legend(picture: Image.Image, entries: Sequence[Bar | Key], size: int) -> Image.Image:
-    """Put a legend below a picture, or beside it where the picture is too narrow and tall enough."""
-    block = legend(entries, max(picture.width, 13 * size), size)  # narrower, its words would be broken
-    beside = block.width > picture.width and block.height <= picture.height
-    place = (picture.width, 0) if beside else (0, picture.height)
-    canvas = Image.new("RGB", (place[0] + block.width, max(picture.height, place[1] + block.height)), PAPER)
-    canvas.paste(picture, (0, 0))
+def with_legend(image: Image.Image, entries: Sequence[Bar | Key], size: int) -> Image.Image:
+    """Put a legend below an image, or beside it where the image is too narrow and tall enough."""
+    block = legend(entries, max(image.width, 13 * size), size)  # narrower, its words would be broken
+    beside = block.width > image.width and block.height <= image.height
+    place = (image.width, 0) if beside else (0, image.height)
+    canvas = Image.new("RGB", (place[0] + block.width, max(image.height, place[1] + block.height)), PAPER)
+    canvas.paste(image, (0, 0))
     canvas.paste(block, place)
     return canvas
 
 
 def _caption(draw: ImageDraw.ImageDraw, size: tuple[int, int], box: Sequence[int], text: str, font_size: float) -> str:
-    """Write the text above a box, or below or in it where there is no room; never beyond the picture.
+    """Write the text above a box, or below or in it where there is no room; never beyond the image.
 
-    Returns what was written: the text on one line, shortened where needed; empty where the picture is too small.
+    Returns what was written: the text on one line, shortened where needed; empty where the image is too small.
     """
     face = font(font_size)
     ascent, descent = face.getmetrics()
     height = ascent + descent + 2
     shown = _shortened(text, lambda words: draw.textlength(words, font=face) + 6 <= size[0])
-    if not shown or 3 * height > size[1]:  # a picture this small would vanish behind it
+    if not shown or 3 * height > size[1]:  # an image this small would vanish behind it
         return ""
     width = math.ceil(draw.textlength(shown, font=face)) + 6
     x0, y0, _, y1 = map(int, box)

@@ -1,4 +1,4 @@
-"""Putting panels into a figure: rows of columns of pictures and texts, over one legend."""
+"""Putting panels into a figure: rows of columns of images and texts, over one legend."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from camtools.drawing.legend import FAINT, INK, PAPER, Bar, Colour, Key, legend
 from camtools.drawing.text import font, line_height, wrapped
 
 WIDTH = 1600  # pixels that a figure may have before its panels go to a further row
-_EXTREME = 3.0  # aspect ratio from which on a picture no longer has the height asked for
+_EXTREME = 3.0  # aspect ratio from which on an image no longer has the height asked for
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ def note(words: str, lines: int = 2, align: float = 0.0) -> Text:
 
 
 def fit(width: int, height: int, wanted: int) -> tuple[int, int]:
-    """Return the size at which a picture is shown, in proportion.
+    """Return the size at which an image is shown, in proportion.
 
     It has the height wanted, unless it is more than three times as long one way as the other: such strips become at
     most three times as long, and so thinner or higher than the others.
 
     Args:
-        width: Of the picture, pixels.
-        height: Of the picture, pixels.
+        width: Of the image, pixels.
+        height: Of the image, pixels.
         wanted: Height in the figure, pixels.
     """
     aspect = width / height
@@ -76,12 +76,12 @@ def fit(width: int, height: int, wanted: int) -> tuple[int, int]:
 def resized(values: NDArray[np.float32], size: tuple[int, int], *, smooth: bool = True) -> NDArray[np.float32]:
     """Bring a map (H, W) to a size (width, height), averaging where it shrinks; cells stay visible if not `smooth`."""
     method = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
-    picture = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
-    return np.asarray(picture.resize(size, method), dtype=np.float32)
+    image = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
+    return np.asarray(image.resize(size, method), dtype=np.float32)
 
 
 def outlined(canvas: Image.Image, mask: NDArray[np.bool_], colour: Colour, width: int) -> None:
-    """Draw the outline of a mask (H, W) on a picture of its size: a line within the mask, with a dark one around it."""
+    """Draw the outline of a mask (H, W) on an image of its size: a line within the mask, with a dark one around it."""
     inner = mask
     for _ in range(width):
         inner = _eroded(inner)
@@ -92,7 +92,7 @@ def outlined(canvas: Image.Image, mask: NDArray[np.bool_], colour: Colour, width
 
 
 def _eroded(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Take one pixel off a mask all around; the picture's border does not count as an edge."""
+    """Take one pixel off a mask all around; the image's border does not count as an edge."""
     padded = np.pad(mask, 1, mode="edge")
     return padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
 
@@ -133,9 +133,9 @@ def _filled(widths: Sequence[int], limit: int) -> list[int]:
 
 
 def _width(panel: Panel, size: int) -> int:
-    """Return how wide a panel is: its pictures, but never too narrow for words."""
-    pictures = [slot.width for slot in panel if isinstance(slot, Image.Image)]
-    return max([8 * size, *pictures, *(slot.room * size for slot in panel if isinstance(slot, Text))])
+    """Return how wide a panel is: its images, but never too narrow for words."""
+    images = [slot.width for slot in panel if isinstance(slot, Image.Image)]
+    return max([8 * size, *images, *(slot.room * size for slot in panel if isinstance(slot, Text))])
 
 
 def figure(
@@ -152,7 +152,7 @@ def figure(
         aligned: Whether the rows' panels form columns.
 
     Returns:
-        RGB picture on white.
+        RGB image on white.
     """
     gap = size
     widths = [[_width(panel, size) for panel in row] for row in rows]
@@ -192,12 +192,12 @@ def _row(panels: Sequence[Panel], widths: Sequence[int], gap: int, size: int) ->
 
 
 def _drawn(slot: Slot, width: int, size: int) -> tuple[Image.Image | None, float]:
-    """Return a slot as a picture, and where it stands in a higher one: 0 at the top, 1 at the bottom."""
+    """Return a slot as an image, and where it stands in a higher one: 0 at the top, 1 at the bottom."""
     return (_text(slot, width, size), slot.align) if isinstance(slot, Text) else (slot, 0.0)
 
 
 def stacked(slots: Panel, size: int) -> Image.Image:
-    """Draw slots as one: texts right under their own picture, however high the others of the row are.
+    """Draw slots as one: texts right under their own image, however high the others of the row are.
 
     Args:
         slots: From top to bottom.

@@ -1,4 +1,4 @@
-"""Text in pictures: the font, and lines that keep within a width."""
+"""Text in images: the font, and lines that keep within a width."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def plot_trace(
         colormap: Name of a matplotlib colour map, for normalised maps.
 
     Returns:
-        RGB picture.
+        RGB image.
 
     Raises:
         InputError: There is no trace, or an argument cannot be used.
@@ -77,7 +77,7 @@ def _coloured(values: NDArray[np.floating[Any]], height: int, colormap: str) -> 
 
 
 def _masked(explanation: Explanation, step: TraceStep, image: Image.Image) -> Image.Image:
-    """Draw mask and boxes over the picture: what is left out is pale."""
+    """Draw mask and boxes over the image: what is left out is pale."""
     assert step.mask is not None
     mask = np.asarray(Image.fromarray(step.mask.cpu().numpy()).resize(image.size, Image.Resampling.NEAREST))
     pixels = np.asarray(image, dtype=np.float32)
@@ -108,7 +108,7 @@ def _change(before: TraceStep | None, after: TraceStep, height: int) -> list[Tex
     if before is None:
         return [note("the first map", 3, 0.5)]
     if before.map.shape != after.map.shape:
-        return [note("the same map on the picture’s pixels", 4, 0.5)]
+        return [note("the same map on the image’s pixels", 4, 0.5)]
     one, other = before.map.cpu().numpy(), after.map.cpu().numpy()
     if np.array_equal(one, other):
         return [note("map unchanged" if after.mask is not None else "unchanged", 3, 0.5)]

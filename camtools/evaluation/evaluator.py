@@ -24,7 +24,7 @@ from camtools.evaluation.results import EvaluationResult
 from camtools.evaluation.runner import Measure, Runner
 from camtools.evaluation.scoremaps import MapReader, map_folders
 from camtools.evaluation.scores import Arrays
-from camtools.evaluation.statistics import Measured, check_metrics, picture_weights, summarise
+from camtools.evaluation.statistics import Measured, check_metrics, image_weights, summarise
 from camtools.evaluation.store import Store, assemble, merged
 from camtools.images.preprocess import Preprocess
 from camtools.model.cam_model import CamModel, unwrapped, wrap
@@ -60,7 +60,7 @@ def evaluate(
 ) -> EvaluationResult:
     """Measure how well the maps of a classifier fit the truth of a data set, for several pipelines at once.
 
-    Every picture goes through the model once. With `out`, finished batches are kept there: a run that was killed goes
+    Every image goes through the model once. With `out`, finished batches are kept there: a run that was killed goes
     on where it was when it is started again, and ends with the same files. Under `torchrun` or `accelerate launch` the
     processes share the batches; all return the result, the first one writes it.
 
@@ -69,28 +69,28 @@ def evaluate(
         dataset: A `camtools.datasets` data set of records, a `Subset` of one, or a specification for `open_dataset`.
         pipeline: What to compare: preset names ("cam,rcam"), steps as text ("NWC,IVR(45)"; ";" between pipelines), a
             `Pipeline`, a list of these, or a mapping from names. Deltas are to "cam", else to the first.
-        protocol: "wsol" (pictures squashed to 224 x 224, maps bicubic to 224 x 224, as the reference does) or "native"
-            (the model's own preprocessing, boxes on the original picture).
+        protocol: "wsol" (images squashed to 224 x 224, maps bicubic to 224 x 224, as the reference does) or "native"
+            (the model's own preprocessing, boxes on the original image).
         metrics: Some of the names in `camtools.evaluation.METRICS`; None for all that the data has truth for.
         calibrate: Another data set on which thresholds are chosen; they are reported beside those best for `dataset`.
         out: Folder for results and finished batches.
         fresh: Whether to start over where `out` holds another run, which is otherwise refused.
-        limit: At most this many pictures.
-        every: Every how manieth picture.
-        skip: How many pictures to leave out at the start.
-        batch_size: Pictures a forward.
+        limit: At most this many images.
+        every: Every how manieth image.
+        skip: How many images to leave out at the start.
+        batch_size: Images per forward.
         device: Where to run; a model that lives elsewhere is copied there. None stays with the model.
         transform: The model's preprocessing; None asks the model. "wsol" takes mean and std from it.
         class_names: Names of the model's classes in order; None asks the model.
         activation: How logits become scores: "softmax", or "sigmoid" for multi-label models.
-        workers: Threads that read pictures.
+        workers: Threads that read images.
         bootstrap: Replicates for the 95 % intervals of the deltas; 0 for none.
         seed: Of the replicates.
         scoremaps: A folder of maps `<image_id>.npy` to judge instead of a model's, or several by name.
         progress: Whether to show a progress bar, on a terminal.
 
     Returns:
-        The metrics, and a row for each picture, class and pipeline.
+        The metrics, and a row for each image, class and pipeline.
 
     Raises:
         InputError: An argument or the data cannot be used, or `out` holds another run.
@@ -100,7 +100,7 @@ def evaluate(
     """
     wanted = check_metrics(metrics)
     check_whole(batch_size=batch_size, workers=workers)
-    picture_weights(0, bootstrap, seed)  # refuses what are no such numbers
+    image_weights(0, bootstrap, seed)  # refuses what are no such numbers
     if activation not in ("softmax", "sigmoid"):
         raise InputError(f"activation={activation!r}: expected 'softmax' or 'sigmoid'")
     if (model is None) == (scoremaps is None):
@@ -127,7 +127,7 @@ def evaluate(
     evaluated = time.perf_counter()
     settings |= {"bootstrap": bootstrap, "seed": seed}
     values, baseline = summarise(found, wanted, calibration=calibration, bootstrap=bootstrap, seed=seed)
-    timing = {"pictures": float(count), "seconds": evaluated - start}
+    timing = {"images": float(count), "seconds": evaluated - start}
     timing["summary_seconds"] = time.perf_counter() - evaluated
     listed = [(name, error) for _, name, error in failed]
     detections = {name: dict(kinds) for name, kinds in found.detections.items()}
@@ -154,7 +154,7 @@ class _Run:
         """Evaluate what is not done yet.
 
         Returns:
-            The rows, the settings, the pictures that failed, and how many pictures this process did now.
+            The rows, the settings, the images that failed, and how many images this process did now.
         """
         group, task = self.group, self.job.on(data)
         store = Store(folder, task.settings, fresh=self.fresh, leader=group.leads)
@@ -174,15 +174,15 @@ class _Run:
         return assemble(tables, failed, task.pipelines), task.settings, failed, count
 
 
-_MOST_CLASSES = 200  # of multi-label data, whose maps are all made for every picture
-_LOOKED_AT = 8  # pictures, to see whether a data set has masks
+_MOST_CLASSES = 200  # of multi-label data, whose maps are all made for every image
+_LOOKED_AT = 8  # images, to see whether a data set has masks
 
 
 class Reader(Protocol):
     """Evaluates batches."""
 
     def over(self, chunks: Sequence[list[int]], keep: Callable[[Arrays], None], tick: Callable[[int], None]) -> None:
-        """Evaluate pictures batch by batch; see `Runner.over`."""
+        """Evaluate images batch by batch; see `Runner.over`."""
         ...
 
 
@@ -272,12 +272,12 @@ class MapJob:
 
 
 def has_masks(data: Selection) -> bool:
-    """Whether any of the first pictures has masks; those that can't be read are left to their own turn."""
+    """Whether any of the first images has masks; those that can't be read are left to their own turn."""
     for index in data.indices[:_LOOKED_AT]:
         try:
             if data.record(index).masks is not None:
                 return True
-        except Exception:  # listed when the picture is evaluated
+        except Exception:  # listed when the image is evaluated
             continue
     return False
 

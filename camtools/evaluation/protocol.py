@@ -1,4 +1,4 @@
-"""How pictures become inputs and maps become score maps: the WSOL protocol, or the model's own preprocessing."""
+"""How images become inputs and maps become score maps: the WSOL protocol, or the model's own preprocessing."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ ProtocolName = Literal["wsol", "native"]
 
 @dataclass(frozen=True)
 class Projected:
-    """What a pipeline made of a few pictures of one geometry; b of them with K' classes.
+    """What a pipeline made of a few images of one geometry; b of them with K' classes.
 
     Attributes:
         scores: Normalised score maps at the protocol's size, (b, K', 224, 224) float64 in [0, 1].
-        masks: The pipeline's own, (b, K', H, W) bool: at the protocol's size, or at the picture's.
+        masks: The pipeline's own, (b, K', H, W) bool: at the protocol's size, or at the image's.
         thresholds: Its own thresholds, fractions of the maps' maxima, (b, K') float32; NaN for maps of zeros.
     """
 
@@ -40,11 +40,11 @@ class Protocol:
     """A protocol with the transform that goes with it.
 
     Attributes:
-        name: "wsol": pictures are squashed to 224 x 224 (PIL, bilinear), normalised with the model's mean and std; maps
+        name: "wsol": images are squashed to 224 x 224 (PIL, bilinear), normalised with the model's mean and std; maps
             are resized bicubically to 224 x 224 (Choe et al., CVPR 2020, and the released code, wsolevaluation).
-            "native": the model's own preprocessing; maps are taken back to the picture's pixels as `camtools.explain`
+            "native": the model's own preprocessing; maps are taken back to the image's pixels as `camtools.explain`
             does, and from there bicubically to the size at which metrics compare them with the truth.
-        transform: From a picture to the model's input.
+        transform: From an image to the model's input.
     """
 
     name: ProtocolName
@@ -68,7 +68,7 @@ class Protocol:
             return cls("native", own)
         if not isinstance(own, Preprocess):
             raise InputError(
-                f"protocol='wsol' squashes pictures itself and needs the model's mean and std, which {own!r} does not "
+                f"protocol='wsol' squashes images itself and needs the model's mean and std, which {own!r} does not "
                 "tell: pass transform=Preprocess.imagenet(mean=..., std=...), or protocol='native'"
             )
         squash = replace(
@@ -80,8 +80,8 @@ class Protocol:
         """Divide a batch into groups that can be projected together.
 
         Args:
-            geometries: One a picture.
-            most: Pictures in a group.
+            geometries: One an image.
+            most: Images in a group.
 
         Returns:
             Positions in the batch, each once, in ascending order within a group.
@@ -92,13 +92,13 @@ class Protocol:
         return [group[i : i + most] for group in groups.values() for i in range(0, len(group), most)]
 
     def project(self, pipeline: Pipeline, state: State, geometry: Geometry, images: list[Image.Image]) -> Projected:
-        """Run a pipeline's steps on the picture's pixels.
+        """Run a pipeline's steps on the image's pixels.
 
         Args:
             pipeline: The pipeline.
-            state: What `pipeline.features` returned for these pictures.
+            state: What `pipeline.features` returned for these images.
             geometry: That of all of them; "wsol" does not look at it.
-            images: The pictures; only looked at where the pipeline needs them.
+            images: The images; only looked at where the pipeline needs them.
         """
         resize = _Cubic() if self.name == "wsol" else geometry.resize
         state = state.replace(resize=resize)

@@ -1,4 +1,4 @@
-"""What an evaluation found: a row a picture and class, the metrics made of the rows, and the files that hold both."""
+"""What an evaluation found: a row per image and class, the metrics made of the rows, and the files that hold both."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """Ranked detections of one pipeline in multi-label pictures: D of them, and M objects to be found.
+    """Ranked detections of one pipeline in multi-label images: D of them, and M objects to be found.
 
     Attributes:
-        picture: Index in the data set of each detection's picture, (D,) int64.
+        image: Index in the data set of each detection's image, (D,) int64.
         label: Class of each detection, the model's index, (D,) int64.
         score: The classifier's score, (D,) float32.
         correct: Whether it is a true positive, (D,) bool; those that count for nothing are left out.
-        true_picture: Picture of each object to be found, (M,) int64.
+        true_image: Image of each object to be found, (M,) int64.
         true_label: Its class, (M,) int64.
     """
 
-    picture: Array
+    image: Array
     label: Array
     score: Array
     correct: Array
-    true_picture: Array
+    true_image: Array
     true_label: Array
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What was measured: P pipelines on N rows, one row a picture and class that is in it, in the data set's order.
+    """What was measured: P pipelines on N rows, one row per image and class that is in it, in the data set's order.
 
     Attributes:
-        index: Index of the picture in the data set, (N,) int64: `dataset.record(index)` has picture and truth.
-        ids: The pictures' ids, N.
+        index: Index of the image in the data set, (N,) int64: `dataset.record(index)` has image and truth.
+        ids: The images' ids, N.
         labels: The model's index of the class, (N,) int64.
         names: Name of the class, N.
-        sizes: (width, height) of the picture, (N, 2) int64.
-        truth: True boxes of the class, N arrays (n, 4) float32 x0, y0, x1, y1 in pixels of the picture; n may be 0.
+        sizes: (width, height) of the image, (N, 2) int64.
+        truth: True boxes of the class, N arrays (n, 4) float32 x0, y0, x1, y1 in pixels of the image; n may be 0.
         rank: How many classes have a larger logit, (N,) int64: 0 where it is the likeliest; -1 without a classifier.
         score: The classifier's probability of the class, (N,) float32; NaN without a classifier.
         v1: IoU of the largest contour's box with the best true box at every level, (P, N, 256) float32; NaN in rows
@@ -65,7 +65,7 @@ class Rows:
         own_iou: IoU of the first box at the pipeline's own threshold with the best true one, (P, N) float32; 0 without
             a box, NaN without a true one.
         own_threshold: That threshold as a fraction of the map's maximum, (P, N) float32; NaN where there is none.
-        own_box: That box in pixels of the picture, half-open, (P, N, 4) float32; NaN where there is none.
+        own_box: That box in pixels of the image, half-open, (P, N, 4) float32; NaN where there is none.
         pointing: 1 where the map's maximum lies in a true box with 18 pixels of tolerance, else 0, (P, N) float32; NaN
             without a true box.
         mask_iou: IoU of truth and mask at every level, (P, N, 256) float32; NaN without a mask in the row, None where
@@ -107,7 +107,7 @@ class Value:
         threshold: That threshold, a fraction of a map's maximum; three of them for MaxBoxAccV2; None where the metric
             has none, or where every map has the pipeline's own.
         delta: Difference to the first pipeline, or to "cam" where it is among them; None for that one itself.
-        low: Lower end of the delta's 95 % interval (paired bootstrap over pictures); None without one.
+        low: Lower end of the delta's 95 % interval (paired bootstrap over images); None without one.
         high: Its upper end.
         calibrated: The metric at the threshold chosen on the calibration data; None without such.
         calibrated_threshold: That threshold.
@@ -128,13 +128,13 @@ class EvaluationResult:
 
     Attributes:
         pipelines: Names of the pipelines, in the order of the rows' first axis.
-        rows: Every picture and class.
+        rows: Every image and class.
         metrics: For each pipeline a `Value` for each metric, in the order in which they are shown.
-        failed: Pictures that could not be evaluated: (id, error).
+        failed: Images that could not be evaluated: (id, error).
         settings: What the numbers depend on, as JSON keeps it.
         baseline: The pipeline that deltas are to.
         detections: Of multi-label data, for each pipeline its ranked boxes and its ranked points; else empty.
-        timing: Seconds and pictures of this run; not saved, since files are the same however a run was interrupted.
+        timing: Seconds and images of this run; not saved, since files are the same however a run was interrupted.
     """
 
     pipelines: tuple[str, ...]
@@ -169,7 +169,7 @@ class EvaluationResult:
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the rows, as `results.json` has it."""
         return {
-            "pictures": len(set(self.rows.index.tolist())),
+            "images": len(set(self.rows.index.tolist())),
             "rows": len(self.rows),
             "baseline": self.baseline,
             "metrics": {name: {key: asdict(value) for key, value in of.items()} for name, of in self.metrics.items()},
@@ -178,7 +178,7 @@ class EvaluationResult:
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write results.json, rows.parquet (a row a picture, class and pipeline) and detections.parquet.
+        """Write results.json, rows.parquet (a row per image, class and pipeline) and detections.parquet.
 
         Each file is replaced as a whole; results.json comes last.
 
@@ -256,7 +256,7 @@ _EDGES = ("x0", "y0", "x1", "y1")
 
 
 def write_rows(rows: Rows, pipelines: tuple[str, ...], path: Path) -> None:
-    """Write a row a picture, class and pipeline; pipelines of one row lie together."""
+    """Write a row per image, class and pipeline; pipelines of one row lie together."""
     import pyarrow as pa
 
     count = len(pipelines)
@@ -334,13 +334,13 @@ def write_detections(detections: dict[str, dict[str, Ranked]], path: Path) -> No
     parts = []
     for pipeline, kinds in detections.items():
         for kind, found in kinds.items():
-            many, true = len(found.picture), len(found.true_picture)
+            many, true = len(found.image), len(found.true_image)
             parts.append(
                 pa.table(
                     {
                         "pipeline": pa.array([pipeline] * (many + true), pa.string()),
                         "kind": pa.array([kind] * (many + true), pa.string()),
-                        "index": np.concatenate([found.picture, found.true_picture]),
+                        "index": np.concatenate([found.image, found.true_image]),
                         "label": np.concatenate([found.label, found.true_label]),
                         "score": np.concatenate([found.score, np.full(true, np.nan, dtype=np.float32)]),
                         "correct": np.concatenate([found.correct, np.zeros(true, dtype=bool)]),

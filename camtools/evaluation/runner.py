@@ -1,4 +1,4 @@
-"""One forward a picture for all pipelines: pictures read ahead, batches scored beside the next forward."""
+"""One forward per image for all pipelines: images read ahead, batches scored beside the next forward."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from camtools.pipeline.pipeline import Pipeline
 from camtools.steps import State
 
 Failure = tuple[int, str, str]
-"""Index, id and error of a picture that could not be evaluated."""
+"""Index, id and error of an image that could not be evaluated."""
 
 
-_TOGETHER = 8  # pictures whose maps are resized and scored at a time: they stay in the processor's cache
+_TOGETHER = 8  # images whose maps are resized and scored at a time: they stay in the processor's cache
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward; B pictures.
+    """One forward; B images.
 
     Attributes:
-        samples: The pictures.
+        samples: The images.
         states: For each pipeline the state after its steps on the feature grid, maps (B, K', h, w).
         logits: (B, K) float32.
         targets: The classes of the maps, (B, K') int64 on the CPU.
@@ -72,7 +72,7 @@ class Measure:
 
     @property
     def needs_image(self) -> bool:
-        """Whether any pipeline looks at the pictures."""
+        """Whether any pipeline looks at the images."""
         return any(pipeline.needs_image for pipeline in self.pipelines)
 
     def __call__(self, passes: Sequence[Pass], failed: Sequence[Failure]) -> Arrays:
@@ -80,7 +80,7 @@ class Measure:
 
         Args:
             passes: The batch's forwards, more than one where inputs differ in size.
-            failed: Pictures that could not be read.
+            failed: Images that could not be read.
         """
         tables = known_rows([sample for one in passes for sample in one.samples], failed)
         parts = [self._of_pass(one) for one in passes]
@@ -101,7 +101,7 @@ class Measure:
         return tables
 
     def _of_pipeline(self, pipeline: Pipeline, state: State, one: Pass, probability: Tensor) -> Arrays:
-        """Measure one pipeline on a batch, a few pictures of one geometry at a time."""
+        """Measure one pipeline on a batch, a few images of one geometry at a time."""
         starts = np.cumsum([0, *(len(sample.truths) for sample in one.samples)])
         parts: list[Arrays] = []
         detected: list[Arrays] = []
@@ -127,7 +127,7 @@ class Measure:
         return out | {name: np.concatenate([part[name] for part in detected]) for name in (detected or [{}])[0]}
 
     def _nothing(self) -> Arrays:
-        """Return the tables of a batch of which no picture could be read: without rows, but with every column."""
+        """Return the tables of a batch of which no image could be read: without rows, but with every column."""
         scores, none = torch.zeros((0, 224, 224), dtype=torch.float64), torch.zeros((0, 224, 224), dtype=torch.bool)
         found = score_rows(scores, [], masks=self.masks)
         found |= own_rows(none, torch.zeros(0), [], has_masks=self.masks)
@@ -144,7 +144,7 @@ class Measure:
 
 
 def known_rows(samples: Sequence[Sample], failed: Sequence[Failure]) -> Arrays:
-    """Return the tables that do not depend on any map: pictures done and failed, rows and true boxes."""
+    """Return the tables that do not depend on any map: images done and failed, rows and true boxes."""
     pairs = [(sample, truth) for sample in samples for truth in sample.truths]
     boxes = [truth.boxes.float().numpy() for _, truth in pairs]
     counts = np.array([len(box) for box in boxes], dtype=np.int64)
@@ -177,7 +177,7 @@ def classifier_rows(one: Pass, activation: Any) -> Arrays:
 
 
 def _take(state: State, members: list[int]) -> State:
-    """Return the state of some of the pictures; weights of one row are all pictures'."""
+    """Return the state of some of the images; weights of one row are all images'."""
     changes: dict[str, Any] = {"stages": state.stages and tuple(one[members] for one in state.stages)}
     for name in ("features", "weights", "maps", "raw_maps", "labels"):
         value = getattr(state, name)
@@ -196,10 +196,10 @@ class Runner:
 
     Attributes:
         model: The classifier, in place on its device.
-        data: The pictures.
+        data: The images.
         classes: From the data set's classes to the model's.
         measure: What turns maps into tables; it knows the pipelines and the protocol.
-        workers: Threads that read pictures.
+        workers: Threads that read images.
     """
 
     model: CamModel
@@ -209,12 +209,12 @@ class Runner:
     workers: int = 4
 
     def over(self, chunks: Sequence[list[int]], keep: Callable[[Arrays], None], tick: Callable[[int], None]) -> None:
-        """Evaluate pictures batch by batch.
+        """Evaluate images batch by batch.
 
         Args:
-            chunks: Indices of pictures in the data set, a list a batch.
+            chunks: Indices of images in the data set, a list a batch.
             keep: Takes every finished batch.
-            tick: Told after each how many pictures it had.
+            tick: Told after each how many images it had.
 
         Raises:
             ModelError: The model cannot be explained, or its scores are not numbers.
@@ -234,7 +234,7 @@ class Runner:
                 scorer.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, chunks: Sequence[list[int]], pool: ThreadPoolExecutor) -> Iterator[Read]:
-        """Yield the batches' pictures; those of the next batch are read meanwhile."""
+        """Yield the batches' images; those of the next batch are read meanwhile."""
         ahead: list[list[Future[Sample]]] = [[pool.submit(self._sample, index) for index in c] for c in chunks[:2]]
         for number, chunk in enumerate(chunks):
             futures = ahead.pop(0)
@@ -242,7 +242,7 @@ class Runner:
             for index, future in zip(chunk, futures, strict=True):
                 try:
                     samples.append(future.result())
-                except Exception as error:  # whatever a data set raises: this picture's trouble, not the run's
+                except Exception as error:  # whatever a data set raises: this image's trouble, not the run's
                     kind = "" if isinstance(error, CamtoolsError) else f"{type(error).__name__}: "
                     failed.append((index, self.data.id_of(index), kind + " ".join(str(error).split())))
             if number + 2 < len(chunks):
@@ -302,11 +302,11 @@ class Runner:
             return self.model.activations(x, stages)
         except torch.OutOfMemoryError as error:
             raise ModelError(
-                f"The device ran out of memory with {len(x)} pictures a forward: give a smaller batch_size."
+                f"The device ran out of memory with {len(x)} images per forward: give a smaller batch_size."
             ) from error
 
     def _targets(self, samples: list[Sample]) -> Tensor:
-        """Return the classes whose maps are made, (B, K'): all of multi-label data, else each picture's own."""
+        """Return the classes whose maps are made, (B, K'): all of multi-label data, else each image's own."""
         if self.measure.multilabel:
             known = sorted({self.classes.index[label] for label in self.classes.known})
             return torch.tensor([known] * len(samples))

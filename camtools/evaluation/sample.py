@@ -1,4 +1,4 @@
-"""One picture made ready for an evaluation: the model's input, and the truth as the metrics compare it."""
+"""One image made ready for an evaluation: the model's input, and the truth as the metrics compare it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from camtools.errors import InputError
 from camtools.images.enlarged import enlarged
 from camtools.images.geometry import Geometry
 from camtools.images.preprocess import Transform
-from camtools.images.read import Picture
+from camtools.images.read import InputImage
 from camtools.metrics.box_ious import checked_boxes
 from camtools.metrics.pixel import truth_masks
 from camtools.metrics.scoremap import PROTOCOL_SIZE
 
-_OVERHANG = 1.0  # pixels by which rounding may put a box beyond its picture
+_OVERHANG = 1.0  # pixels by which rounding may put a box beyond its image
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """One class in one picture; a row of the evaluation.
+    """One class in one image; a row of the evaluation.
 
     Attributes:
         label: The model's index of the class.
         name: Its name.
-        boxes: Of its objects that are not difficult, (n, 4) float32 in pixels of the picture; n may be 0.
+        boxes: Of its objects that are not difficult, (n, 4) float32 in pixels of the image; n may be 0.
         mask: Their pixels at the protocol's size, (224, 224) bool; None where there are no masks.
         ignore: Pixels that count for nothing, likewise.
     """
@@ -44,15 +44,15 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One picture.
+    """One image.
 
     Attributes:
         index: Its index in the data set.
         id: Its id.
         size: (width, height) in pixels.
-        image: The picture; None where no step looks at it.
+        image: The image; None where no step looks at it.
         tensor: The model's input, (C, h, w); None where there is no model.
-        geometry: Where that lies in the picture.
+        geometry: Where that lies in the image.
         larger: Inputs of other sizes, (C, h', w') each, by their scale.
         truths: A row each.
         boxes: Of all objects, (N, 4) float32; NaN rows for those without one.
@@ -89,7 +89,7 @@ def prepare(
         index: Its index there.
         classes: To the model's classes.
         transform: The protocol's; None where there is no model.
-        keep_image: Whether a pipeline looks at the picture.
+        keep_image: Whether a pipeline looks at the image.
         scales: Of further inputs that pipelines want maps from, over the model's own size.
 
     Raises:
@@ -100,9 +100,9 @@ def prepare(
     tensor, geometry = None, Geometry.identity(size)
     larger: dict[float, Tensor] = {}
     if transform is not None:
-        picture = Picture(image, None, record.id, size)
-        tensor, geometry = transform(picture)
-        larger = {scale: enlarged([picture], tensor[None], transform, scale)[0] for scale in scales}
+        input_image = InputImage(image, None, record.id, size)
+        tensor, geometry = transform(input_image)
+        larger = {scale: enlarged([input_image], tensor[None], transform, scale)[0] for scale in scales}
     labels = torch.tensor([classes.index[label] for label in record.labels.tolist()], dtype=torch.int64)
     if (labels < 0).any():
         raise InputError(f"{record.id!r} has the class {classes.names[int(record.labels[labels < 0][0])]!r}, which the "
@@ -124,7 +124,7 @@ def prepare(
 
 
 def _inside(record: Record) -> Tensor:
-    """Return the boxes, (N, 4), cut off at the picture's border where rounding put them a pixel beyond."""
+    """Return the boxes, (N, 4), cut off at the image's border where rounding put them a pixel beyond."""
     boxes = record.boxes if len(record.boxes) else torch.full((len(record.labels), 4), torch.nan)
     edge = torch.tensor([*record.size, *record.size], dtype=boxes.dtype)
     cut = torch.minimum(boxes.clamp(min=0), edge)
@@ -132,13 +132,13 @@ def _inside(record: Record) -> Tensor:
         worst = (cut - boxes).abs().nan_to_num(0).amax(1).argmax()
         raise InputError(
             f"{record.id!r} has the box {boxes[worst].tolist()}, but is {record.size[0]} x {record.size[1]} pixels: "
-            "expected boxes inside the picture"
+            "expected boxes inside the image"
         )
     return cut
 
 
 def _truths(record: Record, boxes: Tensor, classes: ClassMap) -> tuple[Truth, ...]:
-    """Return the rows of a picture: classes with an object that is not difficult and has a box or a mask."""
+    """Return the rows of an image: classes with an object that is not difficult and has a box or a mask."""
     found = []
     counts = ~record.difficult
     for label in record.classes:

@@ -26,7 +26,7 @@ class MapReader:
 
     Attributes:
         folders: By the name of the method.
-        data: The pictures.
+        data: The images.
         classes: The data set's own, as they are.
         masks: Whether the data set has masks.
         workers: Threads that read.
@@ -39,7 +39,7 @@ class MapReader:
     workers: int = 4
 
     def over(self, chunks: Sequence[list[int]], keep: Callable[[Arrays], None], tick: Callable[[int], None]) -> None:
-        """Evaluate pictures batch by batch, see `Runner.over`."""
+        """Evaluate images batch by batch, see `Runner.over`."""
         with ThreadPoolExecutor(self.workers) as pool:
             for chunk in chunks:
                 futures = [pool.submit(self._read, index) for index in chunk]
@@ -51,7 +51,7 @@ class MapReader:
                         sample, of_folders = future.result()
                         samples.append(sample)
                         maps.append(of_folders)
-                    except Exception as error:  # this picture's trouble, not the run's
+                    except Exception as error:  # this image's trouble, not the run's
                         kind = "" if isinstance(error, CamtoolsError) else f"{type(error).__name__}: "
                         failed.append((index, self.data.id_of(index), kind + " ".join(str(error).split())))
                 keep(self._scored(samples, maps, failed))
@@ -61,8 +61,8 @@ class MapReader:
         sample = prepare(self.data.record(index), index, self.classes, None)
         if len(sample.truths) > 1:
             raise InputError(
-                f"{sample.id!r} has {len(sample.truths)} classes, but there is one score map a picture: expected data "
-                "with one class a picture"
+                f"{sample.id!r} has {len(sample.truths)} classes, but there is one score map per image: expected data "
+                "with one class per image"
             )
         return sample, [read_map(folder, sample.id) for folder in self.folders.values()]
 
@@ -108,13 +108,13 @@ def map_folders(given: str | Path | Mapping[str, str | Path]) -> dict[str, Path]
 
 
 def read_map(folder: Path, name: str) -> Tensor:
-    """Read a picture's score map, resize it to the protocol's size and normalise it.
+    """Read an image's score map, resize it to the protocol's size and normalise it.
 
     A map with a NaN, or of one value only, counts as zeros.
 
     Args:
         folder: Where maps are.
-        name: The picture's id, which may have folders in it; "a/b.jpg" has its map in "a/b.jpg.npy" or "a/b.npy".
+        name: The image's id, which may have folders in it; "a/b.jpg" has its map in "a/b.jpg.npy" or "a/b.npy".
 
     Returns:
         (224, 224) float64 in [0, 1].

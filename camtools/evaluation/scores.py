@@ -1,4 +1,4 @@
-"""From score maps and truth to rows: everything that is measured of one pipeline on a few pictures."""
+"""From score maps and truth to rows: everything that is measured of one pipeline on a few images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def score_rows(scores: Tensor, pairs: Sequence[tuple[Sample, Truth]], *, masks: 
 
     Args:
         scores: (n, 224, 224) float64 in [0, 1], one map a row, normalised.
-        pairs: The picture and the truth of every row.
+        pairs: The image and the truth of every row.
         masks: Whether the data set has masks.
 
     Returns:
@@ -51,9 +51,9 @@ def own_rows(masks: Tensor, thresholds: Tensor, pairs: Sequence[tuple[Sample, Tr
     """Measure a pipeline's own masks.
 
     Args:
-        masks: (n, H, W) bool, each covering its whole picture, at any resolution.
+        masks: (n, H, W) bool, each covering its whole image, at any resolution.
         thresholds: (n,) fractions.
-        pairs: The picture and the truth of every row.
+        pairs: The image and the truth of every row.
         has_masks: Whether the data set has masks.
 
     Returns:
@@ -61,7 +61,7 @@ def own_rows(masks: Tensor, thresholds: Tensor, pairs: Sequence[tuple[Sample, Tr
     """
     count = len(pairs)
     own_box, own_iou = torch.full((count, 4), torch.nan), torch.full((count,), torch.nan)
-    for row, (boxes, (_, truth)) in enumerate(zip(picture_boxes(masks, pairs), pairs, strict=True)):
+    for row, (boxes, (_, truth)) in enumerate(zip(image_boxes(masks, pairs), pairs, strict=True)):
         if len(boxes):
             own_box[row] = boxes[0]
         if len(truth.boxes):
@@ -81,8 +81,8 @@ def own_rows(masks: Tensor, thresholds: Tensor, pairs: Sequence[tuple[Sample, Tr
     return out
 
 
-def picture_boxes(masks: Tensor, pairs: Sequence[tuple[Sample, Any]]) -> list[Tensor]:
-    """Return the boxes of masks, largest component first, (m, 4) float32 in pixels of their pictures."""
+def image_boxes(masks: Tensor, pairs: Sequence[tuple[Sample, Any]]) -> list[Tensor]:
+    """Return the boxes of masks, largest component first, (m, 4) float32 in pixels of their images."""
     height, width = masks.shape[-2:]
     found = []
     for boxes, (sample, _) in zip(boxes_from_masks(masks, SPECK), pairs, strict=True):
@@ -92,19 +92,19 @@ def picture_boxes(masks: Tensor, pairs: Sequence[tuple[Sample, Any]]) -> list[Te
 
 
 def ranked_rows(scores: Tensor, masks: Tensor, sample: Sample, labels: Tensor, confidence: Tensor) -> Arrays:
-    """Match one picture's detections of all classes with its objects.
+    """Match one image's detections of all classes with its objects.
 
     Args:
         scores: (K', 224, 224) float64, the score map of every class.
         masks: (K', H, W) bool, the pipeline's own masks.
-        sample: The picture.
+        sample: The image.
         labels: (K',) the model's classes.
         confidence: (K',) the classifier's scores.
 
     Returns:
         The tables "boxes", "true_boxes", "points" and "true_points", see `Ranked`.
     """
-    found = picture_boxes(masks, [(sample, None)] * len(labels))
+    found = image_boxes(masks, [(sample, None)] * len(labels))
     counts = torch.tensor([len(boxes) for boxes in found])
     boxes, owner = torch.cat(found).double(), labels.repeat_interleave(counts)
     sure = confidence.repeat_interleave(counts)

@@ -1,4 +1,4 @@
-"""Metrics as functions of how much each picture counts, so that one bootstrap replicate is one row of weights."""
+"""Metrics as functions of how much each image counts, so that one bootstrap replicate is one row of weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Statistic(ABC):
         """Evaluate it.
 
         Args:
-            weights: How often each picture counts, (R, pictures), whole numbers.
+            weights: How often each image counts, (R, images), whole numbers.
         """
 
 
@@ -46,7 +46,7 @@ class BestLevel(Statistic):
     Args:
         parts: (N, T) each, in [0, 1].
         by: Chooses the levels instead of the parts themselves, as many.
-        owner: Position of each row's picture in the weights, (N,).
+        owner: Position of each row's image in the weights, (N,).
     """
 
     def __init__(self, parts: list[Array], owner: Array, by: list[Array] | None = None) -> None:
@@ -67,7 +67,7 @@ class BestLevel(Statistic):
         return Estimate(_percent(np.mean(np.stack(values).astype(np.float64), 0), total), chosen)
 
     def at(self, levels: Array) -> float:
-        """Return it at given levels, one a part, every picture once."""
+        """Return it at given levels, one a part, every image once."""
         found = [part[:, level].astype(np.float64).mean() for part, level in zip(self.parts, levels, strict=True)]
         return 100 * float(np.mean(found))
 
@@ -77,12 +77,12 @@ class BestLevel(Statistic):
 
 
 class PooledPixels(Statistic):
-    """PxAP: pixels of all pictures pooled in bins of their scores; see `camtools.metrics.PxAP`.
+    """PxAP: pixels of all images pooled in bins of their scores; see `camtools.metrics.PxAP`.
 
     Args:
         on_objects: (N, 1001) counts.
         elsewhere: Likewise.
-        owner: Position of each row's picture in the weights, (N,).
+        owner: Position of each row's image in the weights, (N,).
     """
 
     def __init__(self, on_objects: Array, elsewhere: Array, owner: Array) -> None:
@@ -104,16 +104,16 @@ class MeanAveragePrecision(Statistic):
 
     Args:
         ranked: Detections and objects.
-        pictures: Index of every picture in the data set, ascending, as in the weights.
+        images: Index of every image in the data set, ascending, as in the weights.
     """
 
-    def __init__(self, ranked: Ranked, pictures: Array) -> None:
+    def __init__(self, ranked: Ranked, images: Array) -> None:
         self.classes = []
         for label in np.unique(ranked.true_label):
             own = np.flatnonzero(ranked.label == label)
             own = own[np.argsort(-ranked.score[own].astype(np.float64), kind="stable")]
-            objects = ranked.true_picture[ranked.true_label == label]
-            where = (np.searchsorted(pictures, part) for part in (ranked.picture[own], objects))
+            objects = ranked.true_image[ranked.true_label == label]
+            where = (np.searchsorted(images, part) for part in (ranked.image[own], objects))
             self.classes.append((*where, ranked.correct[own].astype(np.float64)))
 
     def __call__(self, weights: Array) -> Estimate:
@@ -143,74 +143,74 @@ def _percent(part: Array, whole: Array) -> Array:
 _Builder = Callable[[Rows, int, Mapping[str, Ranked], Array], Statistic | None]
 
 
-def _owner(rows: Rows, known: Array, pictures: Array) -> Array:
-    return np.searchsorted(pictures, rows.index[known])
+def _owner(rows: Rows, known: Array, images: Array) -> Array:
+    return np.searchsorted(images, rows.index[known])
 
 
 def _hits(ious: Array, at: float) -> Array:
     return (ious[:, :_REACHED] >= np.float32(at)).astype(np.float32)
 
 
-def _boxes(rows: Rows, p: int, pictures: Array, ious: Array, at: tuple[float, ...]) -> Statistic | None:
+def _boxes(rows: Rows, p: int, images: Array, ious: Array, at: tuple[float, ...]) -> Statistic | None:
     known = ~np.isnan(ious[p, :, 0])
     parts = [_hits(ious[p, known], one) for one in at]
-    return BestLevel(parts, _owner(rows, known, pictures)) if known.any() else None
+    return BestLevel(parts, _owner(rows, known, images)) if known.any() else None
 
 
-def _single(rows: Rows, pictures: Array, values: Array | None) -> Statistic | None:
+def _single(rows: Rows, images: Array, values: Array | None) -> Statistic | None:
     """A plain mean of one number a row, (N,) in [0, 1], NaN where there is none."""
     if values is None or np.isnan(values).all():
         return None
     known = ~np.isnan(values)
-    return BestLevel([values[known, None].astype(np.float64)], _owner(rows, known, pictures))
+    return BestLevel([values[known, None].astype(np.float64)], _owner(rows, known, images))
 
 
-def _own(rows: Rows, p: int, found: Mapping[str, Ranked], pictures: Array) -> Statistic | None:
+def _own(rows: Rows, p: int, found: Mapping[str, Ranked], images: Array) -> Statistic | None:
     hits = np.where(np.isnan(rows.own_iou[p]), np.nan, rows.own_iou[p] >= np.float32(_FOUND))
-    return _single(rows, pictures, hits)
+    return _single(rows, images, hits)
 
 
 def _top(k: int) -> _Builder:
-    def build(rows: Rows, p: int, found: Mapping[str, Ranked], pictures: Array) -> Statistic | None:
+    def build(rows: Rows, p: int, found: Mapping[str, Ranked], images: Array) -> Statistic | None:
         known = ~np.isnan(rows.v1[p, :, 0])
         if not known.any() or (rows.rank < 0).any():
             return None
         hits = _hits(rows.v1[p, known], _FOUND)
         right = (rows.rank[known, None] < k).astype(np.float32)
-        return BestLevel([hits * right], _owner(rows, known, pictures), [hits])
+        return BestLevel([hits * right], _owner(rows, known, images), [hits])
 
     return build
 
 
-def _peak(rows: Rows, p: int, found: Mapping[str, Ranked], pictures: Array) -> Statistic | None:
+def _peak(rows: Rows, p: int, found: Mapping[str, Ranked], images: Array) -> Statistic | None:
     if rows.mask_iou is None:
         return None
     known = ~np.isnan(rows.mask_iou[p, :, 0])
     part = rows.mask_iou[p, known, :_REACHED].astype(np.float64)
-    return BestLevel([part], _owner(rows, known, pictures)) if known.any() else None
+    return BestLevel([part], _owner(rows, known, images)) if known.any() else None
 
 
-def _pixels(rows: Rows, p: int, found: Mapping[str, Ranked], pictures: Array) -> Statistic | None:
+def _pixels(rows: Rows, p: int, found: Mapping[str, Ranked], images: Array) -> Statistic | None:
     if rows.on_objects is None or rows.elsewhere is None:
         return None
-    return PooledPixels(rows.on_objects[p], rows.elsewhere[p], _owner(rows, np.full(len(rows), True), pictures))
+    return PooledPixels(rows.on_objects[p], rows.elsewhere[p], _owner(rows, np.full(len(rows), True), images))
 
 
 def _ranked(kind: str) -> _Builder:
-    return lambda rows, p, found, pictures: MeanAveragePrecision(found[kind], pictures) if kind in found else None
+    return lambda rows, p, found, images: MeanAveragePrecision(found[kind], images) if kind in found else None
 
 
 STATISTICS: dict[str, _Builder] = {
-    "MaxBoxAcc": lambda rows, p, found, pictures: _boxes(rows, p, pictures, rows.v1, (_FOUND,)),
-    "MaxBoxAccV2": lambda rows, p, found, pictures: _boxes(rows, p, pictures, rows.v2, V2_IOUS),
+    "MaxBoxAcc": lambda rows, p, found, images: _boxes(rows, p, images, rows.v1, (_FOUND,)),
+    "MaxBoxAccV2": lambda rows, p, found, images: _boxes(rows, p, images, rows.v2, V2_IOUS),
     "GT-known": _own,
     "Top-1 Loc": _top(1),
     "Top-5 Loc": _top(5),
-    "Pointing": lambda rows, p, found, pictures: _single(rows, pictures, rows.pointing[p]),
+    "Pointing": lambda rows, p, found, images: _single(rows, images, rows.pointing[p]),
     "PxAP": _pixels,
     "PeakIoU": _peak,
-    "MaskIoU": lambda rows, p, found, pictures: _single(
-        rows, pictures, None if rows.own_mask_iou is None else rows.own_mask_iou[p]
+    "MaskIoU": lambda rows, p, found, images: _single(
+        rows, images, None if rows.own_mask_iou is None else rows.own_mask_iou[p]
     ),
     "LocalizationMAP": _ranked("boxes"),
     "PointingMAP": _ranked("points"),
@@ -236,16 +236,16 @@ def check_metrics(names: object) -> tuple[str, ...] | None:
 _TAILS = (2.5, 97.5)
 
 
-def picture_weights(pictures: int, replicates: int, seed: int = 0) -> Array:
-    """Return how often each picture is drawn in each replicate, with replacement.
+def image_weights(images: int, replicates: int, seed: int = 0) -> Array:
+    """Return how often each image is drawn in each replicate, with replacement.
 
     Args:
-        pictures: How many there are to draw from, and to draw.
+        images: How many there are to draw from, and to draw.
         replicates: R; 0 for none.
         seed: The same seed gives the same draws.
 
     Returns:
-        (R, pictures) uint8, each row with the sum `pictures`.
+        (R, images) uint8, each row with the sum `images`.
 
     Raises:
         InputError: `replicates` or `seed` is not a whole number of at least 0.
@@ -254,9 +254,9 @@ def picture_weights(pictures: int, replicates: int, seed: int = 0) -> Array:
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise InputError(f"{name}={value!r}: expected a whole number of at least 0")
     generator = np.random.default_rng(seed)
-    weights = np.zeros((replicates, pictures), dtype=np.uint8)
+    weights = np.zeros((replicates, images), dtype=np.uint8)
     for row in weights:
-        row[:] = np.bincount(generator.integers(0, pictures, pictures), minlength=pictures)
+        row[:] = np.bincount(generator.integers(0, images, images), minlength=images)
     return weights
 
 
@@ -282,7 +282,7 @@ class Measured:
 
     Attributes:
         pipelines: In the order of the rows' first axis.
-        rows: Every picture and class.
+        rows: Every image and class.
         detections: Of multi-label data.
     """
 
@@ -291,15 +291,15 @@ class Measured:
     detections: Detections
 
     @property
-    def pictures(self) -> Array:
-        """Index of every picture that has a row or a detection, ascending."""
-        found = [one.picture for kinds in self.detections.values() for one in kinds.values()]
+    def images(self) -> Array:
+        """Index of every image that has a row or a detection, ascending."""
+        found = [one.image for kinds in self.detections.values() for one in kinds.values()]
         return np.unique(np.concatenate([self.rows.index, *found]))
 
     def statistic(self, metric: str, pipeline: str) -> Statistic | None:
         """Return a metric of a pipeline; None where the data has no truth for it."""
         position = self.pipelines.index(pipeline)
-        return STATISTICS[metric](self.rows, position, self.detections.get(pipeline, {}), self.pictures)
+        return STATISTICS[metric](self.rows, position, self.detections.get(pipeline, {}), self.images)
 
 
 def summarise(
@@ -324,8 +324,8 @@ def summarise(
     """
     baseline = "cam" if "cam" in measured.pipelines else measured.pipelines[0]
     order = [baseline, *(name for name in measured.pipelines if name != baseline)]
-    pictures = measured.pictures
-    weights = picture_weights(len(pictures), bootstrap if len(order) > 1 else 0, seed)
+    images = measured.images
+    weights = image_weights(len(images), bootstrap if len(order) > 1 else 0, seed)
     metrics: dict[str, dict[str, Value]] = {name: {} for name in measured.pipelines}
     for metric in wanted or STATISTICS:
         reference: tuple[float, Array] | None = None
@@ -335,10 +335,10 @@ def summarise(
                 if wanted:
                     raise InputError(
                         f"metrics: the data has no truth for {metric}, or was measured without what it needs: leave "
-                        "it out, or choose data with boxes, masks or several classes a picture"
+                        "it out, or choose data with boxes, masks or several classes per image"
                     )
                 break
-            value = _value(statistic, len(pictures), _levels(calibration, metric, name))
+            value = _value(statistic, len(images), _levels(calibration, metric, name))
             replicates = replicate(statistic, weights)
             if reference is None:
                 reference = (value.value, replicates)
@@ -358,8 +358,8 @@ def replicate(statistic: Statistic, weights: Array, together: int = 100) -> Arra
     return np.concatenate([np.zeros(0), *parts])
 
 
-def _value(statistic: Statistic, pictures: int, levels: Array | None) -> Value:
-    found = statistic(np.ones((1, pictures), dtype=np.uint8))
+def _value(statistic: Statistic, images: int, levels: Array | None) -> Value:
+    found = statistic(np.ones((1, images), dtype=np.uint8))
     calibrated = None
     if levels is not None and isinstance(statistic, BestLevel):
         calibrated = statistic.at(levels)
@@ -376,7 +376,7 @@ def _levels(calibration: Measured | None, metric: str, pipeline: str) -> Array |
     statistic = None if calibration is None else calibration.statistic(metric, pipeline)
     if calibration is None or statistic is None:
         return None
-    levels = statistic(np.ones((1, len(calibration.pictures)), dtype=np.uint8)).levels[0]
+    levels = statistic(np.ones((1, len(calibration.images)), dtype=np.uint8)).levels[0]
     return levels if len(levels) else None
 
 

@@ -23,7 +23,7 @@ SHARDS = "shards"
 
 
 class Store:
-    """Batches of rows; every one holds the whole of some pictures, those that failed included.
+    """Batches of rows; every one holds the whole of some images, those that failed included.
 
     Args:
         folder: Where the files go, made if need be; None keeps all in memory.
@@ -45,7 +45,7 @@ class Store:
         self._settle(folder, json.loads(json.dumps(settings)), fresh)
 
     def done(self) -> set[int]:
-        """Return the pictures, by index, that need not be evaluated again; those that failed do."""
+        """Return the images, by index, that need not be evaluated again; those that failed do."""
         found: set[int] = set()
         for shard in self.read(("done/index",)):
             found |= set(shard["done/index"].tolist())
@@ -60,8 +60,8 @@ class Store:
         if self.folder is None:
             self._kept.append(shard)
             return
-        pictures = np.concatenate([shard["done/index"], shard["failed/index"]])
-        path = self.folder / SHARDS / f"{int(pictures.min()):08d}-{int(pictures.max()):08d}.npz"
+        images = np.concatenate([shard["done/index"], shard["failed/index"]])
+        path = self.folder / SHARDS / f"{int(images.min()):08d}-{int(images.max()):08d}.npz"
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             with part.open("wb") as file:
@@ -74,7 +74,7 @@ class Store:
             raise InputError(f"{path} cannot be written: {error}. Make room, or name another --out") from error
 
     def read(self, columns: Sequence[str] | None = None) -> list[Arrays]:
-        """Return all finished batches, in the order of their first pictures.
+        """Return all finished batches, in the order of their first images.
 
         Args:
             columns: Only these; None for all.
@@ -116,16 +116,16 @@ class Store:
 
 
 def merged(shards: Iterable[Arrays]) -> tuple[Arrays, list[tuple[int, str, str]]]:
-    """Put batches together, sorted by picture.
+    """Put batches together, sorted by image.
 
-    An array's name is "TABLE/COLUMN"; every table has a column "index", the index of each row's picture. The table
-    "done" lists the finished pictures, "failed" those that could not be evaluated.
+    An array's name is "TABLE/COLUMN"; every table has a column "index", the index of each row's image. The table
+    "done" lists the finished images, "failed" those that could not be evaluated.
 
     Args:
-        shards: As they were added, from any number of processes; a picture that occurs twice counts once.
+        shards: As they were added, from any number of processes; an image that occurs twice counts once.
 
     Returns:
-        The arrays, and the pictures that failed: (index, id, error).
+        The arrays, and the images that failed: (index, id, error).
     """
     parts: list[Arrays] = []
     seen: set[int] = set()
@@ -172,7 +172,7 @@ def assemble(tables: Arrays, failed: list[tuple[int, str, str]], pipelines: tupl
 
     Args:
         tables: From `camtools.evaluation.store.merged`.
-        failed: Pictures that could not be evaluated: (index, id, error).
+        failed: Images that could not be evaluated: (index, id, error).
         pipelines: Their names.
 
     Raises:
@@ -181,7 +181,7 @@ def assemble(tables: Arrays, failed: list[tuple[int, str, str]], pipelines: tupl
     if not tables or not len(tables["rows/index"]):
         first = f" The first, {failed[0][1]!r}: {failed[0][2]}" if failed else ""
         raise InputError(
-            f"no picture could be evaluated: {len(failed)} failed, and the others have neither boxes nor masks.{first}"
+            f"no image could be evaluated: {len(failed)} failed, and the others have neither boxes nor masks.{first}"
         )
     ends = np.cumsum(tables["rows/truths"])[:-1]
     # A row's arrays are (N, P, ...), for they grow by rows; results have the pipelines first.
@@ -208,11 +208,11 @@ def assemble(tables: Arrays, failed: list[tuple[int, str, str]], pipelines: tupl
         for kind in ("boxes", "points"):
             if f"{kind}{number}/index" in tables:
                 detections.setdefault(name, {})[kind] = Ranked(
-                    picture=tables[f"{kind}{number}/index"],
+                    image=tables[f"{kind}{number}/index"],
                     label=tables[f"{kind}{number}/label"],
                     score=tables[f"{kind}{number}/score"],
                     correct=tables[f"{kind}{number}/correct"],
-                    true_picture=tables[f"true_{kind}{number}/index"],
+                    true_image=tables[f"true_{kind}{number}/index"],
                     true_label=tables[f"true_{kind}{number}/label"],
                 )
     return Measured(pipelines, rows, detections)

@@ -1,4 +1,4 @@
-"""The box regressor: one class-agnostic box a picture, by a network of its own beside the classifier."""
+"""The box regressor: one class-agnostic box per image, by a network of its own beside the classifier."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from camtools.heads.pooling import GAP
 from camtools.heads.replace import replace_head
 from camtools.heads.saved import load_headed
 from camtools.images.preprocess import Preprocess, Transform, as_transform
-from camtools.images.read import Picture, read_pictures
+from camtools.images.read import InputImage, read_images
 from camtools.model.device import to_model
 from camtools.model.guard import untouched
 
@@ -27,7 +27,7 @@ class BoxRegressor(nn.Module):
     """A classifier's body, average pooling and four sigmoid outputs: where the object is, whatever its class.
 
     `Explainer(classifier, boxes_from=regressor)` takes the class from one network and the box from the other. It sees
-    the whole picture, squashed to its input size; a picture has one box.
+    the whole image, squashed to its input size; an image has one box.
 
     Source: CREAM, section 4.1, after PSOL (Zhang et al., CVPR 2020); trained by the recipe `cream_regressor`.
 
@@ -64,7 +64,7 @@ class BoxRegressor(nn.Module):
 
     @property
     def preprocess(self) -> Transform | None:
-        """From a picture to the input: the body's own, with the whole picture squashed instead of cropped."""
+        """From an image to the input: the body's own, with the whole image squashed instead of cropped."""
         return self.network.preprocess
 
     @preprocess.setter
@@ -82,31 +82,31 @@ class BoxRegressor(nn.Module):
         return shares
 
     def boxes(self, images: Any, batch_size: int = _BATCH) -> Tensor:
-        """Return the box of one picture or of many; the model is left as it was.
+        """Return the box of one image or of many; the model is left as it was.
 
         Args:
             images: As `camtools.explain` takes them.
-            batch_size: Pictures a forward.
+            batch_size: Images per forward.
 
         Returns:
-            x0, y0, x1, y1 in pixels of the picture, float32 on the CPU: (N, 4), or (4,) for a single picture.
+            x0, y0, x1, y1 in pixels of the image, float32 on the CPU: (N, 4), or (4,) for a single image.
 
         Raises:
-            InputError: A picture cannot be used.
+            InputError: An image cannot be used.
         """
-        pictures, single = read_pictures(images)
+        input_images, single = read_images(images)
         parts = [
-            self.boxes_of([pictures[i] for i in range(start, min(start + batch_size, len(pictures)))])
-            for start in range(0, len(pictures), batch_size)
+            self.boxes_of([input_images[i] for i in range(start, min(start + batch_size, len(input_images)))])
+            for start in range(0, len(input_images), batch_size)
         ]
         found = torch.cat(parts)
         return found[0] if single else found
 
-    def boxes_of(self, pictures: Sequence[Picture]) -> Tensor:
-        """Return the boxes of pictures that were read, (N, 4) float32 on the CPU; see `boxes`."""
+    def boxes_of(self, images: Sequence[InputImage]) -> Tensor:
+        """Return the boxes of images that were read, (N, 4) float32 on the CPU; see `boxes`."""
         transform = Preprocess.imagenet() if self.preprocess is None else as_transform(self.preprocess)
-        prepared = [transform(picture) for picture in pictures]
-        found = torch.zeros(len(pictures), 4)
+        prepared = [transform(image) for image in images]
+        found = torch.zeros(len(images), 4)
         for shape in dict.fromkeys(tensor.shape for tensor, _ in prepared):
             members = [i for i, (tensor, _) in enumerate(prepared) if tensor.shape == shape]
             x = to_model(torch.stack([prepared[i][0] for i in members]), self)
@@ -142,11 +142,11 @@ class BoxRegressor(nn.Module):
 
 
 def whole_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Round boxes to whole pixels, at least one wide and high, within the picture.
+    """Round boxes to whole pixels, at least one wide and high, within the image.
 
     Args:
         boxes: (N, 4) x0, y0, x1, y1 in pixels.
-        size: (H, W) of the picture.
+        size: (H, W) of the image.
 
     Returns:
         (N, 4) int64, half-open.

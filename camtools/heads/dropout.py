@@ -88,7 +88,7 @@ class ADL(nn.Module):
 
     Args:
         drop_rate: Probability of the drop mask.
-        gamma: Threshold of the drop mask, a share of the attention's maximum in the picture.
+        gamma: Threshold of the drop mask, a share of the attention's maximum in the image.
         per_map: Every channel is a map of its own with its own draw (ex-CAM thesis, 3.8.3): attention is the map's
             sigmoid, which also is what gamma thresholds. For the class maps of `Wildcat`.
 

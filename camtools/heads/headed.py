@@ -52,7 +52,7 @@ class Origin:
     Attributes:
         spec: Where F lives in the body.
         classifier: Dotted name of the body's own classifier, which was taken out; None where F already is class maps.
-        tail: What the body's rest is run on, its results being thrown away: the "first" picture of the batch, or "all".
+        tail: What the body's rest is run on, its results being thrown away: the "first" image of the batch, or "all".
         source: The name that `camtools.load_model` builds the model by, or None.
         source_args: Keyword arguments that go with it.
         output_stride: What the body was set to, or None.
@@ -67,7 +67,7 @@ class Origin:
 
 
 class Tap:
-    """Holds F of the forward that is running; the body goes on with a copy of one picture that no gradient follows."""
+    """Holds F of the forward that is running; the body goes on with a copy of one image that no gradient follows."""
 
     def __init__(self, spec: FeatureSpec, tail: str) -> None:
         self.spec, self.tail = spec, tail
@@ -99,7 +99,7 @@ class HeadedModel(nn.Module):
     """A classifier whose pooling, or pooling and classifier, was swapped; made by `camtools.heads.replace_head`.
 
     It is a plain module for training: every parameter takes part in the logits. What followed F in the body runs on one
-    picture and without parameters, since its results are not used. It tells camtools about itself (`feature_spec`,
+    image and without parameters, since its results are not used. It tells camtools about itself (`feature_spec`,
     `preprocess`, `class_names`), so `camtools.explain`, `wrap` and `evaluate` take it as it is.
 
     Attributes:
@@ -108,7 +108,7 @@ class HeadedModel(nn.Module):
         head: The swapped module.
         drop: The dropout that the model had before its classifier; the identity before a `MapHead`.
         classifier: The linear classifier after a pooling; None after a `MapHead`, or where F already is class maps.
-        preprocess: From a picture to the model's input, or None.
+        preprocess: From an image to the model's input, or None.
         class_names: Names by class index, or None.
         outputs: What the outputs are, "classes", or "box" in a `BoxRegressor`.
         origin: How it came about.

@@ -1,4 +1,4 @@
-"""Poolings: a feature map (B, C, h, w) becomes one vector a picture, (B, C)."""
+"""Poolings: a feature map (B, C, h, w) becomes one vector an image, (B, C)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TAP(nn.Module):
     0. The threshold carries no gradient. Source: Bae, Noh and Kim, ECCV 2020.
 
     Args:
-        theta: The threshold: a share of the channel's maximum in the picture, or itself where `relative` is False
+        theta: The threshold: a share of the channel's maximum in the image, or itself where `relative` is False
             (the RCAM slides have 0.05).
         relative: Whether t = theta * max over positions of F_c.
 

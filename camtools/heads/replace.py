@@ -48,7 +48,7 @@ def replace_head(
         keep_classifier: Whether a pooling keeps the model's own W and b where K stays the same.
         output_stride: 8, 16 or 32: pixels per cell of F, see `set_output_stride`; None leaves the model's.
         class_names: Names by index; None keeps the model's own where K stays the same.
-        preprocess: From a picture to the model's input, as `camtools.images.as_transform` takes it; None keeps the
+        preprocess: From an image to the model's input, as `camtools.images.as_transform` takes it; None keeps the
             model's own.
         source: The name that `camtools.load_model` builds this model by ("torchvision/mobilenet_v2"), so that a saved
             file loads by itself. Known for timm's models and for a `LoadedModel`.

@@ -2,6 +2,6 @@
 
 from camtools.images.geometry import Geometry
 from camtools.images.preprocess import Preprocess, as_transform
-from camtools.images.read import Picture, read_picture
+from camtools.images.read import InputImage, read_image
 
-__all__ = ["Geometry", "Picture", "Preprocess", "as_transform", "read_picture"]
+__all__ = ["Geometry", "InputImage", "Preprocess", "as_transform", "read_image"]

@@ -1,4 +1,4 @@
-"""Pictures on their way to the model: read, checked and preprocessed ahead of it, in threads."""
+"""Images on their way to the model: read, checked and preprocessed ahead of it, in threads."""
 
 from __future__ import annotations
 
@@ -15,55 +15,55 @@ from torch import Tensor
 
 from camtools.images.geometry import Geometry
 from camtools.images.preprocess import Preprocess, Transform
-from camtools.images.read import Picture, read_picture
+from camtools.images.read import InputImage, read_image
 
 READERS = 4  # threads
 _ONE_READER = Lock()  # PIL images load their files when asked to, which two threads must not do at once
 
 
 class Ready(NamedTuple):
-    """One picture that the model can take.
+    """One image that the model can take.
 
     Attributes:
         name: What messages call it.
-        picture: What came in.
+        input_image: What came in.
         tensor: The network's input, (C, h, w).
-        geometry: Where that lies in the picture.
+        geometry: Where that lies in the image.
         target: What the caller wants explained in it; not looked at here.
     """
 
     name: str
-    picture: Picture
+    input_image: InputImage
     tensor: Tensor
     geometry: Geometry
     target: Any
 
 
 class Batch(NamedTuple):
-    """Pictures whose tensors have one shape.
+    """Images whose tensors have one shape.
 
     Attributes:
-        pictures: B of them.
+        images: B of them.
         tensor: Their tensors together, (B, C, h, w).
     """
 
-    pictures: list[Ready]
+    images: list[Ready]
     tensor: Tensor
 
 
 def read_batches(
     images: Iterable[tuple[int | None, Any]], targets: Iterable[Any], transform: Transform, batch_size: int
 ) -> Iterator[Batch]:
-    """Yield pictures batch by batch, read `2 * batch_size` ahead.
+    """Yield images batch by batch, read `2 * batch_size` ahead.
 
     Args:
-        images: Pictures as `read_picture` takes them, with their number; None for a single one.
-        targets: One per picture, passed through.
+        images: Images as `read_image` takes them, with their number; None for a single one.
+        targets: One per image, passed through.
         transform: Makes them ready for the model.
-        batch_size: Pictures per batch; a batch ends early where the tensors' shape changes.
+        batch_size: Images per batch; a batch ends early where the tensors' shape changes.
 
     Raises:
-        InputError: A picture cannot be used; batches of those before it have been yielded by then.
+        InputError: An image cannot be used; batches of those before it have been yielded by then.
     """
     paired = zip(images, targets, strict=False)
     ahead: list[Future[Ready]] = []
@@ -82,9 +82,9 @@ def read_batches(
                 ready.append(future.result())
             ahead = ahead[batch_size:]
             for _, same in groupby(ready, key=lambda one: one.tensor.shape):
-                pictures = list(same)
-                home = pictures[0].tensor.device  # ready tensors may come from anywhere
-                yield Batch(pictures, torch.stack([one.tensor.to(home) for one in pictures]))
+                batch = list(same)
+                home = batch[0].tensor.device  # ready tensors may come from anywhere
+                yield Batch(batch, torch.stack([ready.tensor.to(home) for ready in batch]))
     raise failure
 
 
@@ -102,29 +102,29 @@ def is_ready_batch(images: Any, transform: Transform) -> bool:
 
 
 def ready_batches(images: Tensor, targets: list[Any], batch_size: int) -> Iterator[Batch]:
-    """Yield slices of a ready batch tensor, without a copy or a look at each picture.
+    """Yield slices of a ready batch tensor, without a copy or a look at each image.
 
     Args:
         images: (B, C, H, W), as `is_ready_batch` wants it.
-        targets: One per picture, passed through.
-        batch_size: Pictures per slice.
+        targets: One per image, passed through.
+        batch_size: Images per slice.
     """
     size = (images.shape[2], images.shape[3])
     geometry = Geometry.identity(size)
     for start in range(0, len(images), batch_size):
         part = images[start : start + batch_size]
-        pictures = [
-            Ready(f"picture {start + i}", Picture(None, tensor, None, size), tensor, geometry, targets[start + i])
+        batch = [
+            Ready(f"image {start + i}", InputImage(None, tensor, None, size), tensor, geometry, targets[start + i])
             for i, tensor in enumerate(part.unbind())
         ]
-        yield Batch(pictures, part)
+        yield Batch(batch, part)
 
 
 def _prepare(index: int | None, image: Any, target: Any, transform: Transform) -> Ready:
-    """Read a picture and turn it into what the model takes."""
+    """Read an image and turn it into what the model takes."""
     channels = transform.channels if isinstance(transform, Preprocess) else None
     with _ONE_READER if isinstance(image, Image.Image) else nullcontext():
-        picture = read_picture(image, channels=channels, index=index)
-    tensor, geometry = transform(picture)
-    name = picture.source or ("the picture" if index is None else f"picture {index}")
-    return Ready(name, picture, tensor, geometry, target)
+        input_image = read_image(image, channels=channels, index=index)
+    tensor, geometry = transform(input_image)
+    name = input_image.source or ("the image" if index is None else f"image {index}")
+    return Ready(name, input_image, tensor, geometry, target)

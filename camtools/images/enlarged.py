@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from camtools.images.preprocess import Preprocess, Transform
-from camtools.images.read import Picture
+from camtools.images.read import InputImage
 
 STRIDE = 32  # pixels; sides are multiples of it, as most networks halve five times
 
@@ -22,30 +22,30 @@ def enlarged_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     return height, width
 
 
-def enlarged(pictures: Sequence[Picture], x: Tensor, transform: Transform, scale: float) -> Tensor:
-    """Return the inputs of pictures at another size.
+def enlarged(images: Sequence[InputImage], x: Tensor, transform: Transform, scale: float) -> Tensor:
+    """Return the inputs of images at another size.
 
     Args:
-        pictures: B of them.
+        images: B of them.
         x: Their inputs at the model's own size, (B, C, h, w).
         transform: What made these.
         scale: Sides over the own ones.
 
     Returns:
-        (B, C, h', w'), on the device of `x`: each picture preprocessed anew, or its part of `x` interpolated where that
+        (B, C, h', w'), on the device of `x`: each image preprocessed anew, or its part of `x` interpolated where that
         is not possible: of ready tensors, of transforms that are no `Preprocess`, and of one that does not resize.
     """
     size = enlarged_size((x.shape[2], x.shape[3]), scale)
-    anew = [picture.image is not None for picture in pictures]
+    anew = [image.image is not None for image in images]
     if not isinstance(transform, Preprocess) or transform.resize is None or not any(anew):
         return _interpolated(x, size)
     ratio = (size[0] / x.shape[2], size[1] / x.shape[3])
     if transform.crop_mode != "squash":
-        ratio = (max(ratio), max(ratio))  # else it would show another part of the picture
+        ratio = (max(ratio), max(ratio))  # else it would show another part of the image
     larger = transform.scaled(ratio)
     made = [
-        _exactly(larger(picture)[0], size).to(x) if new else _interpolated(one[None], size)[0]
-        for picture, one, new in zip(pictures, x, anew, strict=True)
+        _exactly(larger(image)[0], size).to(x) if new else _interpolated(one[None], size)[0]
+        for image, one, new in zip(images, x, anew, strict=True)
     ]
     return torch.stack(made)
 

@@ -1,4 +1,4 @@
-"""Where the network's input lies in the original picture, and how maps and boxes get from one to the other.
+"""Where the network's input lies in the original image, and how maps and boxes get from one to the other.
 
 Coordinates are in pixels and run from edge to edge: 0 is the left edge of the leftmost pixel, `width` the right edge of
 the rightmost, and pixel i has its centre at i + 0.5 (half-pixel centres, `align_corners=False`).
@@ -23,15 +23,15 @@ _BICUBIC_A = -0.75  # Keys' coefficient as in torch.nn.functional.interpolate
 
 @dataclass(frozen=True)
 class Geometry:
-    """The axis-aligned map from the original picture to the network's input, u = x * scale + offset on each axis.
+    """The axis-aligned map from the original image to the network's input, u = x * scale + offset on each axis.
 
     All pairs are (vertical, horizontal), as in (height, width).
 
     Attributes:
-        size: Height and width of the original picture, pixels.
+        size: Height and width of the original image, pixels.
         input_size: Height and width of the network's input, pixels.
         scale: Input pixels per original pixel, > 0.
-        offset: Input coordinate of the original picture's top left corner, input pixels; negative where a crop cut
+        offset: Input coordinate of the original image's top left corner, input pixels; negative where a crop cut
             something off, positive where padding was added.
 
     Raises:
@@ -51,10 +51,10 @@ class Geometry:
 
     @classmethod
     def identity(cls, size: tuple[int, int]) -> Geometry:
-        """The network sees the picture as it is.
+        """The network sees the image as it is.
 
         Args:
-            size: (height, width) in pixels, of the picture and of the input.
+            size: (height, width) in pixels, of the image and of the input.
         """
         return cls(size, size, (1.0, 1.0), (0.0, 0.0))
 
@@ -66,7 +66,7 @@ class Geometry:
         `int(round((side - crop) / 2))`, padding at `(crop - side) // 2`.
 
         Args:
-            size: (height, width) of the original picture.
+            size: (height, width) of the original image.
             resized: (height, width) after the resize.
             input_size: (height, width) of the crop.
         """
@@ -84,13 +84,13 @@ class Geometry:
 
     @property
     def visible_box(self) -> tuple[float, float, float, float]:
-        """What the network sees of the original: x0, y0, x1, y1 in original pixels, clipped to the picture."""
+        """What the network sees of the original: x0, y0, x1, y1 in original pixels, clipped to the image."""
         corners = torch.tensor([[0.0, 0.0, self.input_size[1], self.input_size[0]]], dtype=torch.float64)
         x0, y0, x1, y1 = self.boxes_to_original(corners)[0].tolist()
         return x0, y0, x1, y1
 
     def resize(self, maps: Tensor, mode: Mode = "bilinear") -> Tensor:
-        """Interpolate maps from the feature grid to the original picture's pixels, in one step.
+        """Interpolate maps from the feature grid to the original image's pixels, in one step.
 
         The grid's h x w cells tile the network's input. Within the input, edges clamp; pixels whose centre lies outside
         it (cut off by a crop) get the minimum of their map: unseen is no evidence. With the identity geometry this
@@ -128,11 +128,11 @@ class Geometry:
         return resized.to(maps.dtype)
 
     def boxes_to_original(self, boxes: Tensor, clip: bool = True) -> Tensor:
-        """Take boxes from the network's input to the original picture.
+        """Take boxes from the network's input to the original image.
 
         Args:
             boxes: (..., 4), x0, y0, x1, y1 in input pixels, edge to edge (half-open).
-            clip: Cut them off at the picture's border.
+            clip: Cut them off at the image's border.
 
         Returns:
             (..., 4) in original pixels; floating, not rounded.
@@ -141,7 +141,7 @@ class Geometry:
         return self._clip((boxes - offset) / scale, self.size if clip else None)
 
     def boxes_to_input(self, boxes: Tensor, clip: bool = True) -> Tensor:
-        """Take boxes from the original picture to the network's input.
+        """Take boxes from the original image to the network's input.
 
         Args:
             boxes: (..., 4), x0, y0, x1, y1 in original pixels, edge to edge (half-open).
@@ -169,10 +169,10 @@ class Geometry:
 
 
 def centre_offset(side: int, crop: int) -> int:
-    """Where a centred picture starts in its crop, torchvision's rounding; negative if cut, positive if padded.
+    """Where a centred image starts in its crop, torchvision's rounding; negative if cut, positive if padded.
 
     Args:
-        side: Length of the picture, pixels.
+        side: Length of the image, pixels.
         crop: Length of the crop, pixels.
     """
     return (crop - side) // 2 if crop > side else -round((side - crop) / 2)

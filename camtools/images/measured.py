@@ -1,4 +1,4 @@
-"""Transforms that do not say what they do to positions: measured on synthetic pictures."""
+"""Transforms that do not say what they do to positions: measured on synthetic images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from camtools.errors import InputError
 from camtools.images.geometry import Geometry
-from camtools.images.read import Picture
+from camtools.images.read import InputImage
 
 _SMALLEST = 8  # pixels a side; below, a ramp has too few steps to be measured
 _CYCLES = 8  # of the ramp's dither
@@ -23,9 +23,9 @@ _LINES = 256  # of the output that are looked at, spread over it
 
 
 class MeasuredTransform:
-    """Any deterministic callable from PIL images to tensors, its geometry measured once per size of picture.
+    """Any deterministic callable from PIL images to tensors, its geometry measured once per size of image.
 
-    Measuring runs it eight to twelve times on synthetic pictures; a `Preprocess` knows its geometry for nothing.
+    Measuring runs it eight to twelve times on synthetic images; a `Preprocess` knows its geometry for nothing.
 
     Args:
         transform: Takes an RGB PIL image to a floating (C, h, w), or (1, C, h, w).
@@ -35,21 +35,21 @@ class MeasuredTransform:
         self.transform = transform
         self._geometry = lru_cache(maxsize=4096)(self._measure)
 
-    def __call__(self, picture: Picture) -> tuple[Tensor, Geometry]:
-        """Make one picture ready for the model; arguments and returns as in `Preprocess`.
+    def __call__(self, image: InputImage) -> tuple[Tensor, Geometry]:
+        """Make one image ready for the model; arguments and returns as in `Preprocess`.
 
         Raises:
             InputError: The transform is random, flips, turns, shears or warps, does not give a floating (C, h, w), or
-                gives another size than for other pictures of this size.
+                gives another size than for other images of this size.
         """
-        if picture.tensor is not None:
-            return picture.tensor.float(), Geometry.identity(picture.size)
-        assert picture.image is not None
-        geometry, tensor = self._geometry(picture.size), self._apply(picture.image)
+        if image.tensor is not None:
+            return image.tensor.float(), Geometry.identity(image.size)
+        assert image.image is not None
+        geometry, tensor = self._geometry(image.size), self._apply(image.image)
         if tuple(tensor.shape[1:]) != geometry.input_size:
             raise InputError(
-                f"the transform gives {tuple(tensor.shape[1:])} for this picture, {geometry.input_size} for others of "
-                f"its size {picture.size}: expected a size that does not depend on the content. Pass such a transform"
+                f"the transform gives {tuple(tensor.shape[1:])} for this image, {geometry.input_size} for others of "
+                f"its size {image.size}: expected a size that does not depend on the content. Pass such a transform"
             )
         return tensor.float(), geometry
 
@@ -64,7 +64,7 @@ class MeasuredTransform:
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
         if before != after or not torch.equal(first, self._apply(noise)):
-            seen = "it draws random numbers" if before != after else "it gives two results for one picture"
+            seen = "it draws random numbers" if before != after else "it gives two results for one image"
             raise InputError(
                 f"the transform {self.transform!r} is random: {seen}. Expected a deterministic one; pass that of the "
                 f"evaluation, without flips, jitter or random crops"
@@ -95,18 +95,18 @@ class MeasuredTransform:
 
 
 def measure_geometry(transform: Callable[[Image.Image], Tensor], size: tuple[int, int]) -> Geometry:
-    """Find out what a transform does to positions, from what it makes of six to ten synthetic pictures.
+    """Find out what a transform does to positions, from what it makes of six to ten synthetic images.
 
-    A black and a white picture tell what each output pixel makes of a brightness (normalisation; padding takes
-    nothing from the picture). With that undone, a ramp along x says for each output pixel which x it shows, and
+    A black and a white image tell what each output pixel makes of a brightness (normalisation; padding takes
+    nothing from the image). With that undone, a ramp along x says for each output pixel which x it shows, and
     another the same for y, both also inverted; a line is fitted to each by least squares. Where a crop leaves little
-    of an axis, a second, steeper ramp refines it. Within the picture the result is accurate to about half a pixel of
+    of an axis, a second, steeper ramp refines it. Within the image the result is accurate to about half a pixel of
     the original; whole numbers (a resize to whole pixels, a crop between pixels) are restored where they are well
-    within that. Least exact where a padded picture fills fewer than some ten rows of the input.
+    within that. Least exact where a padded image fills fewer than some ten rows of the input.
 
     Args:
-        transform: Takes an RGB picture to a floating tensor (C, h, w); deterministic.
-        size: (height, width) of the pictures to measure for.
+        transform: Takes an RGB image to a floating tensor (C, h, w); deterministic.
+        size: (height, width) of the images to measure for.
 
     Raises:
         InputError: The transform flips, turns, shears or warps, hides brightness, or `size` is below 8 x 8.
@@ -117,11 +117,11 @@ def measure_geometry(transform: Callable[[Image.Image], Tensor], size: tuple[int
     contrast = white - black
     weight = contrast.square().sum(0)
     if not bool(torch.isfinite(weight).all()) or float(weight.max()) <= 0:
-        raise _unmeasurable("it makes the same of a black and of a white picture, or NaN", size)
+        raise _unmeasurable("it makes the same of a black and of a white image, or NaN", size)
     valid = weight > weight.max() / 4
     rows, columns = (torch.nonzero(valid.any(axis))[:, 0] for axis in (1, 0))
     if not bool(valid[rows][:, columns].all()):
-        raise _unmeasurable("what it shows of the picture is no upright rectangle: it rotates, shears or masks", size)
+        raise _unmeasurable("what it shows of the image is no upright rectangle: it rotates, shears or masks", size)
 
     def fit(axis: int, start: float, stop: float) -> tuple[float, float]:
         along, across = (rows, columns) if axis == 0 else (columns, rows)
@@ -176,9 +176,9 @@ def _fit_axis(
     drift = _line(lines, position[core].mean(0))[1] * len(lines)
     tolerance = max(1.0, 1.5 * level, 1.5 * abs(slope))
     if abs(slope) * len(u) < 0.25 * abs(drift):
-        raise _unmeasurable(f"{name} runs along the other axis: it turns or transposes the picture", size)
+        raise _unmeasurable(f"{name} runs along the other axis: it turns or transposes the image", size)
     if slope <= 0:
-        raise _unmeasurable(f"{name} runs backwards: it flips the picture", size)
+        raise _unmeasurable(f"{name} runs backwards: it flips the image", size)
     if abs(drift) > tolerance:
         raise _unmeasurable(f"{name} drifts by {drift:.1f} pixels across the input: it rotates or shears", size)
     inner = torch.zeros(len(u), dtype=torch.bool).index_fill(0, core, True)
@@ -211,7 +211,7 @@ def _line(x: Tensor, y: Tensor) -> tuple[float, float]:
 
 def _unmeasurable(seen: str, size: tuple[int, int]) -> InputError:
     return InputError(
-        f"the transform cannot be followed for a picture of {size[0]} x {size[1]}: {seen}. Expected a resize, crop and "
+        f"the transform cannot be followed for an image of {size[0]} x {size[1]}: {seen}. Expected a resize, crop and "
         f"padding without rotation or flip, then normalisation; pass such a transform, a Preprocess, or ready tensors"
     )
 

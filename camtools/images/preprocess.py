@@ -1,4 +1,4 @@
-"""Model-ready tensors of pictures, each with the geometry that takes its map back to the original pixels."""
+"""Model-ready tensors of images, each with the geometry that takes its map back to the original pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from camtools.errors import InputError, ModelError
 from camtools.images.geometry import Geometry
 from camtools.images.measured import MeasuredTransform
-from camtools.images.read import Picture
+from camtools.images.read import InputImage
 
 CropMode = Literal["center", "squash", "border"]
 
@@ -27,10 +27,10 @@ _PIXEL_OPTIONS = ("crop_border_pixels", "tf_preprocessing", "naflex", "patchify"
 
 
 class Transform(Protocol):
-    """What makes a model-ready tensor of a picture, and says where in the picture it lies."""
+    """What makes a model-ready tensor of an image, and says where in the image it lies."""
 
-    def __call__(self, picture: Picture) -> tuple[Tensor, Geometry]:
-        """Give the input, (C, h, w) float32, and where it lies in the picture."""
+    def __call__(self, image: InputImage) -> tuple[Tensor, Geometry]:
+        """Give the input, (C, h, w) float32, and where it lies in the image."""
         ...
 
 
@@ -39,13 +39,13 @@ class Preprocess:
     """Resize, centre crop and normalise, pixel for pixel as torchvision and timm do on PIL images.
 
     Attributes:
-        input_size: (height, width) of the network's input; a resized picture is cropped to it about its centre, or
-            padded where it is smaller. None: take the picture as the resize leaves it.
+        input_size: (height, width) of the network's input; a resized image is cropped to it about its centre, or
+            padded where it is smaller. None: take the image as the resize leaves it.
         resize: The short side in pixels (an int), keeping the aspect; or a (height, width) that `crop_mode` interprets;
-            or None: the picture keeps its size.
+            or None: the image keeps its size.
         interpolation: "nearest", "bilinear", "bicubic", "box", "hamming" or "lanczos"; antialiased, as PIL always is.
         mean, std: Of values in [0, 1], one per channel: x becomes (x - mean) / std.
-        channels: 3, or 1 for a greyscale model (the picture becomes PIL's mode "L" first).
+        channels: 3, or 1 for a greyscale model (the image becomes PIL's mode "L" first).
         crop_mode: What a pair in `resize` means, in timm's words. "squash": just this size, whatever the aspect;
             "center": keep the aspect and cover it; "border": keep the aspect and fit into it, padding with the mean.
             By default "squash" for a pair, "center" otherwise.
@@ -100,7 +100,7 @@ class Preprocess:
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
     ) -> Preprocess:
-        """The usual evaluation transform: short side to size / 0.875 and centre crop, or the whole picture squashed.
+        """The usual evaluation transform: short side to size / 0.875 and centre crop, or the whole image squashed.
 
         Args:
             size: (height, width) of the network's input, or one side of a square.
@@ -169,48 +169,48 @@ class Preprocess:
             channels=len(mean),
         )
 
-    def __call__(self, picture: Picture) -> tuple[Tensor, Geometry]:
-        """Make one picture ready for the model.
+    def __call__(self, image: InputImage) -> tuple[Tensor, Geometry]:
+        """Make one image ready for the model.
 
         Args:
-            picture: From `camtools.images.read`; a ready tensor is passed on, as float32.
+            image: From `camtools.images.read`; a ready tensor is passed on, as float32.
 
         Returns:
-            The input, (C, h, w) float32, and where it lies in the picture.
+            The input, (C, h, w) float32, and where it lies in the image.
 
         Raises:
             InputError: A ready tensor has another number of channels.
         """
-        if picture.image is None:
-            return _ready(picture, self.channels)
-        image = picture.image.convert("L") if self.channels == 1 else picture.image
-        height, width = resized = self._resized(picture.size)
-        if resized != picture.size:
-            image = image.resize((width, height), _RESAMPLING[self.interpolation])
-        geometry = Geometry.from_resize_crop(picture.size, resized, self.input_size or resized)
+        if image.image is None:
+            return _ready(image, self.channels)
+        pixels = image.image.convert("L") if self.channels == 1 else image.image
+        height, width = resized = self._resized(image.size)
+        if resized != image.size:
+            pixels = pixels.resize((width, height), _RESAMPLING[self.interpolation])
+        geometry = Geometry.from_resize_crop(image.size, resized, self.input_size or resized)
         if geometry.input_size != resized:
             fill = tuple(round(255 * m) if self.crop_mode == "border" else 0 for m in self.mean)
-            canvas = Image.new(image.mode, geometry.input_size[::-1], fill if self.channels == 3 else fill[0])
-            canvas.paste(image, (int(geometry.offset[1]), int(geometry.offset[0])))
-            image = canvas
-        pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, self.channels).permute(2, 0, 1)
-        normalised = (pixels.float() / 255 - _per_channel(self.mean)) / _per_channel(self.std)
+            canvas = Image.new(pixels.mode, geometry.input_size[::-1], fill if self.channels == 3 else fill[0])
+            canvas.paste(pixels, (int(geometry.offset[1]), int(geometry.offset[0])))
+            pixels = canvas
+        values = torch.from_numpy(np.array(pixels)).view(pixels.height, pixels.width, self.channels).permute(2, 0, 1)
+        normalised = (values.float() / 255 - _per_channel(self.mean)) / _per_channel(self.std)
         return normalised.contiguous(), geometry
 
     def scaled(self, ratio: tuple[float, float]) -> Preprocess:
         """The same preprocessing to an input of another size.
 
-        It shows the same part of the picture, up to rounding, where both ratios are one or `crop_mode` is "squash".
+        It shows the same part of the image, up to rounding, where both ratios are one or `crop_mode` is "squash".
 
         Args:
             ratio: Sides (height, width) of the input over those now.
 
         Raises:
-            InputError: `resize` is None and `input_size` is not, so that pixels are the picture's own.
+            InputError: `resize` is None and `input_size` is not, so that pixels are the image's own.
         """
         if self.resize is None and self.input_size is not None:
             raise InputError(
-                f"{self!r} can't be scaled: it cuts out the picture's own pixels, and would cut out others. Give it a "
+                f"{self!r} can't be scaled: it cuts out the image's own pixels, and would cut out others. Give it a "
                 "resize"
             )
         size = self.input_size and (round(self.input_size[0] * ratio[0]), round(self.input_size[1] * ratio[1]))
@@ -260,7 +260,7 @@ def as_transform(transform: Any) -> Transform:
     return MeasuredTransform(cast(Callable[[Image.Image], Any], transform))
 
 
-def display_image(picture: Picture, preprocess: Transform | None = None) -> Image.Image:
+def display_image(image: InputImage, preprocess: Transform | None = None) -> Image.Image:
     """Give an RGB image to draw on.
 
     A ready tensor is un-normalised with the mean and std of `preprocess`, if it has some and 99 % of the values then
@@ -268,12 +268,12 @@ def display_image(picture: Picture, preprocess: Transform | None = None) -> Imag
     their maximum. Other than three channels are averaged to grey.
 
     Args:
-        picture: From `camtools.images.read`.
+        image: From `camtools.images.read`.
         preprocess: What the caller's tensors were, presumably, normalised with; only a `Preprocess` knows its mean.
     """
-    if picture.image is not None:
-        return picture.image
-    pixels = _tensor(picture).detach().float().cpu()
+    if image.image is not None:
+        return image.image
+    pixels = _tensor(image).detach().float().cpu()
     if isinstance(preprocess, Preprocess) and preprocess.channels == len(pixels):
         restored = pixels * _per_channel(preprocess.std) + _per_channel(preprocess.mean)
         plausible = ((restored > -0.02) & (restored < 1.02)).float().mean() >= 0.99
@@ -287,21 +287,21 @@ def display_image(picture: Picture, preprocess: Transform | None = None) -> Imag
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
 
 
-def _tensor(picture: Picture) -> Tensor:
-    if picture.tensor is None:
-        raise InputError("the picture has neither image nor tensor: expected one. Make it with read_picture(...)")
-    return picture.tensor
+def _tensor(image: InputImage) -> Tensor:
+    if image.tensor is None:
+        raise InputError("the image has neither image nor tensor: expected one. Make it with read_image(...)")
+    return image.tensor
 
 
-def _ready(picture: Picture, channels: int | None) -> tuple[Tensor, Geometry]:
+def _ready(image: InputImage, channels: int | None) -> tuple[Tensor, Geometry]:
     """A ready tensor as the model takes it."""
-    tensor = _tensor(picture)
+    tensor = _tensor(image)
     if channels is not None and len(tensor) != channels:
         raise InputError(
             f"a ready tensor has shape {tuple(tensor.shape)}, so {len(tensor)} channels: expected {channels}, as the "
             f"model takes. Select or repeat channels"
         )
-    return tensor.float(), Geometry.identity(picture.size)
+    return tensor.float(), Geometry.identity(image.size)
 
 
 def _per_channel(values: tuple[float, ...]) -> Tensor:
@@ -322,7 +322,7 @@ def adjust(
 
     Args:
         preprocess: What is known; None takes ImageNet's usual where there is something to change.
-        mean: Of pictures in [0, 1], one number or one a channel.
+        mean: Of images in [0, 1], one number or one a channel.
         std: In the same unit.
         size: The input's (height, width) in pixels; the resize before the crop changes in proportion.
 

@@ -1,6 +1,6 @@
-"""Pictures in: everything `explain` takes becomes a `Picture`, or one error that says what is wrong with it.
+"""Images in: everything `explain` takes becomes a `InputImage`, or one error that says what is wrong with it.
 
-Nothing is resized here and no path is opened before its turn; `camtools.images.preprocess` makes tensors of pictures.
+Nothing is resized here and no path is opened before its turn; `camtools.images.preprocess` makes tensors of images.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from camtools.errors import InputError
 _TRANSPARENT_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _BROKEN_FILE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error)
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-_OVERSHOOT = 1e-3  # what a float picture may exceed [0, 1] by, a quarter of an 8-bit level; clipped
+_OVERSHOOT = 1e-3  # what a float image may exceed [0, 1] by, a quarter of an 8-bit level; clipped
 _EXPECTED = (
     "expected a path, a PIL image, a numpy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a uint8 tensor (C, H, W), "
     "or a float tensor (C, H, W) that is ready for the model"
@@ -30,12 +30,12 @@ _EXPECTED = (
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """One picture, either still to be preprocessed (`image`) or ready for the model (`tensor`); never both.
+class InputImage:
+    """One image, either still to be preprocessed (`image`) or ready for the model (`tensor`); never both.
 
     Attributes:
         image: RGB, 8 bits, upright (EXIF rotation applied); None for a ready tensor.
-        tensor: Floating (C, H, W), normalised as the model expects, on the caller's device; None for a picture.
+        tensor: Floating (C, H, W), normalised as the model expects, on the caller's device; None for an image.
         source: The path it came from, None if there was none.
         size: (height, width) in pixels; the size of its explanations.
     """
@@ -46,14 +46,14 @@ class Picture:
     size: tuple[int, int]
 
 
-class Pictures(Sequence[Picture]):
-    """Pictures read one at a time, when asked for, and not kept; slices stay lazy.
+class InputImages(Sequence[InputImage]):
+    """Images read one at a time, when asked for, and not kept; slices stay lazy.
 
     Args:
-        items: What `read_picture` takes, one a picture; a batch tensor or array counts as its elements.
-        channels: Passed on to `read_picture`.
+        items: What `read_image` takes, one per image; a batch tensor or array counts as its elements.
+        channels: Passed on to `read_image`.
         indices: Which of the items, all by default; errors name the item's own index.
-        single: Errors then speak of "the picture" instead of "picture 0".
+        single: Errors then speak of "the image" instead of "image 0".
     """
 
     def __init__(
@@ -73,32 +73,32 @@ class Pictures(Sequence[Picture]):
         return len(self._indices)
 
     @overload
-    def __getitem__(self, index: int) -> Picture: ...
+    def __getitem__(self, index: int) -> InputImage: ...
     @overload
-    def __getitem__(self, index: slice) -> Pictures: ...
-    def __getitem__(self, index: int | slice) -> Picture | Pictures:
+    def __getitem__(self, index: slice) -> InputImages: ...
+    def __getitem__(self, index: int | slice) -> InputImage | InputImages:
         chosen = self._indices[index]
         if isinstance(chosen, range):
-            return Pictures(self._items, channels=self._channels, indices=chosen, single=self._single)
-        return read_picture(self._items[chosen], channels=self._channels, index=None if self._single else chosen)
+            return InputImages(self._items, channels=self._channels, indices=chosen, single=self._single)
+        return read_image(self._items[chosen], channels=self._channels, index=None if self._single else chosen)
 
     def __repr__(self) -> str:
-        return f"<Pictures: {len(self)}, read when asked for>"
+        return f"<Images: {len(self)}, read when asked for>"
 
 
-def read_pictures(x: Any, *, channels: int | None = None) -> tuple[Pictures, bool]:
-    """Take one picture or many; nothing is opened or checked before its element is asked for.
+def read_images(x: Any, *, channels: int | None = None) -> tuple[InputImages, bool]:
+    """Take one image or many; nothing is opened or checked before its element is asked for.
 
     Args:
-        x: One picture as in `read_picture`; a list, tuple or other sequence of them, kinds mixed as you like; a batch
+        x: One image as in `read_image`; a list, tuple or other sequence of them, kinds mixed as you like; a batch
             tensor (B, C, H, W) or a batch array (N, H, W, C). A batch of one is still a batch.
-        channels: Passed on to `read_picture`.
+        channels: Passed on to `read_image`.
 
     Returns:
-        The pictures, a lazy sequence, and whether `x` was a single one.
+        The images, a lazy sequence, and whether `x` was a single one.
 
     Raises:
-        InputError: `x` holds no picture, or is an iterator, whose end is unknown.
+        InputError: `x` holds no image, or is an iterator, whose end is unknown.
     """
     if isinstance(x, Tensor | np.ndarray) and x.ndim == 4:
         many = True
@@ -107,18 +107,18 @@ def read_pictures(x: Any, *, channels: int | None = None) -> tuple[Pictures, boo
     if not many:
         if isinstance(x, Iterator):
             raise InputError(
-                f"got {type(x).__name__}, an iterator, expected pictures that can be counted: pass list(...) of it, "
+                f"got {type(x).__name__}, an iterator, expected images that can be counted: pass list(...) of it, "
                 f"or give it to Explainer.stream(...)"
             )
-        return Pictures([x], channels=channels, single=True), True
+        return InputImages([x], channels=channels, single=True), True
     if len(x) == 0:
         shape = f" of shape {tuple(x.shape)}" if hasattr(x, "shape") else ""
-        raise InputError(f"got an empty {type(x).__name__}{shape}: expected at least one picture, pass one or more")
-    return Pictures(x, channels=channels), False
+        raise InputError(f"got an empty {type(x).__name__}{shape}: expected at least one image, pass one or more")
+    return InputImages(x, channels=channels), False
 
 
-def read_picture(x: Any, *, channels: int | None = None, index: int | None = None) -> Picture:
-    """Read and check one picture.
+def read_image(x: Any, *, channels: int | None = None, index: int | None = None) -> InputImage:
+    """Read and check one image.
 
     Rotation in EXIF is applied, to PIL images too, so that a path and `Image.open(path)` give the same. Transparency is
     composited over white, which is what viewers show (`convert("RGB")` would uncover whatever lies beneath). 16-bit
@@ -133,12 +133,12 @@ def read_picture(x: Any, *, channels: int | None = None, index: int | None = Non
         index: The element of the caller's batch, for the messages.
 
     Returns:
-        The picture, RGB and upright, or the ready tensor.
+        The image, RGB and upright, or the ready tensor.
 
     Raises:
-        InputError: Not a picture, or one that cannot be read; says which, what was expected and the way out.
+        InputError: Not an image, or one that cannot be read; says which, what was expected and the way out.
     """
-    where = "the picture" if index is None else f"picture {index}"
+    where = "the image" if index is None else f"image {index}"
     if isinstance(x, str | os.PathLike):
         return _from_path(x, f"{where} ({os.fspath(x)!r})")
     if isinstance(x, Image.Image):
@@ -152,20 +152,20 @@ def read_picture(x: Any, *, channels: int | None = None, index: int | None = Non
     raise InputError(f"{where} is of type {type(x).__name__}: {_EXPECTED}. Convert it to one of these")
 
 
-def _from_path(path: str | os.PathLike[str], where: str) -> Picture:
+def _from_path(path: str | os.PathLike[str], where: str) -> InputImage:
     file = Path(path).expanduser()
     try:
         if file.is_dir():
             raise InputError(
-                f"{where} is a directory: expected a picture file. Pass its files, e.g. sorted(Path(...).glob('*.jpg'))"
+                f"{where} is a directory: expected an image file. Pass its files, e.g. sorted(Path(...).glob('*.jpg'))"
             )
         if file.stat().st_size == 0:
-            raise InputError(f"{where} is an empty file (0 bytes): expected a picture. Copy or download it again")
+            raise InputError(f"{where} is an empty file (0 bytes): expected an image. Copy or download it again")
     except (FileNotFoundError, NotADirectoryError) as error:
         hint = "URLs are not fetched, download it first" if "://" in str(path) else f"paths start at {Path.cwd()}"
-        raise InputError(f"{where} does not exist: expected the path of a picture file. Check it ({hint})") from error
+        raise InputError(f"{where} does not exist: expected the path of an image file. Check it ({hint})") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{where} cannot be opened ({error}): expected a readable picture file") from error
+        raise InputError(f"{where} cannot be opened ({error}): expected a readable image file") from error
     try:
         with Image.open(file) as opened:
             image = _load(opened, where)
@@ -214,7 +214,7 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
 
 
 def _unknown_range_to_uint8(values: np.ndarray, mode: str, where: str) -> np.ndarray:
-    """Scale a PIL image of mode "I;16", "I" or "F", (H, W), to 8 bits; see `read_picture` for the range taken."""
+    """Scale a PIL image of mode "I;16", "I" or "F", (H, W), to 8 bits; see `read_image` for the range taken."""
     if mode.startswith("I;16"):
         peak = 65535
     else:
@@ -233,7 +233,7 @@ def _array_to_uint8(array: np.ndarray, where: str) -> np.ndarray:
     """Check an array and give it as uint8 (H, W) or (H, W, 3 or 4)."""
     shape = f"{where} is an array of shape {array.shape}"
     if array.ndim not in (2, 3):
-        raise InputError(f"{shape}: expected one picture, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). Index it")
+        raise InputError(f"{shape}: expected one image, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). Index it")
     if array.size == 0:
         raise InputError(f"{shape}, without pixels: expected at least 1 x 1. Leave it out")
     if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
@@ -260,16 +260,16 @@ def _array_to_uint8(array: np.ndarray, where: str) -> np.ndarray:
     return np.ascontiguousarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
-def _from_tensor(tensor: Tensor, channels: int | None, where: str) -> Picture:
+def _from_tensor(tensor: Tensor, channels: int | None, where: str) -> InputImage:
     shape = f"{where} is a tensor of shape {tuple(tensor.shape)}"
     if tensor.ndim != 3:
         hint = "Add the channels: tensor.unsqueeze(0)" if tensor.ndim == 2 else "Pass a batch (B, C, H, W) on its own"
-        raise InputError(f"{shape}: expected one picture, (C, H, W). {hint}")
+        raise InputError(f"{shape}: expected one image, (C, H, W). {hint}")
     if tensor.numel() == 0:
         raise InputError(f"{shape}, without pixels: expected at least 1 x 1. Leave it out")
     if not tensor.is_floating_point() and tensor.dtype != torch.uint8:
         raise InputError(
-            f"{where} is a tensor of dtype {tensor.dtype}: expected uint8 (a picture) or a floating type (ready for "
+            f"{where} is a tensor of dtype {tensor.dtype}: expected uint8 (an image) or a floating type (ready for "
             f"the model). Convert it, e.g. tensor.to(torch.uint8) if its values are 0 to 255"
         )
     ready = tensor.is_floating_point()
@@ -280,14 +280,14 @@ def _from_tensor(tensor: Tensor, channels: int | None, where: str) -> Picture:
         raise InputError(f"{shape}, so of {tensor.shape[0]} channels: expected {wanted}, channels first. {hint}")
     if ready:
         _require_finite(int((~torch.isfinite(tensor)).sum()), tensor.numel(), where)
-        return Picture(image=None, tensor=tensor, source=None, size=(tensor.shape[1], tensor.shape[2]))
+        return InputImage(image=None, tensor=tensor, source=None, size=(tensor.shape[1], tensor.shape[2]))
     array = tensor.permute(1, 2, 0).cpu().numpy()
     return _from_image(Image.fromarray(_array_to_uint8(array, where)), None)
 
 
-def _from_image(image: Image.Image, source: str | None) -> Picture:
-    rgb = image if image.mode == "RGB" else _to_rgb(image, "the picture")
-    return Picture(image=rgb, tensor=None, source=source, size=(rgb.height, rgb.width))
+def _from_image(image: Image.Image, source: str | None) -> InputImage:
+    rgb = image if image.mode == "RGB" else _to_rgb(image, "the image")
+    return InputImage(image=rgb, tensor=None, source=source, size=(rgb.height, rgb.width))
 
 
 def _require_finite(bad: int, total: int, where: str) -> None:
@@ -307,6 +307,6 @@ def _bomb(where: str, error: BaseException) -> InputError:
 
 def _broken(where: str, error: BaseException) -> InputError:
     return InputError(
-        f"{where} is truncated or damaged ({error}): expected a complete picture. Copy or download it again, "
+        f"{where} is truncated or damaged ({error}): expected a complete image. Copy or download it again, "
         f"or convert it to RGB yourself"
     )

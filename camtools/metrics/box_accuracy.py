@@ -1,4 +1,4 @@
-"""MaxBoxAcc and MaxBoxAccV2: how many pictures are localised, at the threshold best for the data set."""
+"""MaxBoxAcc and MaxBoxAccV2: how many images are localised, at the threshold best for the data set."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BoxCurve(NamedTuple):
     """Box accuracy at every threshold.
 
     Attributes:
-        accuracy: Per cent of the pictures, (T,) float64; (len(ious), T) for `MaxBoxAccV2`.
+        accuracy: Per cent of the images, (T,) float64; (len(ious), T) for `MaxBoxAccV2`.
         thresholds: (T,) float64, fractions of the map's maximum.
     """
 
@@ -33,7 +33,7 @@ class BoxAccuracy(Metric):
     """What both box accuracies share: hits counted for all 256 levels of a map, and read at the thresholds in the end.
 
     Args:
-        ious: IoU from which on a picture is a hit, each in (0, 1].
+        ious: IoU from which on an image is a hit, each in (0, 1].
         largest_only: Whether only the contour with the largest area counts.
         interval: Step between thresholds, 0, interval, 2 interval ... below 1. The cost does not depend on it.
         size: (height, width) at which maps and boxes are compared; None for the maps' own.
@@ -55,9 +55,9 @@ class BoxAccuracy(Metric):
     size: tuple[int, int] | None
     workers: int | None
     hits: Tensor
-    """(len(ious), 256) int64, how many pictures are a hit at each IoU and level."""
-    pictures: Tensor
-    """() int64, how many pictures there were."""
+    """(len(ious), 256) int64, how many images are a hit at each IoU and level."""
+    images: Tensor
+    """() int64, how many images there were."""
     settings: Tensor
     """What is being counted. A state only so that a MetricCollection never takes two metrics for the same one."""
 
@@ -82,21 +82,21 @@ class BoxAccuracy(Metric):
         self.workers = check_workers(workers)
         settings = torch.tensor([largest_only, interval, *(size or (0, 0)), *self.ious], dtype=torch.float64)
         self.add_state("hits", torch.zeros(len(self.ious), LEVELS, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("pictures", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("settings", settings, dist_reduce_fx="max")
 
     def update(self, maps: Tensor, boxes: Boxes, sizes: Sizes) -> None:
         """Add a batch.
 
         Args:
-            maps: (B, H, W) real, the map of each picture's true class, at any resolution; it covers the whole picture.
+            maps: (B, H, W) real, the map of each image's true class, at any resolution; it covers the whole image.
                 A map with a NaN, or of one value only, counts as zeros.
-            boxes: B tensors (N, 4), the true boxes x0, y0, x1, y1 in pixels of the original picture; being near any one
+            boxes: B tensors (N, 4), the true boxes x0, y0, x1, y1 in pixels of the original image; being near any one
                 of them is a hit. Rows of NaN are objects without a box and are left out.
-            sizes: B pairs (width, height) of the original pictures.
+            sizes: B pairs (width, height) of the original images.
 
         Raises:
-            InputError: Something is of another shape, type or number, a picture has no box, or a box is not inside it.
+            InputError: Something is of another shape, type or number, an image has no box, or a box is not inside it.
         """
         levels = scoremaps(maps, self.size)
         if self.largest_only:
@@ -122,12 +122,12 @@ class BoxAccuracy(Metric):
         """Count the hits of a batch, (B, 256)."""
         hits = torch.stack([(ious >= iou).sum(0) for iou in self.ious])
         self.hits = self.hits + hits.to(self.hits.device)
-        self.pictures = self.pictures + len(ious)
+        self.images = self.images + len(ious)
 
     def compute(self) -> Tensor:
         """Return the largest accuracy over the thresholds (the mean of them over several IoU), per cent, () float64.
 
-        NaN before any picture was seen.
+        NaN before any image was seen.
         """
         return self._curve()[0].amax(-1).mean()
 
@@ -140,7 +140,7 @@ class BoxAccuracy(Metric):
         """Return the accuracies, (len(ious), T), and the thresholds, (T,)."""
         thresholds = torch.from_numpy(np.arange(0, 1, self.interval)).to(self.device)
         level = (thresholds * (LEVELS - 1)).long()
-        return (100 * self.hits).double()[:, level] / self.pictures, thresholds
+        return (100 * self.hits).double()[:, level] / self.images, thresholds
 
     def _best(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return accuracies, thresholds, and the smallest best threshold of each IoU, over all processes."""
@@ -154,7 +154,7 @@ class BoxAccuracy(Metric):
 
 
 class MaxBoxAcc(BoxAccuracy):
-    """MaxBoxAcc: per cent of pictures whose box has IoU >= 0.5 with a true one, at the best threshold.
+    """MaxBoxAcc: per cent of images whose box has IoU >= 0.5 with a true one, at the best threshold.
 
     Maps are resized bicubically to 224 x 224, min-max normalised and quantised, floor(255 s). At each threshold tau the
     mask is value > int(255 tau); its box is that of the contour with the largest area, which is measured through the
@@ -163,7 +163,7 @@ class MaxBoxAcc(BoxAccuracy):
     Source: Choe et al., CVPR 2020, section 3.2; `BoxEvaluator` of the released code (wsolevaluation).
 
     Args:
-        iou: IoU from which on a picture is a hit, in (0, 1].
+        iou: IoU from which on an image is a hit, in (0, 1].
         interval: Step between the thresholds.
         size: (height, width) at which maps and boxes are compared; None for the maps' own.
         workers: Threads that share the maps of a batch; None for as many as torch uses.
@@ -197,14 +197,14 @@ class MaxBoxAcc(BoxAccuracy):
 class MaxBoxAccV2(BoxAccuracy):
     """MaxBoxAccV2: as MaxBoxAcc, with the best of all contours, and the mean over IoU 0.3, 0.5 and 0.7.
 
-    Every contour has a box, those around holes included, and the picture is a hit if any of them reaches the IoU with
+    Every contour has a box, those around holes included, and the image is a hit if any of them reaches the IoU with
     any true box. Each IoU has its own best threshold.
 
     Source: Choe et al., "Evaluation for Weakly Supervised Object Localization", 2020 (journal version);
     `BoxEvaluator(multi_contour_eval=True)` of the released code.
 
     Args:
-        ious: IoU from which on a picture is a hit, each in (0, 1]; the result is the mean over them.
+        ious: IoU from which on an image is a hit, each in (0, 1]; the result is the mean over them.
         interval: Step between the thresholds.
         size: (height, width) at which maps and boxes are compared; None for the maps' own.
         workers: Threads that share the maps of a batch; None for as many as torch uses.

@@ -1,4 +1,4 @@
-"""How well a score map's boxes fit the true ones at every level: what all box metrics are made of, per picture."""
+"""How well a score map's boxes fit the true ones at every level: what all box metrics are made of, per image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Sizes = Sequence[tuple[int, int]]
 
 
 class BoxIoUs(NamedTuple):
-    """The largest IoU with any true box, per picture and level, each (B, 256) float64 on the CPU.
+    """The largest IoU with any true box, per image and level, each (B, 256) float64 on the CPU.
 
     Attributes:
         largest: Of the box of the contour with the largest area (MaxBoxAcc).
@@ -42,9 +42,9 @@ def box_ious(levels: Tensor, boxes: Boxes, sizes: Sizes, *, workers: int | None 
 
     Args:
         levels: (B, H, W) uint8 from `scoremaps`, on any device; copied to the CPU.
-        boxes: B tensors or arrays (N, 4): x0, y0, x1, y1 in pixels of the original picture. Rows of NaN are objects
+        boxes: B tensors or arrays (N, 4): x0, y0, x1, y1 in pixels of the original image. Rows of NaN are objects
             without a box and are left out; at least one box has to be left.
-        sizes: B pairs (width, height) of the original pictures.
+        sizes: B pairs (width, height) of the original images.
         workers: Threads that share the maps; None for as many as torch uses. The result does not depend on it.
 
     Returns:
@@ -52,7 +52,7 @@ def box_ious(levels: Tensor, boxes: Boxes, sizes: Sizes, *, workers: int | None 
         for maps whose largest level is 255 (a map of zeros is the same at every level).
 
     Raises:
-        InputError: Something is of another shape, type or number, or a true box is empty or outside its picture.
+        InputError: Something is of another shape, type or number, or a true box is empty or outside its image.
 
     Source: Choe et al., CVPR 2020, `BoxEvaluator` of the released code (wsolevaluation).
     """
@@ -89,11 +89,11 @@ def largest_boxes(levels: Tensor, *, workers: int | None = None) -> Tensor:
 
 
 def scaled_boxes(boxes: Boxes, sizes: Sizes, count: int, shape: tuple[int, int]) -> list[NDArray[np.int64]]:
-    """Scale true boxes from their pictures to maps, and truncate them to integers as the protocol does.
+    """Scale true boxes from their images to maps, and truncate them to integers as the protocol does.
 
     Args:
-        boxes: `count` tensors or arrays (N, 4) of x0, y0, x1, y1, in pixels of the picture; rows of NaN are left out.
-        sizes: `count` pairs (width, height) of the pictures.
+        boxes: `count` tensors or arrays (N, 4) of x0, y0, x1, y1, in pixels of the image; rows of NaN are left out.
+        sizes: `count` pairs (width, height) of the images.
         count: How many maps there are.
         shape: (width, height) of the maps.
 
@@ -114,18 +114,18 @@ def checked_boxes(boxes: Boxes, sizes: Sizes, count: int) -> list[NDArray[np.flo
     """Check true boxes and leave out rows of NaN; see `scaled_boxes`.
 
     Returns:
-        `count` arrays (n, 4) float64, n >= 1, in pixels of the pictures.
+        `count` arrays (n, 4) float64, n >= 1, in pixels of the images.
     """
     if len(boxes) != count or len(sizes) != count:
         raise InputError(
             f"got {len(boxes)} sets of boxes and {len(sizes)} sizes for {count} maps; give for each map, in the same "
-            "order, the true boxes (N, 4) and the picture's (width, height)."
+            "order, the true boxes (N, 4) and the image's (width, height)."
         )
     return [_checked(index, box, size) for index, (box, size) in enumerate(zip(boxes, sizes, strict=True))]
 
 
 def _checked(index: int, given: Tensor | NDArray[Any], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Return one picture's boxes in float64, or say what is wrong with them."""
+    """Return one image's boxes in float64, or say what is wrong with them."""
     if len(size) != 2 or not all(int(side) == side and side > 0 for side in size):
         raise InputError(f"sizes[{index}] is {size!r}: expected (width, height), two positive integers.")
     box = (given.detach().cpu() if isinstance(given, Tensor) else torch.as_tensor(given)).double().numpy()
@@ -136,15 +136,13 @@ def _checked(index: int, given: Tensor | NDArray[Any], size: tuple[int, int]) ->
         )
     box = box[~np.isnan(box).any(1)]
     if not len(box):
-        raise InputError(
-            f"boxes[{index}] has no box: leave out pictures without one, they can be neither hit nor miss."
-        )
+        raise InputError(f"boxes[{index}] has no box: leave out images without one, they can be neither hit nor miss.")
     width, height = size
     bad = (box[:, :2] < 0).any(1) | (box[:, 2:] > (width, height)).any(1) | (box[:, :2] > box[:, 2:]).any(1)
     if bad.any():
         raise InputError(
             f"boxes[{index}] has {box[bad][0].tolist()}: expected 0 <= x0 <= x1 <= {width} and "
-            f"0 <= y0 <= y1 <= {height}, pixels of the original picture, whose (width, height) is in sizes."
+            f"0 <= y0 <= y1 <= {height}, pixels of the original image, whose (width, height) is in sizes."
         )
     return box
 

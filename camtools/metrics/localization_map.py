@@ -19,7 +19,7 @@ Detections = Mapping[str, Any]
 class LocalizationMAP(RankedMetric):
     """Mean average precision of detected boxes, by the rules of the VOC devkit, per cent.
 
-    Detections of a class are ranked by score. Each is compared with the true box of its class and picture that it
+    Detections of a class are ranked by score. Each is compared with the true box of its class and image that it
     overlaps most (the first of equals): a true positive if their IoU is at least `iou_threshold` and no higher ranked
     detection took that box, a false positive otherwise; it counts for nothing if that box is difficult. The mean is
     over the classes with at least one object that is not difficult. COCO's rules, `torchmetrics.detection.
@@ -60,18 +60,18 @@ class LocalizationMAP(RankedMetric):
         keep_apart(self, iou_threshold, pixel_inclusive)
 
     def update(self, preds: Sequence[Detections], target: Sequence[Detections]) -> None:
-        """Add a batch of pictures.
+        """Add a batch of images.
 
         Args:
-            preds: For each picture "boxes" (n, 4), x0 y0 x1 y1 in pixels, "scores" (n,) and "labels" (n,), the classes.
-            target: For each picture "boxes" (m, 4), "labels" (m,) and, where there are some, "difficult" (m,) bool.
+            preds: For each image "boxes" (n, 4), x0 y0 x1 y1 in pixels, "scores" (n,) and "labels" (n,), the classes.
+            target: For each image "boxes" (m, 4), "labels" (m,) and, where there are some, "difficult" (m,) bool.
                 Rows of NaN are objects without a box: they can't be found, and are left out.
 
         Raises:
             InputError: Something is missing, or of another shape or type, or a box ends before it begins.
         """
         if len(preds) != len(target):
-            raise InputError(f"preds has {len(preds)} pictures and target {len(target)}: give one of each a picture.")
+            raise InputError(f"preds has {len(preds)} images and target {len(target)}: give one of each an image.")
         if not len(preds):
             return
         found = [_read(pred, f"preds[{index}]", "scores") for index, pred in enumerate(preds)]
@@ -97,7 +97,7 @@ class LocalizationMAP(RankedMetric):
 def localization_average_precision(
     preds: Sequence[Detections], target: Sequence[Detections], **options: Any
 ) -> tuple[Tensor, dict[int, float]]:
-    """Return the localisation mAP of a set of pictures and each class's AP in per cent, see `LocalizationMAP`."""
+    """Return the localisation mAP of a set of images and each class's AP in per cent, see `LocalizationMAP`."""
     metric = LocalizationMAP(**options)
     metric.update(preds, target)
     return metric.compute(), metric.per_class()
@@ -157,7 +157,7 @@ def _exists(counts: list[int], padded: Tensor) -> Tensor:
 
 
 def _read(given: Detections, name: str, extra: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Return boxes (n, 4) float64, labels (n,) int64 and scores or difficult, (n,), of one picture, checked."""
+    """Return boxes (n, 4) float64, labels (n,) int64 and scores or difficult, (n,), of one image, checked."""
     needed = ["boxes", "labels"] if extra == "difficult" else ["boxes", "labels", extra]
     missing = [key for key in needed if not isinstance(given, Mapping) or key not in given]
     if missing:

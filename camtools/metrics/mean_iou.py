@@ -21,7 +21,7 @@ class MeanIoU(MulticlassConfusionMatrix):
 
     IoU of a class = pixels that are of it in both, over pixels that are of it in either: from one confusion matrix,
     torchmetrics'. Classes that occur in neither truth nor prediction are left out of the mean. `torchmetrics.
-    segmentation.MeanIoU` is another number: the mean over pictures.
+    segmentation.MeanIoU` is another number: the mean over images.
 
     Source: Everingham et al., IJCV 2015, section 4.2.2; mIoU of track 1 of the LID challenge 2020.
 
@@ -59,20 +59,20 @@ class MeanIoU(MulticlassConfusionMatrix):
             InputError: The shapes or types differ from these, or a pixel that counts is of no class.
         """
         if len(preds) != len(target):
-            raise InputError(f"preds has {len(preds)} pictures and target {len(target)}: give one of each a picture.")
+            raise InputError(f"preds has {len(preds)} images and target {len(target)}: give one of each an image.")
         if not len(preds):
             return
         parts = [(torch.as_tensor(pred), torch.as_tensor(true)) for pred, true in self._pairs(preds, target)]
         for index, (pred, true) in enumerate(parts):
             if pred.shape != true.shape:
                 raise InputError(
-                    f"picture {index}: the prediction is {tuple(pred.shape)} and the truth {tuple(true.shape)}; "
+                    f"image {index}: the prediction is {tuple(pred.shape)} and the truth {tuple(true.shape)}; "
                     "resize the prediction to the truth, to the nearest pixel."
                 )
             for name, given in (("prediction", pred), ("truth", true)):
                 if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
                     raise InputError(
-                        f"picture {index}: expected integers, the class of every pixel, and the {name} is "
+                        f"image {index}: expected integers, the class of every pixel, and the {name} is "
                         f"{given.dtype}. From scores: scores.argmax(1)."
                     )
         flat, truth = (
@@ -111,7 +111,7 @@ class MeanIoU(MulticlassConfusionMatrix):
 
     @staticmethod
     def _pairs(preds: SemanticMasks, target: SemanticMasks) -> Any:
-        """Pair up pictures, or the batches as wholes where both are one tensor."""
+        """Pair up images, or the batches as wholes where both are one tensor."""
         whole = not isinstance(preds, list | tuple) and not isinstance(target, list | tuple)
         return [(preds, target)] if whole else zip(preds, target, strict=True)
 

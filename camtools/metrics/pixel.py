@@ -39,7 +39,7 @@ class IoUCurve(NamedTuple):
     """Mean IoU at every threshold, each (1000,) float64.
 
     Attributes:
-        iou: Mean over the pictures, per cent.
+        iou: Mean over the images, per cent.
         thresholds: 0, 0.001 ... 0.999 of the map's maximum.
     """
 
@@ -51,7 +51,7 @@ class PxAP(Metric):
     """Pixel average precision: the area under the precision-recall curve of all pixels of a data set, per cent.
 
     Maps are resized bicubically and min-max normalised as for the box metrics, masks are resized to the nearest pixel.
-    The scores of all pictures are pooled in 1,001 bins, [0, 0.001) ... [0.999, 1) and the value 1; pixels to ignore are
+    The scores of all images are pooled in 1,001 bins, [0, 0.001) ... [0.999, 1) and the value 1; pixels to ignore are
     left out unless they lie on the object. AP = sum over the bins, from the top, of precision * step in recall. That
     equals scikit-learn's `average_precision_score` of the binned scores.
 
@@ -81,8 +81,8 @@ class PxAP(Metric):
         """Add a batch.
 
         Args:
-            maps: (B, H, W) real, one score map a picture; a map with a NaN, or of one value only, counts as zeros.
-            masks: (B, h, w) bool, True on the objects' pixels, or a list of B masks of (h, w), the pictures' own sizes.
+            maps: (B, H, W) real, one score map per image; a map with a NaN, or of one value only, counts as zeros.
+            masks: (B, h, w) bool, True on the objects' pixels, or a list of B masks of (h, w), the images' own sizes.
             ignore: The same for the pixels to leave out; an entry of a list may be None.
 
         Raises:
@@ -113,11 +113,11 @@ class PxAP(Metric):
 
 
 class PeakIoU(Metric):
-    """Peak IoU: the mean over the pictures of the IoU of mask and truth, at the threshold best for the data set.
+    """Peak IoU: the mean over the images of the IoU of mask and truth, at the threshold best for the data set.
 
     A map has at most 256 levels, floor(255 s) of its normalised scores s, as in the box metrics; the mask at threshold
-    tau keeps what is above int(tau * its largest level). One histogram a picture therefore gives the IoU at all 1,000
-    thresholds. Pixels to ignore are left out unless they lie on the object. A picture without an object's pixel has no
+    tau keeps what is above int(tau * its largest level). One histogram an image therefore gives the IoU at all 1,000
+    thresholds. Pixels to ignore are left out unless they lie on the object. An image without an object's pixel has no
     IoU and is left out.
 
     Source: Peak IoU and its threshold, Zhang et al. 2020 (self-enhancement maps), track 3 of the LID challenge 2020.
@@ -131,16 +131,16 @@ class PeakIoU(Metric):
     higher_is_better = True
     full_state_update = False
     iou_sum: Tensor
-    """(256,) float64, sum of the pictures' IoU for the mask above each level."""
-    pictures: Tensor
-    """() int64, how many pictures had an IoU."""
+    """(256,) float64, sum of the images' IoU for the mask above each level."""
+    images: Tensor
+    """() int64, how many images had an IoU."""
 
     def __init__(self, size: tuple[int, int] | None = PROTOCOL_SIZE, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.size = size
         keep_apart(self, *(size or [None]))
         self.add_state("iou_sum", torch.zeros(_LEVELS, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("pictures", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, maps: Tensor, masks: Masks, ignore: Ignore = None) -> None:
         """Add a batch; the arguments and errors are those of `PxAP.update`."""
@@ -149,10 +149,10 @@ class PeakIoU(Metric):
         ious = mask_ious(levels, objects, ~counted).to(self.iou_sum.device)
         defined = ~ious[:, 0].isnan()
         self.iou_sum = self.iou_sum + ious[defined].sum(0)
-        self.pictures = self.pictures + defined.sum()
+        self.images = self.images + defined.sum()
 
     def compute(self) -> Tensor:
-        """Return Peak IoU in per cent, () float64; NaN before any picture with an object was seen."""
+        """Return Peak IoU in per cent, () float64; NaN before any image with an object was seen."""
         return self._curve().iou.amax()
 
     @property
@@ -169,7 +169,7 @@ class PeakIoU(Metric):
     def _curve(self) -> IoUCurve:
         thresholds = THRESHOLDS.to(self.device)
         level = (thresholds * (_LEVELS - 1)).long()
-        return IoUCurve(100 * self.iou_sum[level] / self.pictures, thresholds)
+        return IoUCurve(100 * self.iou_sum[level] / self.images, thresholds)
 
 
 def pixel_average_precision(maps: Tensor | NDArray[Any], masks: Masks, ignore: Ignore = None, **options: Any) -> Tensor:
@@ -187,7 +187,7 @@ def peak_iou(maps: Tensor | NDArray[Any], masks: Masks, ignore: Ignore = None, *
 
 
 def mask_ious(levels: Tensor, masks: Tensor, ignore: Tensor | None = None) -> Tensor:
-    """Return the IoU of every picture's truth with the mask above every level.
+    """Return the IoU of every image's truth with the mask above every level.
 
     Args:
         levels: (B, H, W) integer in [0, 255], as from `scoremaps`.
@@ -195,7 +195,7 @@ def mask_ious(levels: Tensor, masks: Tensor, ignore: Tensor | None = None) -> Te
         ignore: (B, H, W) bool, pixels to leave out unless they lie on an object.
 
     Returns:
-        (B, 256) float64 in [0, 1]: at [:, t] the IoU of {levels > t}; NaN for a picture without an object's pixel.
+        (B, 256) float64 in [0, 1]: at [:, t] the IoU of {levels > t}; NaN for an image without an object's pixel.
 
     Raises:
         InputError: The shapes or types differ from these, or a level is outside [0, 255].
@@ -214,8 +214,8 @@ def mask_ious(levels: Tensor, masks: Tensor, ignore: Tensor | None = None) -> Te
                 f"{given.dtype}. truth_masks() resizes masks."
             )
     count = len(levels)
-    picture = torch.arange(count, device=levels.device).view(-1, 1, 1)
-    keys = (2 * picture + masks) * _LEVELS + levels
+    image = torch.arange(count, device=levels.device).view(-1, 1, 1)
+    keys = (2 * image + masks) * _LEVELS + levels
     keys = keys.flatten() if ignore is None else keys[masks | ~ignore]
     found = torch.bincount(keys, minlength=count * 2 * _LEVELS).view(count, 2, _LEVELS)
     total = found.sum(-1, keepdim=True)

@@ -29,15 +29,15 @@ TOLERANCE = 18
 
 
 def peak_points(maps: Tensor, sizes: Sizes) -> Tensor:
-    """Return where in its picture each map is largest.
+    """Return where in its image each map is largest.
 
-    Maps are resized to their pictures bilinearly in float64 (half-pixel centres, no antialiasing). Values closer to the
+    Maps are resized to their images bilinearly in float64 (half-pixel centres, no antialiasing). Values closer to the
     maximum than 1e-9 of the map's range count as equal to it, so that rounding decides nothing; of equals the first in
     raster order is taken. A map of one value thus points at the top left pixel.
 
     Args:
-        maps: (B, H, W) real, at any resolution; a map covers the whole picture.
-        sizes: B pairs (width, height) of the pictures.
+        maps: (B, H, W) real, at any resolution; a map covers the whole image.
+        sizes: B pairs (width, height) of the images.
 
     Returns:
         (B, 2) int64 on the maps' device: x, y of the pixel; -1, -1 for a map with a NaN.
@@ -48,7 +48,7 @@ def peak_points(maps: Tensor, sizes: Sizes) -> Tensor:
     if not isinstance(maps, Tensor) or maps.dim() != 3 or maps.is_complex() or 0 in maps.shape[1:]:
         got = f"{tuple(maps.shape)} {maps.dtype}" if isinstance(maps, Tensor) else type(maps).__name__
         raise InputError(
-            f"maps: expected a real tensor of shape (B, H, W), one map a pair of picture and class, got {got}."
+            f"maps: expected a real tensor of shape (B, H, W), one map a pair of image and class, got {got}."
         )
     if len(sizes) != len(maps):
         raise InputError(f"sizes: got {len(sizes)} for {len(maps)} maps; give (width, height) for each.")
@@ -165,8 +165,8 @@ Average = Literal["pairs", "classes"]
 class PointingGame(ListMetric):
     """Pointing accuracy: how often the maximum of a class's map lies in a box of that class, per cent.
 
-    Every map is of one class that is in its picture. It is resized to the picture, and its maximum is a hit inside any
-    box of the class, enlarged by `tolerance` pixels on all sides. Pairs of picture and class of which all boxes are
+    Every map is of one class that is in its image. It is resized to the image, and its maximum is a hit inside any
+    box of the class, enlarged by `tolerance` pixels on all sides. Pairs of image and class of which all boxes are
     difficult, or which have none, are left out; difficult boxes beside others count as boxes.
 
     Source: Oquab et al., CVPR 2015 (18 pixels). Zhang et al., IJCV 2018 (the pointing game) accept less than 15 pixels
@@ -174,7 +174,7 @@ class PointingGame(ListMetric):
     classes. With `tolerance=0` the maximum must be inside.
 
     Args:
-        tolerance: Pixels of the original picture, >= 0.
+        tolerance: Pixels of the original image, >= 0.
         average: What `compute` returns: "pairs", the mean over all pairs, or "classes", the mean over the classes.
         **kwargs: Those of every `torchmetrics.Metric`.
 
@@ -204,13 +204,13 @@ class PointingGame(ListMetric):
         labels: Labels | None = None,
         difficult: Arrays | None = None,
     ) -> None:
-        """Add a batch of pairs of picture and class.
+        """Add a batch of pairs of image and class.
 
         Args:
-            maps: (B, H, W) real, the map of each pair's class, at any resolution; it covers the whole picture.
-            boxes: B tensors (N, 4), x0 y0 x1 y1 in pixels of the picture, half-open: the boxes of the pair's class.
+            maps: (B, H, W) real, the map of each pair's class, at any resolution; it covers the whole image.
+            boxes: B tensors (N, 4), x0 y0 x1 y1 in pixels of the image, half-open: the boxes of the pair's class.
                 Rows of NaN are objects without a box.
-            sizes: B pairs (width, height) of the pictures.
+            sizes: B pairs (width, height) of the images.
             labels: (B,) integers >= 0, the pairs' classes; only a mean over classes needs them.
             difficult: B tensors (N,) bool, which of the boxes are difficult; None for none.
 
@@ -250,17 +250,17 @@ class PointingGame(ListMetric):
 class PointingMAP(RankedMetric):
     """Pointing mAP: the mean over classes of the average precision of classifying and pointing at once, per cent.
 
-    Every pair of picture and class is one detection, its score the classifier's, its place the maximum of the class's
+    Every pair of image and class is one detection, its score the classifier's, its place the maximum of the class's
     map. It is a true positive if it points at a box of the class (see `PointingGame`), else a false positive: also
-    where the class is not in the picture. There is one object to find a picture and class. Therefore all classes of all
-    pictures have to be given, absent ones with no boxes; the map of an absent class does not matter. Pairs whose boxes
+    where the class is not in the image. There is one object to find an image and class. Therefore all classes of all
+    images have to be given, absent ones with no boxes; the map of an absent class does not matter. Pairs whose boxes
     are all difficult, or all without a place, are left out.
 
     Source: Oquab et al., CVPR 2015, the location prediction metric. It does not say how the curve is summarised; here
     as for detections, see `average_precision`.
 
     Args:
-        tolerance: Pixels of the original picture, >= 0.
+        tolerance: Pixels of the original image, >= 0.
         interpolation: "area" (VOC 2010 and later) or "11-point" (VOC 2007).
         **kwargs: Those of every `torchmetrics.Metric`.
 
@@ -283,15 +283,15 @@ class PointingMAP(RankedMetric):
         scores: Tensor | NDArray[Any] | Sequence[float],
         difficult: Arrays | None = None,
     ) -> None:
-        """Add a batch of pairs of picture and class.
+        """Add a batch of pairs of image and class.
 
         Args:
-            maps: (B, H, W) real, the map of each pair's class, at any resolution; it covers the whole picture.
-            boxes: B tensors (N, 4), x0 y0 x1 y1 in pixels of the picture, half-open; (0, 4) for an absent class.
+            maps: (B, H, W) real, the map of each pair's class, at any resolution; it covers the whole image.
+            boxes: B tensors (N, 4), x0 y0 x1 y1 in pixels of the image, half-open; (0, 4) for an absent class.
                 Rows of NaN are objects without a box.
-            sizes: B pairs (width, height) of the pictures.
+            sizes: B pairs (width, height) of the images.
             labels: (B,) integers >= 0, the pairs' classes.
-            scores: (B,) the classifier's scores of the pairs, comparable between pictures.
+            scores: (B,) the classifier's scores of the pairs, comparable between images.
             difficult: B tensors (N,) bool, which of the boxes are difficult; None for none.
 
         Raises:

@@ -126,7 +126,7 @@ def _checked(maps: Tensor) -> Tensor:
     if not isinstance(maps, Tensor) or maps.dim() != 3 or maps.is_complex() or 0 in maps.shape[1:]:
         got = f"{tuple(maps.shape)} {maps.dtype}" if isinstance(maps, Tensor) else type(maps).__name__
         raise InputError(
-            f"maps: expected a real tensor of shape (B, H, W), one score map a picture, got {got}. Choose the class "
+            f"maps: expected a real tensor of shape (B, H, W), one score map per image, got {got}. Choose the class "
             "first: maps[:, k] of (B, K, H, W)."
         )
     maps = maps.detach()

@@ -20,10 +20,10 @@ Labels = Tensor | NDArray[Any] | Sequence[int]
 
 
 class TopKLocalization(Metric):
-    """Top-1 Loc, Top-5 Loc and GT-known Loc, per cent of the pictures.
+    """Top-1 Loc, Top-5 Loc and GT-known Loc, per cent of the images.
 
     GT-known: the box from the true class's map has IoU >= 0.5 with a true box. Top-k: the true class is among the k
-    largest logits besides. Boxes come from maps, as in `MaxBoxAcc`, at one threshold for all pictures (`update`), or
+    largest logits besides. Boxes come from maps, as in `MaxBoxAcc`, at one threshold for all images (`update`), or
     from the caller's own pipeline (`update_boxes`).
 
     Source: Choe et al., CVPR 2020, section 3.2; Russakovsky et al., IJCV 2015 (ILSVRC localisation).
@@ -50,9 +50,9 @@ class TopKLocalization(Metric):
     size: tuple[int, int] | None
     workers: int | None
     hits: Tensor
-    """(1 + len(top), 256) int64: how many pictures are GT-known and Top-k hits at each level."""
-    pictures: Tensor
-    """() int64, how many pictures there were."""
+    """(1 + len(top), 256) int64: how many images are GT-known and Top-k hits at each level."""
+    images: Tensor
+    """() int64, how many images there were."""
     settings: Tensor
     """What is being counted. A state only so that a MetricCollection never takes two metrics for the same one."""
 
@@ -80,16 +80,16 @@ class TopKLocalization(Metric):
         fixed = -1.0 if threshold == "best" else float(threshold)
         settings = torch.tensor([fixed, iou, *(size or (0, 0)), *self.top], dtype=torch.float64)
         self.add_state("hits", torch.zeros(1 + len(self.top), LEVELS, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("pictures", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("settings", settings, dist_reduce_fx="max")
 
     def update(self, maps: Tensor, boxes: Boxes, sizes: Sizes, logits: Tensor, labels: Labels) -> None:
         """Add a batch of maps.
 
         Args:
-            maps: (B, H, W) real, the map of each picture's true class, at any resolution.
-            boxes: B tensors (N, 4), the true boxes x0, y0, x1, y1 in pixels of the original picture.
-            sizes: B pairs (width, height) of the original pictures.
+            maps: (B, H, W) real, the map of each image's true class, at any resolution.
+            boxes: B tensors (N, 4), the true boxes x0, y0, x1, y1 in pixels of the original image.
+            sizes: B pairs (width, height) of the original images.
             logits: (B, K), the classifier's scores.
             labels: (B,) integers, the true classes.
 
@@ -102,13 +102,13 @@ class TopKLocalization(Metric):
     def update_boxes(
         self, predicted: Tensor | NDArray[Any], boxes: Boxes, sizes: Sizes, logits: Tensor, labels: Labels
     ) -> None:
-        """Add a batch of boxes that a pipeline of the caller's found, one a picture.
+        """Add a batch of boxes that a pipeline of the caller's found, one per image.
 
-        They are compared in pixels of the original picture, half-open (an area is width * height), neither scaled nor
+        They are compared in pixels of the original image, half-open (an area is width * height), neither scaled nor
         truncated.
 
         Args:
-            predicted: (B, 4) x0, y0, x1, y1; a row of NaN is a picture without a box: a miss.
+            predicted: (B, 4) x0, y0, x1, y1; a row of NaN is an image without a box: a miss.
             boxes: As in `update`.
             sizes: As in `update`.
             logits: As in `update`.
@@ -121,7 +121,7 @@ class TopKLocalization(Metric):
         found = torch.as_tensor(predicted).detach().cpu().double().numpy()
         if found.ndim != 2 or found.shape[1] != 4:
             raise InputError(
-                f"predicted: expected (B, 4), one box a picture and NaN for none, got {tuple(found.shape)}. "
+                f"predicted: expected (B, 4), one box per image and NaN for none, got {tuple(found.shape)}. "
                 "The box of an explanation is explanation.box."
             )
         truths = checked_boxes(boxes, sizes, len(found))
@@ -145,17 +145,17 @@ class TopKLocalization(Metric):
         """Count the hits of a batch, (B, 256)."""
         if ious.shape != (len(ranks), LEVELS):
             raise InputError(
-                f"got boxes of {len(ious)} pictures, {tuple(ious.shape)}, and {len(ranks)} rows of logits; expected as "
+                f"got boxes of {len(ious)} images, {tuple(ious.shape)}, and {len(ranks)} rows of logits; expected as "
                 "many of both."
             )
         right = ious.to(ranks.device) >= self.iou
         hits = torch.stack([right.sum(0), *((right & (ranks < k)[:, None]).sum(0) for k in self.top)])
         self.hits = self.hits + hits.to(self.hits.device)
-        self.pictures = self.pictures + len(ranks)
+        self.images = self.images + len(ranks)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return "gt_known" and, for each k, "top1", "top5" in per cent, () float64 each; NaN before any picture."""
-        scores = (100 * self.hits).double()[:, self._level()] / self.pictures
+        """Return "gt_known" and, for each k, "top1", "top5" in per cent, () float64 each; NaN before any image."""
+        scores = (100 * self.hits).double()[:, self._level()] / self.images
         return dict(zip(["gt_known", *(f"top{k}" for k in self.top)], scores, strict=True))
 
     @property
@@ -165,7 +165,7 @@ class TopKLocalization(Metric):
             if self.threshold != "best":
                 return torch.tensor(float(self.threshold), dtype=torch.float64, device=self.device)
             index = int((THRESHOLDS * (LEVELS - 1)).long().eq(self._level()).nonzero()[0])
-            return torch.where(self.pictures == 0, torch.nan, THRESHOLDS[index].to(self.device))
+            return torch.where(self.images == 0, torch.nan, THRESHOLDS[index].to(self.device))
 
     def _level(self) -> int:
         """Return the level at which boxes are read."""
@@ -194,7 +194,7 @@ def class_ranks(logits: Tensor, labels: Labels) -> Tensor:
     true = torch.as_tensor(labels, device=logits.device)
     if true.shape != logits.shape[:1] or true.is_floating_point() or true.dtype == torch.bool:
         raise InputError(
-            f"labels: expected {len(logits)} integers, one a picture, got {tuple(true.shape)} {true.dtype}."
+            f"labels: expected {len(logits)} integers, one per image, got {tuple(true.shape)} {true.dtype}."
         )
     if ((true < 0) | (true >= logits.shape[1])).any():
         raise InputError(

@@ -41,7 +41,7 @@ class Activations:
         """Return the class weights.
 
         Args:
-            targets: Class indices: one for all pictures, one per picture (B,), or several per picture (B, K').
+            targets: Class indices: one for all images, one per image (B,), or several per image (B, K').
                 None gives all classes.
 
         Returns:

@@ -75,7 +75,7 @@ class CamModel(nn.Module):
 
         Args:
             x: Model inputs, (B, 3, H, W), normalised as the model expects.
-            targets: One class index for all pictures, one per picture (B,), several per picture (B, K'), or None for
+            targets: One class index for all images, one per image (B,), several per image (B, K'), or None for
                 all K classes.
 
         Returns:
@@ -93,21 +93,21 @@ class CamModel(nn.Module):
         """The classifier's own weights, (K, C): the parameter itself, so gradients reach it.
 
         Raises:
-            ModelError: The head is linearised, so its weights depend on the picture.
+            ModelError: The head is linearised, so its weights depend on the image.
         """
         claim = self._claim(self.decomposition)
         if claim is None and self.decomposition.exact:  # the head is another since
             claim = self._claim(self._locate_example())
         if claim is None:
             raise ModelError(
-                f"{self.decomposition!r} has no fixed class weights: they depend on the picture. "
+                f"{self.decomposition!r} has no fixed class weights: they depend on the image. "
                 "Use activations(x).weights(targets) or maps(x, targets)"
             )
         return claim[0]
 
     @property
     def decomposition(self) -> Decomposition:
-        """How the logits come from the features; found on a random example if no picture went through yet."""
+        """How the logits come from the features; found on a random example if no image went through yet."""
         if self._decomposition is None:
             self._locate_example()
         assert self._decomposition is not None
@@ -147,7 +147,7 @@ class CamModel(nn.Module):
         Args:
             x: Model inputs, (B, 3, H, W), normalised as the model expects.
             stages: How many of the network's earlier, finer stages to return as well, the coarsest first; fewer where
-                it has fewer. They are found on one picture, by watching a forward.
+                it has fewer. They are found on one image, by watching a forward.
 
         Raises:
             ModelError: The model has no map, or returns no class scores.
@@ -180,7 +180,7 @@ class CamModel(nn.Module):
             return replace(found, stages=capture.tensors((x.shape[2], x.shape[3]))) if earlier else found
 
     def _earlier(self, model: nn.Module, x: Tensor) -> tuple[StageSpec, ...]:
-        """The network's stages before F, coarse to fine, found by watching one picture's forward in eval mode."""
+        """The network's stages before F, coarse to fine, found by watching one image's forward in eval mode."""
         if self._stages is None:
             with untouched(model), torch.no_grad(), Observer(model, (x.shape[2], x.shape[3])) as observer:
                 grid = self._run(model, x[:1], check=False).decomposition.grid

@@ -10,7 +10,7 @@ from camtools.errors import ModelError
 
 
 class Layout(StrEnum):
-    """Order of the axes: N pictures, C channels, H rows, W columns, L positions in row-major order."""
+    """Order of the axes: N images, C channels, H rows, W columns, L positions in row-major order."""
 
     NCHW = "NCHW"
     NHWC = "NHWC"
@@ -42,7 +42,7 @@ def to_nchw(x: Tensor, layout: Layout, input_size: tuple[int, int], prefix_token
     if grid is None:
         raise ModelError(
             f"{tokens} tokens (after {prefix_tokens} prefix tokens) fit no grid over an input of "
-            f"{input_size[0]} x {input_size[1]} pixels; give the model pictures of the size it was built for"
+            f"{input_size[0]} x {input_size[1]} pixels; give the model images of the size it was built for"
         )
     return x[:, :, prefix_tokens:].unflatten(2, grid)
 
@@ -60,7 +60,7 @@ def token_grid(tokens: int, input_size: tuple[int, int]) -> tuple[int, int] | No
 
 
 def is_grid(rows: int, columns: int, input_size: tuple[int, int]) -> bool:
-    """Tell whether `rows` x `columns` cells can be a downsampled picture of `input_size` (height, width).
+    """Tell whether `rows` x `columns` cells can be a downsampled image of `input_size` (height, width).
 
     Convolutions without padding lose a cell or two along each axis, so the strides of both axes may differ by that.
     """

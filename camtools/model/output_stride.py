@@ -27,7 +27,7 @@ def set_output_stride(model: nn.Module, stride: int, *, example: Tensor | None =
     Every convolution and pooling that works beyond that stride loses its stride, and kernels that expected coarser
     inputs are dilated by as much (the à-trous rule: Holschneider et al. 1989; Chen et al., DeepLab, 2015), so that each
     old feature is found again among the new ones, at every `old / stride`-th row and column. Layers that look at the
-    whole picture (squeeze-and-excitation) see more cells, so there the features shift a little.
+    whole image (squeeze-and-excitation) see more cells, so there the features shift a little.
 
     Args:
         model: A convolutional classifier; left as it was. A `CamModel` gives its own idea of where F is.
@@ -72,7 +72,7 @@ def set_output_stride(model: nn.Module, stride: int, *, example: Tensor | None =
         raise ModelError(
             f"{name} does not run at output stride {stride} ({type(error).__name__}: {str(error).partition(chr(10))[0]}"
             "): its strides or sizes are not all in convolution and pooling layers. Use it at its own stride, or "
-            "feed larger pictures"
+            "feed larger images"
         ) from error
     _check_grid(name, (x.shape[2], x.shape[3]), before, after, present // stride, stride)
     return dense
@@ -143,7 +143,7 @@ def _densify(model: nn.Module, layer: _Layer, stride: int) -> None:
     if layer.before < stride < layer.after:
         raise ModelError(
             f"layer {layer.name!r} ({kind}) goes from stride {layer.before} to {layer.after} at once, as vision "
-            f"transformers' patches do, so output stride {stride} cannot be had. Feed larger pictures"
+            f"transformers' patches do, so output stride {stride} cannot be had. Feed larger images"
         )
     factor, strided = max(1, layer.before // stride), layer.after > layer.before
     if isinstance(module, nn.Conv2d):
@@ -153,7 +153,7 @@ def _densify(model: nn.Module, layer: _Layer, stride: int) -> None:
     elif strided:
         raise ModelError(
             f"layer {layer.name!r} is a {kind}, whose stride camtools cannot take out; it knows convolutions, max and "
-            "average pooling. Use the model at its own output stride, or feed larger pictures"
+            "average pooling. Use the model at its own output stride, or feed larger images"
         )
 
 
@@ -178,7 +178,7 @@ def _densify_conv(model: nn.Module, layer: _Layer, conv: nn.Conv2d, factor: int,
     else:
         raise ModelError(
             f"layer {layer.name!r} is a {type(conv).__name__} padded to one side, whose stride camtools cannot take "
-            "out. Use the model at its own output stride, or feed larger pictures"
+            "out. Use the model at its own output stride, or feed larger images"
         )
 
 
@@ -206,7 +206,7 @@ def _check_grid(
         raise ModelError(
             f"{name} at output stride {stride} gives {after.grid[0]} x {after.grid[1]} cells where {before.grid[0]} x "
             f"{before.grid[1]} became {ratio} times as fine: its strides are not all in convolution and pooling "
-            "layers. Use it at its own stride, or feed larger pictures"
+            "layers. Use it at its own stride, or feed larger images"
         )
 
 

@@ -19,7 +19,7 @@ def class_scores(output: Any, batch_size: int | None = None) -> Tensor:
 
     Args:
         output: What the model's forward returned.
-        batch_size: Number of pictures that went in, B, if known.
+        batch_size: Number of images that went in, B, if known.
 
     Returns:
         Logits, (B, K).

@@ -164,7 +164,7 @@ class Observer:
 
 
 def _layout(tensor: Tensor, input_size: tuple[int, int]) -> Layout | None:
-    """Return the layout of a tensor of one picture; None for anything else, windows of a picture among it."""
+    """Return the layout of a tensor of one image; None for anything else, windows of an image among it."""
     if tensor.dim() != 4 or len(tensor) != 1 or not torch.is_floating_point(tensor):
         return None
     if is_grid(tensor.shape[2], tensor.shape[3], input_size):

@@ -19,7 +19,7 @@ _ORDER = "one input step, weights steps, one map step, refine steps, one thresho
 class Pipeline(Sequence[Step]):
     """Steps in the order in which they run; an immutable sequence that is called with a `State`.
 
-    Steps on the feature grid run first. Then, once, `State.resize` takes the maps to the original pictures' pixels,
+    Steps on the feature grid run first. Then, once, `State.resize` takes the maps to the original images' pixels,
     and the steps on those pixels run. What a list leaves out is filled in, and shows in the `repr`: `CAM()` after the
     weights steps where there is no map step; `MinMax()` as the last refine step where no step normalises (one with a
     true class attribute `normalises`, such as `IVR`); `FixedThreshold()` where nothing thresholds. So
@@ -28,7 +28,7 @@ class Pipeline(Sequence[Step]):
 
     Args:
         steps: One step, or any number of them: at most one input step, weights steps, at most one map step, refine
-            steps, at most one threshold step, in this order, and none on the feature grid after one on the picture's
+            steps, at most one threshold step, in this order, and none on the feature grid after one on the image's
             pixels.
 
     Raises:
@@ -109,7 +109,7 @@ class Pipeline(Sequence[Step]):
     def features(self, state: State, trace: list[TraceStep] | None = None) -> State:
         """Run the steps on the feature grid, up to but without the resize.
 
-        Nothing here depends on the pictures' sizes, so that pictures of different sizes can share a batch.
+        Nothing here depends on the images' sizes, so that images of different sizes can share a batch.
 
         Args:
             state: A batch with features and weights. Or with maps that the caller brings, from another method, and no
@@ -151,10 +151,10 @@ class Pipeline(Sequence[Step]):
         return state
 
     def image(self, state: State, trace: list[TraceStep] | None = None) -> State:
-        """Resize the maps, where `state.resize` says how, and run the steps on the picture's pixels.
+        """Resize the maps, where `state.resize` says how, and run the steps on the image's pixels.
 
         Args:
-            state: What `features` returned, with pictures of one size.
+            state: What `features` returned, with images of one size.
             trace: A list to which the maps after every step are appended, see `trace`.
 
         Returns:
@@ -230,7 +230,7 @@ def _brief(step: Step) -> str:
 
 
 def _on_image(step: Step) -> bool:
-    """Whether a step works on the picture's pixels; thresholds always do, weights and map steps never."""
+    """Whether a step works on the image's pixels; thresholds always do, weights and map steps never."""
     return step.stage == Stage.THRESHOLD or (step.stage == Stage.REFINE and step.resolution == "image")
 
 
@@ -266,7 +266,7 @@ def _check_order(before: Step, after: Step) -> None:
         )
     if _on_image(before) and not _on_image(after):
         raise PipelineError(
-            f"{after!r} works on the feature grid and can't come after {before!r}, which works on the picture's "
+            f"{after!r} works on the feature grid and can't come after {before!r}, which works on the image's "
             f"pixels: the maps are resized once in between. Put {after!r} before {before!r}."
         )
 

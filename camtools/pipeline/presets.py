@@ -84,7 +84,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "cream": Preset(
             _cream, "Features, less their mean, clustered into object and surroundings (after Xu et al., 2022)."
         ),
-        "rcam+crf": Preset(_rcam_crf, "Negative weights clamped, then drawn to the picture's edges by a dense CRF."),
+        "rcam+crf": Preset(_rcam_crf, "Negative weights clamped, then drawn to the image's edges by a dense CRF."),
         "fast": Preset(_fast, "The map spread over what earlier stages see as alike; one forward."),
         "best": Preset(_best, "The same from an input 1.43 times as large; less than four forwards' cost."),
     }

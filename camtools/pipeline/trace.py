@@ -40,7 +40,7 @@ class TraceStep:
 
 
 class Cut:
-    """Takes one picture and class out of a batch's tensors: a clone of each, the same one for the same tensor.
+    """Takes one image and class out of a batch's tensors: a clone of each, the same one for the same tensor.
 
     Who keeps one explanation must not keep the whole batch, nor hold the same map twice.
 
@@ -59,7 +59,7 @@ class Cut:
         return self._cut[id(batch)]
 
     def steps(self, trace: list[TraceStep], row: int) -> tuple[TraceStep, ...]:
-        """Return a batch's trace for one of its pictures and classes."""
+        """Return a batch's trace for one of its images and classes."""
         return tuple(
             replace(one, map=self(one.map, row), mask=None if one.mask is None else self(one.mask, row))
             for one in trace

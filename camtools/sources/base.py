@@ -24,7 +24,7 @@ class Built:
 
     Attributes:
         model: The model, on the CPU.
-        preprocess: A `Preprocess`, or a callable from a PIL picture to a tensor; None where unknown.
+        preprocess: A `Preprocess`, or a callable from a PIL image to a tensor; None where unknown.
         class_names: Names by class index; None where unknown.
     """
 
@@ -124,7 +124,7 @@ class LoadedModel:
 
     Attributes:
         model: The classifier, in eval mode, on the CPU.
-        preprocess: From a picture to the model's input: a `Preprocess`, or the transform that a user's function
+        preprocess: From an image to the model's input: a `Preprocess`, or the transform that a user's function
             returned; None where nothing is known of it.
         class_names: Names by class index, or None. Models of timm and torchvision with 1,000 classes have ImageNet's.
         spec: The name that it was loaded by.

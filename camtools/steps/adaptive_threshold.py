@@ -26,7 +26,7 @@ class AdaptiveThreshold(Step):
     """Choose each map's threshold among equally spaced levels by how fast the values on its mask's boundary change.
 
     For each level eta = 0, interval, 2 * interval ... 1: mask = M' > eta * max M'; V(eta) is the mean of M' over the
-    mask's boundary pixels, those with at least one of their 4 neighbours outside the mask or outside the picture;
+    mask's boundary pixels, those with at least one of their 4 neighbours outside the mask or outside the image;
     D(eta) = abs(V(eta) - V(eta - interval)). The candidates are the levels with D above the mean of D. An empty mask
     has no V (so eta = 1 has none), and D is defined only where both V are.
 
@@ -88,7 +88,7 @@ def boundary_means(maps: Tensor, thresholds: Tensor) -> Tensor:
     """Return the mean value of each map over the boundary pixels of its mask, for many thresholds at once.
 
     A mask is `map > threshold`; its boundary pixels are those with one of their 4 neighbours outside the mask, or
-    outside the picture (`mask & ~scipy.ndimage.binary_erosion(mask)`).
+    outside the image (`mask & ~scipy.ndimage.binary_erosion(mask)`).
 
     Args:
         maps: (..., H, W) float, finite.

@@ -28,7 +28,7 @@ class Affinity(Step):
 
     Reads `State.stages` and `State.maps` (B, K', h, w); replaces `State.maps`, float32, (B, K', h', w'). Where the
     model has no finer stage (class-token transformers), so that `State.stages` is empty, maps pass unchanged. A
-    constant map, or one with a NaN or an infinity in it or in its picture's stages, becomes zeros. A position at which
+    constant map, or one with a NaN or an infinity in it or in its image's stages, becomes zeros. A position at which
     all features are zero is like no other and keeps its value.
 
     Source: the pixel correlation module of Wang et al., "Self-supervised Equivariant Attention Mechanism for Weakly
@@ -90,7 +90,7 @@ class Affinity(Step):
             if one.dim() != 4 or len(one) != len(maps):
                 raise PipelineError(
                     f"{self!r}: a stage is {tuple(one.shape)} and maps {tuple(maps.shape)}: expected (B, C, h, w) of "
-                    f"the same {len(maps)} pictures."
+                    f"the same {len(maps)} images."
                 )
 
 

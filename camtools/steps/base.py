@@ -32,17 +32,17 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True)
 class State:
-    """A batch of B pictures with K' classes each, on its way from features to masks.
+    """A batch of B images with K' classes each, on its way from features to masks.
 
     Attributes:
         features: The tensor F that enters the classifier's pooling, (B, C, h, w).
         weights: Class weights, (B or 1, K', C), or (B or 1, K', C, h, w) where they vary over positions.
         maps: Class maps, signed, (B, K', h, w) at feature resolution, (B, K', H, W) after `resize`.
         raw_maps: The maps as they left the map stage, before any refinement, (B, K', h, w).
-        images: The pictures, (B, 3, H, W), RGB in [0, 1], at original resolution; only for steps that need them.
+        images: The images, (B, 3, H, W), RGB in [0, 1], at original resolution; only for steps that need them.
         masks: Where the object is, (B, K', H, W) bool.
         thresholds: The value each map was compared with, (B, K'); `masks` is `maps > thresholds`.
-        resize: Takes maps (B, K', h, w) from the feature grid to the original pictures' pixels, (B, K', H, W).
+        resize: Takes maps (B, K', h, w) from the feature grid to the original images' pixels, (B, K', H, W).
             None leaves them at feature resolution.
         stages: Outputs of the network's earlier stages, (B, C', h', w') each, coarse to fine, all finer than F; empty
             where it has none.
@@ -91,7 +91,7 @@ class Step(abc.ABC):
 
     Attributes:
         stage: Where in the pipeline the step acts.
-        resolution: Whether it works on the feature grid ("feature") or on the original picture's pixels ("image").
+        resolution: Whether it works on the feature grid ("feature") or on the original image's pixels ("image").
         needs_image: Whether `State.images` must be filled.
         needs_stages: How many of `State.stages` the step looks at; 0 for none.
     """

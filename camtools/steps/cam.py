@@ -14,7 +14,7 @@ class CAM(Step):
 
     Weights that vary over positions, (B or 1, K', C, h, w), are summed over C at each position. The maps are signed,
     have the features' dtype (weights are converted to it) and carry gradients to features and weights. The class
-    weights are never copied out over the batch, so 1,000 classes of 32 pictures cost one matrix product.
+    weights are never copied out over the batch, so 1,000 classes of 32 images cost one matrix product.
 
     Source: Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, eq. 2.
 

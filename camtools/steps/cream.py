@@ -24,8 +24,8 @@ _STEEPEST = 1e30  # far beyond where the posterior is 0 or 1, and far below wher
 class CREAM(Step):
     """Re-activate each class map by soft clustering of the features into foreground and background.
 
-    Two cluster centres per picture and class, V_fg and V_bg, are the bank's for this class, or else the mean features
-    of the picture's own CAM foreground (M > delta · max M) and of the rest. E-step (eq. 8):
+    Two cluster centres per image and class, V_fg and V_bg, are the bank's for this class, or else the mean features
+    of the image's own CAM foreground (M > delta · max M) and of the rest. E-step (eq. 8):
     z_fg = a_fg p_fg / (a_fg p_fg + a_bg p_bg) with p = exp(sigma · cos(F, V)), computed as the sigmoid of a difference
     of logarithms, so that nothing overflows. M-step (eq. 9): V is the mean of the features weighted by z, a the mean of
     z; a = 1/2 at the start. `iterations` E-steps have `iterations - 1` M-steps in between.
@@ -48,13 +48,13 @@ class CREAM(Step):
     section 3.2, eq. 5-12; the two switches are rows of its Table 5.
 
     Args:
-        bank: Where the clusters start; None, and for classes that it lacks, from the picture's own means.
+        bank: Where the clusters start; None, and for classes that it lacks, from the image's own means.
         iterations: E-steps, at least 1. The paper finds 2 best and maps too smooth beyond.
         sigma: Steepness, above 0.
         delta: Share of its maximum above which the CAM counts as foreground, in [0, 1).
         calibrate: Whether to choose between z_fg and z_bg; False takes z_fg.
         add_cam: Whether to add the normalised CAM.
-        centre: Whether features and vectors are taken relative to the picture's mean feature. Not in the paper.
+        centre: Whether features and vectors are taken relative to the image's mean feature. Not in the paper.
             Features behind a ReLU share a large common part, so that their cosines to either centre are nearly the
             same; relative to their mean the two centres lie opposite each other.
 
@@ -173,7 +173,7 @@ class CREAM(Step):
         if features.dim() != 4 or maps.dim() != 4 or batch != grid:
             raise PipelineError(
                 f"{self!r}: features are {tuple(features.shape)} and maps {tuple(maps.shape)}: expected (B, C, h, w) "
-                "and (B, K', h, w) of the same pictures and grid."
+                "and (B, K', h, w) of the same images and grid."
             )
 
 

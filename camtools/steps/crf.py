@@ -1,4 +1,4 @@
-"""CRF: a fully connected conditional random field that draws the map to the picture's edges."""
+"""CRF: a fully connected conditional random field that draws the map to the image's edges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Backend = Literal["auto", "torch", "pydensecrf"]
 
 
 class CRF(Step):
-    """Replace each map by the foreground posterior of a fully connected CRF over the picture's pixels.
+    """Replace each map by the foreground posterior of a fully connected CRF over the image's pixels.
 
     Every map is a problem of its own, foreground against background. The unary comes from the normalised map m,
     clamped to [eps, 1 - eps]: the odds of foreground are m / (1 - m) times (1 - b) / b with b the `background`
@@ -32,7 +32,7 @@ class CRF(Step):
     near 0 or 1, and 0.5 is its natural threshold, though it need not reach 1: thresholds are relative to its maximum.
 
     Backends: "torch" is exact, batched, and runs on the maps' device; its time grows with the square of the number of
-    pixels, hence `scale`. "pydensecrf" (extra `crf`) approximates the kernels on a lattice, one picture at a time on
+    pixels, hence `scale`. "pydensecrf" (extra `crf`) approximates the kernels on a lattice, one image at a time on
     one core, in time linear in the pixels. "auto" is pydensecrf for maps on the CPU where it is installed and
     `scale` is None, else torch.
 

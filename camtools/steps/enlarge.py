@@ -1,4 +1,4 @@
-"""Enlarge: show the network a larger picture, so that its maps have more cells."""
+"""Enlarge: show the network a larger image, so that its maps have more cells."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Enlarge(Step):
     """Make the maps from an input `scale` times as large, with a forward of its own.
 
     The class and its score still come from the model at its own input size, where it is best; only features, weights
-    and so maps come from the larger input: the picture itself, preprocessed to sides that are the nearest multiples of
+    and so maps come from the larger input: the image itself, preprocessed to sides that are the nearest multiples of
     32 to `scale` times the model's own (224 becomes 320 at 1.43), or, for ready tensors and preprocessing that camtools
     can't scale, the input interpolated bilinearly. A forward costs about `scale` squared as much as the model's own.
     Models that take inputs of one size only (most vision transformers) keep theirs; a warning says so once.

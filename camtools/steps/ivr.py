@@ -15,7 +15,7 @@ class IVR(Step):
     percentile becomes 0 instead. The maps are float32 within [0, 1]. A map whose maximum is not above its
     percentile counts as zeros, and so does one with a NaN or an infinity in it. Use it in the place of `MinMax`.
 
-    Reads and replaces `State.maps`, (B, K', H, W), at the original picture's resolution.
+    Reads and replaces `State.maps`, (B, K', H, W), at the original image's resolution.
 
     Source: Kim et al., "Normalization Matters in Weakly Supervised Object Localization", ICCV 2021, IVR. The default
     is that of the authors' released code (GenDisc/IVR, `config.py`, `--percentile 0.45`).

@@ -13,7 +13,7 @@ class MinMax(Step):
     A map without contrast counts as zeros, and so does one with a NaN or an infinity in it (as in Choe et al.'s
     evaluation code): such a map shows nothing, and its mask is empty. Every other map has a 0 and a 1.
 
-    Reads and replaces `State.maps`, (B, K', H, W), at the original picture's resolution.
+    Reads and replaces `State.maps`, (B, K', H, W), at the original image's resolution.
 
     Source: Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020,
     `normalize_scoremap`.

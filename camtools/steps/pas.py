@@ -25,7 +25,7 @@ class PaS(Step):
         percentile: i, in percent of the map's pixels, in [0, 100], interpolated linearly as by `numpy.percentile`.
             At 100 this is `FixedThreshold(theta=threshold)`.
         threshold: theta, the fraction of the percentile, in [0, 1]. The slides give none; 0.45 with NWC is near the
-            best for MobileNetV2 on ILSVRC validation pictures and its fine-tune on CUB training pictures (400 each).
+            best for MobileNetV2 on ILSVRC validation images and its fine-tune on CUB training images (400 each).
 
     Raises:
         PipelineError: A parameter is not a number in its range; or, when called, the state has no maps.

@@ -13,7 +13,7 @@ class RangeThreshold(Step):
     """Keep what is strictly above t = per_p(M') + theta * (max M' - per_p(M')).
 
     What `IVR(p)` before `FixedThreshold(theta)` keeps, on a map that stays as it is: how high the ground lies in a map
-    differs between models, pictures and input sizes, and so does the best fraction of the maximum, more than the best
+    differs between models, images and input sizes, and so does the best fraction of the maximum, more than the best
     fraction of the range above the ground.
 
     Reads the normalised `State.maps`, (B, K', H, W); sets `masks`, (B, K', H, W) bool, and `thresholds`, (B, K'), the

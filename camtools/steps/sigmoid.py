@@ -20,7 +20,7 @@ class Sigmoid(Step):
     a map of an absent class stays low everywhere, where min-max normalisation would stretch it. A map with a NaN or an
     infinity in it becomes zeros.
 
-    Reads and replaces `State.maps`, (B, K', H, W), at the original picture's resolution; with a bias reads
+    Reads and replaces `State.maps`, (B, K', H, W), at the original image's resolution; with a bias reads
     `State.labels`, (B, K').
 
     Source: ex-CAM thesis, section 4.2 (maps "are passed through sigmoid and thresholded").

@@ -1,4 +1,4 @@
-"""Fine-tuning with picture labels: `finetune`, the base class of recipes, and the settings they share."""
+"""Fine-tuning with image labels: `finetune`, the base class of recipes, and the settings they share."""
 
 from camtools.training.config import TrainConfig, option
 from camtools.training.data import Batch

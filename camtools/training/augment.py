@@ -1,4 +1,4 @@
-"""Random changes of training pictures; what happens to a picture depends on seed, epoch and picture only."""
+"""Random changes of training images; what happens to an image depends on seed, epoch and image only."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ class HideAndSeek(torch.nn.Module):
         super().__init__()
         self.grid, self.drop = grid, drop
 
-    def forward(self, picture: Tensor) -> Tensor:
-        """Return a copy with the hidden cells 0, the mean picture of a normalised one.
+    def forward(self, image: Tensor) -> Tensor:
+        """Return a copy with the hidden cells 0, the mean image of a normalised one.
 
         Args:
-            picture: (C, H, W), normalised.
+            image: (C, H, W), normalised.
         """
         hidden = torch.rand(self.grid, self.grid) < self.drop
-        height, width = picture.shape[-2:]
+        height, width = image.shape[-2:]
         rows = torch.arange(height) * self.grid // height
         columns = torch.arange(width) * self.grid // width
-        return picture.masked_fill(hidden[rows][:, columns], 0.0)
+        return image.masked_fill(hidden[rows][:, columns], 0.0)
 
 
 def input_size(config: TrainConfig, preprocess: Preprocess) -> tuple[int, int]:
@@ -61,7 +61,7 @@ def input_size(config: TrainConfig, preprocess: Preprocess) -> tuple[int, int]:
 
 
 def training_transform(config: TrainConfig, preprocess: Preprocess) -> Callable[[Any], Tensor]:
-    """Return what makes an RGB PIL picture a model input, (C, H, W) float32, augmented as `config.augment` says.
+    """Return what makes an RGB PIL image a model input, (C, H, W) float32, augmented as `config.augment` says.
 
     Args:
         config: Settings.
@@ -85,7 +85,7 @@ def training_transform(config: TrainConfig, preprocess: Preprocess) -> Callable[
 
 
 def plain_transform(config: TrainConfig, preprocess: Preprocess) -> Callable[[Any], Tensor]:
-    """Return the same without anything random: the whole picture squashed to the input's size."""
+    """Return the same without anything random: the whole image squashed to the input's size."""
     grey = [v2.Grayscale()] if preprocess.channels == 1 else [v2.RGB()]
     made: Callable[[Any], Tensor] = v2.Compose(
         [*grey, v2.Resize(input_size(config, preprocess)), *_to_input(preprocess)]
@@ -94,7 +94,7 @@ def plain_transform(config: TrainConfig, preprocess: Preprocess) -> Callable[[An
 
 
 def cutmix(images: Tensor, labels: Tensor, classes: int, alpha: float) -> tuple[Tensor, Tensor]:
-    """Paste a rectangle of each picture's neighbour in the batch into it (Yun et al., ICCV 2019).
+    """Paste a rectangle of each image's neighbour in the batch into it (Yun et al., ICCV 2019).
 
     Args:
         images: (B, C, H, W).
@@ -103,7 +103,7 @@ def cutmix(images: Tensor, labels: Tensor, classes: int, alpha: float) -> tuple[
         alpha: Of the Beta distribution that the area comes from.
 
     Returns:
-        Pictures, and shares of classes, (B, K) float32.
+        Images, and shares of classes, (B, K) float32.
     """
     mixed, shares = v2.CutMix(alpha=alpha, num_classes=classes)(images, labels)
     return mixed, shares.float()

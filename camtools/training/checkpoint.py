@@ -69,7 +69,7 @@ def check_same(saved: str, now: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-BEST_FILE, LAST_FILE, SETTINGS_FILE, PICTURE_FILE = (
+BEST_FILE, LAST_FILE, SETTINGS_FILE, IMAGE_FILE = (
     "best.safetensors",
     "last.safetensors",
     "config.json",
@@ -140,10 +140,10 @@ class RunFolder:
             for end, write in writers.items():
                 write_with(self.path / beside(name, end), write)
 
-    def write_picture(self, picture: Image.Image) -> None:
-        """Write the picture of maps before and after."""
+    def write_image(self, image: Image.Image) -> None:
+        """Write the image of maps before and after."""
         if self.path is not None and self.leads:
-            write_with(self.path / PICTURE_FILE, picture.save)
+            write_with(self.path / IMAGE_FILE, image.save)
 
     def paths(self, writers: Writers) -> dict[str, Path]:
         """Return the files by what they are; empty without a folder."""
@@ -152,8 +152,8 @@ class RunFolder:
         names = {"best": BEST_FILE, "last": LAST_FILE, "state": STATE, "csv": CSV_FILE, "tensorboard": EVENTS}
         names |= {end.partition(".")[0]: beside(BEST_FILE, end) for end in writers}
         names["config"] = SETTINGS_FILE
-        if (self.path / PICTURE_FILE).exists():
-            names["examples"] = PICTURE_FILE
+        if (self.path / IMAGE_FILE).exists():
+            names["examples"] = IMAGE_FILE
         return {key: self.path / name for key, name in names.items()}
 
 

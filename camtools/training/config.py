@@ -52,8 +52,8 @@ class TrainConfig:
         InputError: A value has the wrong type or is out of range.
     """
 
-    epochs: int = option(10, "Passes over the training pictures.", least=1)
-    batch_size: int = option(32, "Pictures a step and process.", least=1)
+    epochs: int = option(10, "Passes over the training images.", least=1)
+    batch_size: int = option(32, "Images per step and process.", least=1)
     optimizer: str = option("sgd", "What makes steps of gradients.", choices=("sgd", "adamw"))
     lr: float = option(1e-3, "Learning rate of the backbone.", least=0)
     head_lr_factor: float = option(
@@ -78,11 +78,11 @@ class TrainConfig:
     )
     input_size: int | None = option(None, "Side of the input in pixels; None: the model's own.", least=16)
     resize: int | None = option(
-        None, "Side to which pictures are squashed before a crop; None: 8/7 of the input.", source="wsolevaluation"
+        None, "Side to which images are squashed before a crop; None: 8/7 of the input.", source="wsolevaluation"
     )
     augment: tuple[str, ...] = option(
         ("crop", "flip"),
-        "crop: a random square of the resized picture; resized_crop: of random size; flip; has: Hide-and-Seek (Singh "
+        "crop: a random square of the resized image; resized_crop: of random size; flip; has: Hide-and-Seek (Singh "
         "and Lee, ICCV 2017); cutmix (Yun et al., ICCV 2019).",
         choices=AUGMENTATIONS,
     )
@@ -95,7 +95,7 @@ class TrainConfig:
     accumulate: int = option(1, "Batches whose gradients make one step.", least=1)
     compile: bool = option(False, "Whether torch.compile makes the model faster.")
     workers: int | None = option(
-        None, "Processes that read pictures; None: up to 8 with a GPU, else none.", least=0, affects=False
+        None, "Processes that read images; None: up to 8 with a GPU, else none.", least=0, affects=False
     )
     log_every: int = option(20, "Steps between entries in the log, and looks at the loss.", least=1, affects=False)
     save_every: int = option(
@@ -108,8 +108,8 @@ class TrainConfig:
     )
     protocol: str = option("native", "Of the validation, see camtools.evaluate.", choices=("native", "wsol"))
     validate_every: int = option(1, "Epochs between validations; the last epoch always has one.", least=1)
-    val_limit: int | None = option(None, "Validation pictures; None: all.", least=1)
-    examples: int = option(6, "Validation pictures drawn before and after.", least=0, affects=False)
+    val_limit: int | None = option(None, "Validation images; None: all.", least=1)
+    examples: int = option(6, "Validation images drawn before and after.", least=0, affects=False)
 
     def __post_init__(self) -> None:
         kinds = typing.get_type_hints(type(self))

@@ -1,4 +1,4 @@
-"""Training data as a fine-tune sees it: pictures and labels; boxes and masks stay behind here."""
+"""Training data as a fine-tune sees it: images and labels; boxes and masks stay behind here."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 
 Key = tuple[int, int]
-"""(epoch, position in the training set): what a picture's augmentation depends on, beside the seed."""
+"""(epoch, position in the training set): what an image's augmentation depends on, beside the seed."""
 
 
 class TrainingSet:
-    """Pictures with their labels, in the model's class indices.
+    """Images with their labels, in the model's class indices.
 
     Args:
         selection: The data.
         index: The model's index for each of the data's classes.
 
     Attributes:
-        labels: The classes of every picture, each once.
-        multilabel: Whether any picture has several.
+        labels: The classes of every image, each once.
+        multilabel: Whether any image has several.
 
     Raises:
-        InputError: A picture has no class, or cannot be opened where only that tells its classes.
+        InputError: An image has no class, or cannot be opened where only that tells its classes.
     """
 
     def __init__(self, selection: Selection, index: Sequence[int] | None = None) -> None:
@@ -51,8 +51,8 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def picture(self, position: int) -> Image.Image:
-        """Return one picture.
+    def image(self, position: int) -> Image.Image:
+        """Return one image.
 
         Raises:
             InputError: It cannot be read.
@@ -60,11 +60,11 @@ class TrainingSet:
         return self._selection.record(self._selection.indices[position]).image
 
     def name(self, position: int) -> str:
-        """Return one picture's name in the data set."""
+        """Return one image's name in the data set."""
         return self._selection.id_of(self._selection.indices[position])
 
     def counts(self, classes: int) -> list[int]:
-        """Return how many pictures each class has."""
+        """Return how many images each class has."""
         found = [0] * classes
         for labels in self.labels:
             for label in labels:
@@ -72,20 +72,20 @@ class TrainingSet:
         return found
 
     def fingerprint(self) -> dict[str, Any]:
-        """Say which pictures and labels these are, comparably between runs; boxes play no part."""
+        """Say which images and labels these are, comparably between runs; boxes play no part."""
         digest = hashlib.sha256(repr(self.labels).encode()).hexdigest()[:16]
         return {**self._selection.fingerprint(), "labels": digest}
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A picture that could not be read, on its way from a worker to the process that says so."""
+    """An image that could not be read, on its way from a worker to the process that says so."""
 
     words: str
 
 
-class _Pictures(Dataset[Any]):
-    """Augmented pictures by (epoch, position)."""
+class _Images(Dataset[Any]):
+    """Augmented images by (epoch, position)."""
 
     def __init__(self, data: TrainingSet, transform: Callable[[Any], Tensor], classes: int, shares: bool, seed: int):
         self.data, self.transform, self.classes, self.shares, self.seed = data, transform, classes, shares, seed
@@ -97,7 +97,7 @@ class _Pictures(Dataset[Any]):
         epoch, position = key
         try:
             with seeded(self.seed, epoch, position):
-                image = self.transform(self.data.picture(position))
+                image = self.transform(self.data.image(position))
         except Exception as error:  # a library's own, for a damaged file
             kind = "" if isinstance(error, CamtoolsError) else f"{type(error).__name__}: "
             return Failed(f"{self.data.name(position)}: {kind}{' '.join(str(error).split())}")
@@ -110,11 +110,11 @@ class _Pictures(Dataset[Any]):
 
 
 class Loader:
-    """Batches of augmented pictures, epoch after epoch, read ahead by the same worker processes.
+    """Batches of augmented images, epoch after epoch, read ahead by the same worker processes.
 
     Args:
-        data: Pictures and labels.
-        transform: From a PIL picture to (C, H, W).
+        data: Images and labels.
+        transform: From a PIL image to (C, H, W).
         classes: How many the model has.
         shares: Whether labels are (B, K) shares rather than (B,) indices.
         seed: Of the augmentation.
@@ -134,7 +134,7 @@ class Loader:
     ) -> None:
         self._keys: list[list[Key]] = []
         self._loader: DataLoader[Any] = DataLoader(
-            _Pictures(data, transform, classes, shares, seed),
+            _Images(data, transform, classes, shares, seed),
             batch_sampler=_Sampler(self._keys),
             num_workers=workers,
             collate_fn=_collate,
@@ -152,12 +152,12 @@ class Loader:
             batches: Positions in the training set.
 
         Raises:
-            InputError: A picture cannot be read.
+            InputError: An image cannot be read.
         """
         self._keys[:] = [[(epoch, position) for position in batch] for batch in batches]
         for found in self._loader:
             if isinstance(found, Failed):
-                raise InputError(f"a training picture cannot be read: {found.words}. Repair it, or leave it out")
+                raise InputError(f"a training image cannot be read: {found.words}. Repair it, or leave it out")
             yield Batch(*found)
 
 
@@ -183,13 +183,13 @@ def _collate(items: list[Any]) -> Any:
 
 
 def _labels(selection: Selection, index: int) -> list[int]:
-    """Return a picture's classes; opens it only where the data set cannot tell otherwise."""
+    """Return an image's classes; opens it only where the data set cannot tell otherwise."""
     data = selection.data
     labels = data.labels_of(index) if isinstance(data, ListedDataset) else data.record(index).labels.tolist()
     if not labels:
         raise InputError(
-            f"{selection.id_of(index)} has no class: expected at least one in every training picture. Leave such "
-            "pictures out (torch.utils.data.Subset)"
+            f"{selection.id_of(index)} has no class: expected at least one in every training image. Leave such "
+            "images out (torch.utils.data.Subset)"
         )
     return list(labels)
 
@@ -198,13 +198,13 @@ _SHUFFLE, _BALANCED = 1, 2  # so that streams of random numbers differ
 
 
 def shuffled_batches(count: int, size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Return every picture once, in random order.
+    """Return every image once, in random order.
 
-    A last batch of one picture is left out where there are others: batch normalisation cannot learn from it.
+    A last batch of one image is left out where there are others: batch normalisation cannot learn from it.
 
     Args:
-        count: Pictures.
-        size: Pictures in a batch.
+        count: Images.
+        size: Images in a batch.
         seed: Any other gives another order.
         epoch: Likewise.
     """
@@ -214,21 +214,21 @@ def shuffled_batches(count: int, size: int, seed: int, epoch: int) -> list[list[
 
 
 def balanced_batches(labels: Sequence[int], classes: int, each: int, seed: int, epoch: int) -> list[list[int]]:
-    """Return batches of `classes` classes with `each` pictures of each, a class's pictures one after another.
+    """Return batches of `classes` classes with `each` images of each, a class's images one after another.
 
-    A class with n pictures gives n // each groups of different pictures, drawn anew every epoch; one with fewer than
-    `each` gives a single group in which pictures repeat. Groups are put together such that no class is twice in a
+    A class with n images gives n // each groups of different images, drawn anew every epoch; one with fewer than
+    `each` gives a single group in which images repeat. Groups are put together such that no class is twice in a
     batch; groups for which there are not enough other classes left wait for another epoch's order.
 
     Args:
-        labels: The class of every picture.
+        labels: The class of every image.
         classes: Classes in a batch.
-        each: Pictures of each of them, S in MinMaxCAM (Wang et al., BMVC 2021).
+        each: Images of each of them, S in MinMaxCAM (Wang et al., BMVC 2021).
         seed: Any other gives other batches.
         epoch: Likewise.
 
     Raises:
-        InputError: There are fewer classes with pictures.
+        InputError: There are fewer classes with images.
     """
     random = np.random.default_rng([seed, epoch, _BALANCED])
     values = np.asarray(labels)
@@ -240,7 +240,7 @@ def balanced_batches(labels: Sequence[int], classes: int, each: int, seed: int, 
         groups[label] = [own[i : i + each] for i in range(0, len(own) - each + 1, each)]
     if len(groups) < classes:
         raise InputError(
-            f"a batch has {classes} classes, but the training pictures are of {len(groups)}: expected at least as "
+            f"a batch has {classes} classes, but the training images are of {len(groups)}: expected at least as "
             "many. Lower classes_per_batch"
         )
     found: list[list[int]] = []
@@ -248,18 +248,18 @@ def balanced_batches(labels: Sequence[int], classes: int, each: int, seed: int, 
         # Those with most groups left come first, ties at random: so the fewest groups remain at the end.
         ties = random.permutation(len(left))
         order = sorted(range(len(left)), key=lambda i: (-len(groups[left[i]]), ties[i]))
-        found.append([picture for i in order[:classes] for picture in groups[left[i]].pop()])
+        found.append([image for i in order[:classes] for image in groups[left[i]].pop()])
     return [found[i] for i in random.permutation(len(found)).tolist()]
 
 
 @dataclass
 class Batch:
-    """What one step learns from: pictures and labels, never boxes.
+    """What one step learns from: images and labels, never boxes.
 
     Attributes:
         images: Model inputs, (B, C, H, W), normalised, on the model's device.
-        labels: (B,) int64, each picture's class; or (B, K) float32 shares in [0, 1] for multi-label recipes and CutMix.
-        indices: Positions of the pictures in the training set, (B,) int64, on the CPU.
+        labels: (B,) int64, each image's class; or (B, K) float32 shares in [0, 1] for multi-label recipes and CutMix.
+        indices: Positions of the images in the training set, (B,) int64, on the CPU.
     """
 
     images: Tensor
@@ -268,4 +268,4 @@ class Batch:
 
 
 Labels = Sequence[Sequence[int]]
-"""The classes of every training picture, each once: `labels[i]` are the model's indices of picture i."""
+"""The classes of every training image, each once: `labels[i]` are the model's indices of image i."""

@@ -77,7 +77,7 @@ def finetune(
     progress: bool = True,
     **config: Any,
 ) -> FinetuneResult:
-    """Fine-tune a classifier with picture labels, so that its maps fit the objects better.
+    """Fine-tune a classifier with image labels, so that its maps fit the objects better.
 
     Boxes and masks of `train_set` are never looked at; those of `val_set` are, to report how well maps fit, and decide
     nothing unless `best` names a metric of theirs. Where the data's classes are not the model's, a fresh linear layer
@@ -85,7 +85,7 @@ def finetune(
 
     With `out`, a checkpoint is written after every epoch. A run that was killed and is started again with `resume` ends
     with the weights it would have ended with: on a CPU, to the last bit. Under `accelerate launch` or `torchrun`, the
-    processes share the batches: each step sees `batch_size` pictures a process.
+    processes share the batches: each step sees `batch_size` images a process.
 
     Args:
         recipe: Name of an installed recipe ("gap", "tap", "minmaxcam" ...), or one with its settings.
@@ -93,7 +93,7 @@ def finetune(
         train_set: A `camtools.datasets` data set of records, a `Subset` of one, or a specification for `open_dataset`.
         val_set: Likewise, or None.
         weights: Checkpoint, for a model by name.
-        out: Folder for checkpoints, logs and pictures.
+        out: Folder for checkpoints, logs and images.
         resume: Whether to go on with the run in `out`; where there is none yet, one begins.
         device: Where to train: "cpu", or None for a GPU where there is one.
         transform: The model's preprocessing, a `Preprocess` or what makes one; None asks the model.
@@ -232,15 +232,15 @@ class _Run:
         trainer, config = self.trainer, self.config
         number = trainer.epoch + 1
         left = trainer.own_batches()[trainer.batch :]
-        pictures = sum(map(len, left)) * self.accelerator.num_processes
+        images = sum(map(len, left)) * self.accelerator.num_processes
         start = time.perf_counter()
 
         def report(step: int, means: Mapping[str, float]) -> None:
             logs.scalars({f"train/{name}": value for name, value in means.items()}, step)
 
-        with training_bar(pictures, f"Epoch {number}/{config.epochs}", self.shown) as tick:
+        with training_bar(images, f"Epoch {number}/{config.epochs}", self.shown) as tick:
             means = trainer.run_epoch(report, tick, self.save)
-        speed = pictures / max(time.perf_counter() - start, 1e-9)
+        speed = images / max(time.perf_counter() - start, 1e-9)
         row: Row = {"epoch": float(number), "lr": trainer.rates()[0], **means}
         if number % config.validate_every == 0 or number == config.epochs:
             self._validated(row)
@@ -248,7 +248,7 @@ class _Run:
             self.history.append(row)
         self._judge(row)
         words = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in ("epoch", "lr"))
-        self._say(f"epoch {number}/{config.epochs}: {words} ({speed:.1f} pictures/s)")
+        self._say(f"epoch {number}/{config.epochs}: {words} ({speed:.1f} images/s)")
 
     def _validated(self, row: Row) -> None:
         """Append a row of the history, with the validation's metrics."""
@@ -281,9 +281,9 @@ class _Run:
         self.recipe.load_state_dict(self.best["recipe"])
         model = self.recipe.finished(model.to(self.home).eval())
         if self.before is not None and self.folder.written:
-            picture = self._picture(model)
-            if picture is not None:
-                self.folder.write_picture(picture)
+            image = self._image(model)
+            if image is not None:
+                self.folder.write_image(image)
         paths = self.folder.paths(self.recipe.files(model))
         if paths:
             self._say(f"best epoch {self.best['epoch']}: {paths['best']}")
@@ -292,7 +292,7 @@ class _Run:
         pipeline = list(read_pipelines(self.recipe.name, self.recipe.pipeline).values())[-1]
         return FinetuneResult(model, self.history, self.best["epoch"], self.fit.names, settings, paths, pipeline)
 
-    def _picture(self, model: nn.Module) -> Any:
+    def _image(self, model: nn.Module) -> Any:
         assert self.before is not None and self.val is not None and self.validation is not None
         index = match_classes(self.val.classes, self.val.occurring, len(self.fit.names), self.fit.names).index
         return before_and_after(
@@ -313,13 +313,13 @@ class _Run:
 
     def _notes(self, data: TrainingSet) -> None:
         """Say what a user should know before hours go by."""
-        self._say(f"{self.recipe.name}: {len(data)} pictures, {self.fit.words}")
+        self._say(f"{self.recipe.name}: {len(data)} images, {self.fit.words}")
         empty = [
             name for name, count in zip(self.fit.names, data.counts(len(self.fit.names)), strict=True) if not count
         ]
         if empty:
             some = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
-            self._say(f"{len(empty)} classes have no training picture ({some}): the model unlearns them")
+            self._say(f"{len(empty)} classes have no training image ({some}): the model unlearns them")
 
     def _say(self, words: str) -> None:
         if self.shown:

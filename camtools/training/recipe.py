@@ -1,6 +1,6 @@
 """What a recipe is: how one method changes the model, chooses batches, and learns from them.
 
-`camtools.finetune` owns everything else: pictures, augmentation, precision, checkpoints, logs, validation. A recipe is
+`camtools.finetune` owns everything else: images, augmentation, precision, checkpoints, logs, validation. A recipe is
 found by name through the entry point group `camtools.recipes`; camtools's own lie in `recipes/camtools_recipes`.
 """
 
@@ -31,7 +31,7 @@ class Recipe:
         name: By which it is found, and named in files.
         Config: Its settings' class.
         pipeline: How the trained model's maps are read: anything `camtools.evaluate` takes. "cam" is measured besides.
-        multilabel: False: pictures have one class, and labels are indices. True: labels are (B, K) shares. None: as the
+        multilabel: False: images have one class, and labels are indices. True: labels are (B, K) shares. None: as the
             data is.
     """
 
@@ -55,7 +55,7 @@ class Recipe:
         """Refuse training data that the method cannot use; called before anything is built.
 
         Args:
-            labels: Of all training pictures.
+            labels: Of all training images.
             names: Of the classes.
 
         Raises:
@@ -83,12 +83,12 @@ class Recipe:
         return head_parameters(model)
 
     def batches(self, labels: Labels, epoch: int) -> list[list[int]]:
-        """Return the pictures of every step of an epoch, by their positions in the training set.
+        """Return the images of every step of an epoch, by their positions in the training set.
 
         Must depend on nothing but the arguments and the settings. With several processes each takes every n-th batch.
 
         Args:
-            labels: Of all training pictures.
+            labels: Of all training images.
             epoch: From 0.
         """
         return shuffled_batches(len(labels), self.config.batch_size, self.config.seed, epoch)
@@ -173,7 +173,7 @@ class Recipe:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the share of pictures whose class is the likeliest, per cent, a scalar.
+    """Return the share of images whose class is the likeliest, per cent, a scalar.
 
     Args:
         logits: (B, K).

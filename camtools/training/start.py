@@ -74,15 +74,15 @@ def training_preprocess(transform: Any, recipe: Recipe) -> Preprocess:
 
 
 def labels_are_shares(recipe: Recipe, data: TrainingSet) -> bool:
-    """Return whether labels are (B, K) shares of classes, rather than an index a picture.
+    """Return whether labels are (B, K) shares of classes, rather than an index an image.
 
     Raises:
-        InputError: Pictures have several classes, and the recipe takes one.
+        InputError: Images have several classes, and the recipe takes one.
     """
     if recipe.multilabel is False and data.multilabel:
         position = next(i for i, labels in enumerate(data.labels) if len(labels) > 1)
         raise InputError(
-            f"{recipe.name} learns one class a picture, but {data.name(position)} has {len(data.labels[position])}: "
+            f"{recipe.name} learns one class per image, but {data.name(position)} has {len(data.labels[position])}: "
             "expected single-label data, or a multi-label recipe such as wildcat or excam"
         )
     return data.multilabel if recipe.multilabel is None else recipe.multilabel

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from camtools.images.preprocess import Preprocess
 
 
-_CUTMIX, _MODEL = 1_000_003, 1_000_033  # so that streams of random numbers differ from the pictures' own
+_CUTMIX, _MODEL = 1_000_003, 1_000_033  # so that streams of random numbers differ from the images' own
 _MOST_WORKERS = 8
 
 Report = Callable[[int, dict[str, float]], None]
@@ -35,7 +35,7 @@ class Trainer:
     Args:
         recipe: The method.
         model: What it built, on any device; trained in place.
-        data: Pictures and labels.
+        data: Images and labels.
         classes: K.
         shares: Whether labels are (B, K) shares.
         preprocess: The model's.
@@ -116,10 +116,10 @@ class Trainer:
         self._step()
 
     def plain_batches(self, size: int | None = None) -> Iterator[Batch]:
-        """Yield this process's share of the training pictures once, in order and without augmentation.
+        """Yield this process's share of the training images once, in order and without augmentation.
 
         Args:
-            size: Pictures in a batch; None for the settings' `batch_size`.
+            size: Images in a batch; None for the settings' `batch_size`.
         """
         positions = list(range(len(self.data)))[self.accelerator.process_index :: self.accelerator.num_processes]
         step = size or self.config.batch_size
@@ -133,7 +133,7 @@ class Trainer:
 
         Args:
             report: Given means since the epoch began, every `log_every` batches, with the number of updates so far.
-            tick: Told how many pictures are done, and the loss in words.
+            tick: Told how many images are done, and the loss in words.
             save: Called every `save_every` batches.
 
         Returns:
@@ -141,7 +141,7 @@ class Trainer:
 
         Raises:
             ModelError: The loss is not a number.
-            InputError: A picture cannot be read, or there is no batch for every process.
+            InputError: An image cannot be read, or there is no batch for every process.
         """
         mine = self.own_batches()
         self._steps, due = self.steps(len(mine)), False
@@ -176,7 +176,7 @@ class Trainer:
         count = len(batches) // world
         if not count:
             raise InputError(
-                f"{len(self.data)} training pictures make {len(batches)} batches for {world} processes: expected one "
+                f"{len(self.data)} training images make {len(batches)} batches for {world} processes: expected one "
                 "each at least. Lower batch_size"
             )
         return batches[: count * world][self.accelerator.process_index :: world]
@@ -246,7 +246,7 @@ class Trainer:
             self.updates += 1
             if self.averaged is not None:
                 self.averaged.update_parameters(self.inner)
-        for name, value in {**found, "pictures": torch.ones((), device=self.device)}.items():
+        for name, value in {**found, "images": torch.ones((), device=self.device)}.items():
             weighted = value.detach().to(torch.float64) * len(batch.indices)
             self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
 
@@ -272,13 +272,13 @@ class Trainer:
         return self.accelerator.reduce(value, "sum") if several else value
 
     def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Return means over pictures.
+        """Return means over images.
 
         Raises:
             ModelError: One is not a number.
         """
-        count = float(sums["pictures"])
-        found = {name: float(value) / count for name, value in sums.items() if name != "pictures"}
+        count = float(sums["images"])
+        found = {name: float(value) / count for name, value in sums.items() if name != "images"}
         bad = next((name for name, value in found.items() if not torch.isfinite(torch.tensor(value))), None)
         if bad is not None:
             raise self._diverged(f"the {bad} is {found[bad]}")

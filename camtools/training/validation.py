@@ -48,7 +48,7 @@ class Validation:
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Return metrics by name, per cent: "val_accuracy" and "PIPELINE/METRIC".
 
-        The accuracy is the share of pictures whose likeliest class is one of theirs.
+        The accuracy is the share of images whose likeliest class is one of theirs.
 
         Args:
             model: The model, unwrapped; it is left as it was.
@@ -114,7 +114,7 @@ def check_best(best: str, validated: bool) -> None:
 
 
 def top1(result: EvaluationResult) -> float:
-    """Return the share of pictures whose likeliest class is one of theirs, per cent."""
+    """Return the share of images whose likeliest class is one of theirs, per cent."""
     _, owner = np.unique(result.rows.index, return_inverse=True)
     least = np.full(owner.max() + 1, np.iinfo(np.int64).max)
     np.minimum.at(least, owner, result.rows.rank)
@@ -136,15 +136,15 @@ def before_and_after(
     preprocess: Preprocess,
     class_names: Sequence[str],
 ) -> Image.Image | None:
-    """Draw the true class's map of pictures spread over a data set: a row a picture.
+    """Draw the true class's map of images spread over a data set: a row per image.
 
     Args:
         before: The model that training began with; its map is a plain CAM.
         after: The trained model.
-        data: Validation pictures.
+        data: Validation images.
         index: The model's index for each of the data's classes.
         pipelines: How the trained model's maps are read, a column each.
-        count: How many pictures at most; those without a class are passed over.
+        count: How many images at most; those without a class are passed over.
         protocol: Of the validation.
         preprocess: The model's.
         class_names: The model's.
@@ -165,4 +165,4 @@ def before_and_after(
         found.append(Explainer(model, pipeline, transform=transform, class_names=class_names)(images, target=targets))
     truth = [record.boxes if len(record.boxes) else None for record in records]
     rows = [list(row) for row in zip(*found, strict=True)]
-    return compare(rows, titles=[title for title, _, _ in columns], truth=truth, height=_HEIGHT, picture=True)
+    return compare(rows, titles=[title for title, _, _ in columns], truth=truth, height=_HEIGHT, image=True)

@@ -1,4 +1,4 @@
-r"""Draw the pictures of docs/methods: two photographs, each without a method and with it.
+r"""Draw the images of docs/methods: two photographs, each without a method and with it.
 
     python docs/images/methods.py --model torchvision/mobilenet_v2 --weights FILE
 
@@ -86,7 +86,7 @@ def main() -> None:
     wanted = parser.parse_args()
     loaded = camtools.load_model(wanted.model, wanted.weights)
     if not isinstance(loaded.preprocess, Preprocess):
-        parser.error(f"{wanted.model} brings a preprocessing of its own, which can't be told to show all of a picture")
+        parser.error(f"{wanted.model} brings a preprocessing of its own, which can't be told to show all of an image")
     mean, std = loaded.preprocess.mean, loaded.preprocess.std
     squash = Preprocess(resize=loaded.preprocess.input_size or (224, 224), mean=mean, std=std, crop_mode="squash")
     wanted.out.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def drawn(columns: Columns, loaded: camtools.sources.LoadedModel, transform: Pre
         for row, photograph, target in zip(found, photographs, targets, strict=True):
             row.append(explainer(photograph, target=target))
     many = len(columns) > 3
-    return camtools.plot.compare(found, titles=list(columns), picture=not many, height=150 if many else 200)
+    return camtools.plot.compare(found, titles=list(columns), image=not many, height=150 if many else 200)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class CreamConfig(TrainConfig):
         "of very different length that gives the direction of the longest.",
     )
     centre: bool = option(
-        False, "Whether features are taken relative to each picture's mean when maps are made. Not in the paper."
+        False, "Whether features are taken relative to each image's mean when maps are made. Not in the paper."
     )
     add_cam: bool = option(True, "Whether the CAM is added to the map.", source=f"{_PAPER}, eq. 12")
     theta: float = option(
@@ -74,10 +74,10 @@ class Cream(Recipe):
         self._updates: BankUpdates | None = None
 
     def check(self, labels: Labels, names: Sequence[str]) -> None:
-        """Refuse what mixes classes in a picture, or keeps the bank from looking."""
+        """Refuse what mixes classes in an image, or keeps the bank from looking."""
         refuse_compiled(self.name, self.config)
         if "cutmix" in self.config.augment:
-            raise InputError("augment has cutmix: cream needs one class a picture, expected it without")
+            raise InputError("augment has cutmix: cream needs one class per image, expected it without")
 
     def loss(self, trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
         """Return cross-entropy and accuracy; on the way, the batch updates the bank."""
@@ -87,7 +87,7 @@ class Cream(Recipe):
         return found
 
     def remember(self, trainer: Trainer, features: Tensor, labels: Tensor) -> None:
-        """Update the bank with a batch, picture after picture; processes share their pictures.
+        """Update the bank with a batch, image after image; processes share their images.
 
         Args:
             trainer: Whose classifier makes the CAM.

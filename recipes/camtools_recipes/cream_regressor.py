@@ -1,4 +1,4 @@
-"""`cream_regressor`: a network that learns the boxes which CREAM draws on the training pictures."""
+"""`cream_regressor`: a network that learns the boxes which CREAM draws on the training images."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class CreamRegressorConfig(TrainConfig):
     sigma: float = option(8.0, "Steepness of the clusters.", source=f"{_PAPER}, eq. 7", least=1e-3)
     iterations: int = option(2, "E-steps.", source=f"{_PAPER}, Table 7", least=1)
     unit: bool = option(False, "Whether bank and clusters average features of length 1, see cream.")
-    centre: bool = option(False, "Whether features are taken relative to each picture's mean, see cream.")
-    flip: bool = option(True, "Whether half of the pictures are mirrored, with their boxes.", source=_PAPER)
-    augment: tuple[str, ...] = option((), "Stays empty: nothing else may move a picture against its box.", choices=())
+    centre: bool = option(False, "Whether features are taken relative to each image's mean, see cream.")
+    flip: bool = option(True, "Whether half of the images are mirrored, with their boxes.", source=_PAPER)
+    augment: tuple[str, ...] = option((), "Stays empty: nothing else may move an image against its box.", choices=())
     best: str = option("last", "What is best: last, or GT-known or MaxBoxAccV2, which look at the validation's boxes.")
     examples: int = option(0, "Stays 0: a regressor has no maps to draw.", least=0, most=0, affects=False)
 
@@ -58,7 +58,7 @@ class CreamRegressorConfig(TrainConfig):
 class CreamRegressor(Recipe):
     """Pseudo boxes from CREAM, then a class-agnostic box regressor on them (Xu et al., CVPR 2022, section 4.1).
 
-    Before the first epoch the given classifier draws a box on every training picture, of its true class. A network with
+    Before the first epoch the given classifier draws a box on every training image, of its true class. A network with
     the classifier's body and four sigmoid outputs learns them by their mean squared error.
     """
 
@@ -102,7 +102,7 @@ class CreamRegressor(Recipe):
         """Draw the boxes to learn from; a resumed run has them already.
 
         Raises:
-            InputError: No picture got a box.
+            InputError: No image got a box.
         """
         if self._boxes is not None:
             return
@@ -121,16 +121,16 @@ class CreamRegressor(Recipe):
                         boxes[index] = (one.box.cpu() / sides).to(boxes)
                 tick(len(batch.indices))
         if trainer.accelerator.num_processes > 1:
-            boxes = trainer.accelerator.reduce(boxes, "sum")  # each process has drawn its own pictures' only
+            boxes = trainer.accelerator.reduce(boxes, "sum")  # each process has drawn its own images' only
         self._boxes = boxes.cpu()
         if not self._boxes.any():
             raise InputError(
-                f"maps={self.config.maps!r} draws no box on any training picture: expected some. Lower theta, or take "
+                f"maps={self.config.maps!r} draws no box on any training image: expected some. Lower theta, or take "
                 "another pipeline"
             )
 
     def loss(self, trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
-        """Return the mean squared error of the four shares, over the pictures that have a box."""
+        """Return the mean squared error of the four shares, over the images that have a box."""
         assert self._boxes is not None
         target, images = self._boxes[batch.indices].to(batch.images), batch.images
         known = target.any(1)
@@ -166,7 +166,7 @@ class CreamRegressor(Recipe):
         return found
 
     def _fitted(self, trainer: Trainer) -> ContextBank:
-        """Return a bank of the training pictures as they are, the mean over all of each class."""
+        """Return a bank of the training images as they are, the mean over all of each class."""
         assert self._teacher is not None
         from camtools.model.device import on_device
 
@@ -193,24 +193,24 @@ class CreamRegressor(Recipe):
 
 
 def mirrored(boxes: Tensor) -> Tensor:
-    """Return boxes of the mirrored pictures: x0, y0, x1, y1 as shares, (B, 4), to 1 - x1, y0, 1 - x0, y1."""
+    """Return boxes of the mirrored images: x0, y0, x1, y1 as shares, (B, 4), to 1 - x1, y0, 1 - x0, y1."""
     return torch.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], dim=1)
 
 
 def box_hits(regressor: BoxRegressor, data: Any, limit: int | None = None, batch_size: int = _BATCH) -> Tensor:
-    """Return the IoU of every picture's box with its best true one.
+    """Return the IoU of every image's box with its best true one.
 
     Args:
         regressor: Left as it was.
-        data: What `camtools.evaluate` takes; pictures without a true box are passed over.
-        limit: At most this many pictures.
-        batch_size: Pictures a forward.
+        data: What `camtools.evaluate` takes; images without a true box are passed over.
+        limit: At most this many images.
+        batch_size: Images per forward.
 
     Returns:
         (N,) float32 in [0, 1].
 
     Raises:
-        InputError: No picture has a true box.
+        InputError: No image has a true box.
     """
     from torchvision.ops import box_iou
 
@@ -226,5 +226,5 @@ def box_hits(regressor: BoxRegressor, data: Any, limit: int | None = None, batch
             boxes = regressor.boxes([records[i].image for i in known], batch_size)
             found += [box_iou(boxes[row : row + 1], truths[i]).max() for row, i in enumerate(known)]
     if not found:
-        raise InputError(f"{selection.spec}: no picture has a true box, expected some to measure the boxes against")
+        raise InputError(f"{selection.spec}: no image has a true box, expected some to measure the boxes against")
     return torch.stack(found)

@@ -49,7 +49,7 @@ class ExCamConfig(WildcatConfig):
     )
     acol: str = option(
         "none",
-        "A second classifier that sees the picture, or its features, without what the first found; their maps are "
+        "A second classifier that sees the image, or its features, without what the first found; their maps are "
         "averaged (3.8.2; Zhang et al., CVPR 2018).",
         choices=("none", "image", "features"),
     )
@@ -133,7 +133,7 @@ class ExCam(Wildcat):
 
 
 def exclusivity(maps: Tensor) -> Tensor:
-    """Return the sum over ordered pairs (i, j) of a class's maps of ||F_i - F_j||^2, mean over pictures and classes.
+    """Return the sum over ordered pairs (i, j) of a class's maps of ||F_i - F_j||^2, mean over images and classes.
 
     Source: ex-CAM thesis, 3.8.1, L_PW; the means keep lambda independent of batch and number of classes. It has no
     upper bound, so a large lambda makes the loss diverge.

@@ -1,4 +1,4 @@
-"""`minmaxcam`: regularise what the maps keep of the picture, in a second update of every batch."""
+"""`minmaxcam`: regularise what the maps keep of the image, in a second update of every batch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SLIDES = "Wang et al., BMVC 2021, slides"
 
 @dataclass(frozen=True, kw_only=True)
 class MinMaxCamConfig(TrainConfig):
-    """Settings of `minmaxcam`. A batch has classes_per_batch x set_size pictures; `batch_size` is for validation."""
+    """Settings of `minmaxcam`. A batch has classes_per_batch x set_size images; `batch_size` is for validation."""
 
     lr: float = option(1e-4, "Learning rate of the backbone.", source="Wang et al., BMVC 2021", least=0)
-    set_size: int = option(5, "S, pictures of each class in a batch.", source=f"{_SLIDES}, Table 3", least=2)
+    set_size: int = option(5, "S, images of each class in a batch.", source=f"{_SLIDES}, Table 3", least=2)
     classes_per_batch: int = option(5, "Classes in a batch.", source="Wang et al., BMVC 2021; 12 there too", least=1)
     crr: float = option(1.0, "lambda 1, weight of the common region regularisation.", source=_SLIDES, least=0)
     frr: float = option(
@@ -51,7 +51,7 @@ class MinMaxCam(Recipe):
         present = len({one for own in labels for one in own})
         if present < config.classes_per_batch:
             raise InputError(
-                f"classes_per_batch={config.classes_per_batch}, but the training pictures are of {present} classes: "
+                f"classes_per_batch={config.classes_per_batch}, but the training images are of {present} classes: "
                 f"expected at most that many. Set classes_per_batch={max(1, present)}"
             )
         if config.accumulate > 1:
@@ -60,10 +60,10 @@ class MinMaxCam(Recipe):
                 "classes_per_batch instead"
             )
         if "cutmix" in config.augment:
-            raise InputError("augment has cutmix: minmaxcam needs one class a picture, expected it without")
+            raise InputError("augment has cutmix: minmaxcam needs one class per image, expected it without")
 
     def batches(self, labels: Labels, epoch: int) -> list[list[int]]:
-        """Return batches of S pictures of each of so many classes; a class with fewer than S repeats some."""
+        """Return batches of S images of each of so many classes; a class with fewer than S repeats some."""
         config = self.config
         single = [own[0] for own in labels]
         return balanced_batches(single, config.classes_per_batch, config.set_size, config.seed, epoch)
@@ -85,7 +85,7 @@ class MinMaxCam(Recipe):
         Args:
             model: Has `features(x)`, in evaluation mode, its parameters without gradients.
             weight: The classifier's, (K, C), with gradient.
-            batch: Pictures and their classes.
+            batch: Images and their classes.
         """
         with torch.no_grad():
             features = model.features(batch.images)  # type: ignore[operator]
@@ -114,13 +114,13 @@ def common_region(features: Tensor, labels: Tensor, mean: bool = True) -> Tensor
 
     Args:
         features: f, (B, C).
-        labels: Each picture's class, (B,).
+        labels: Each image's class, (B,).
         mean: Whether the squared distance is divided by C.
     """
     squared = (features[:, None] - features[None]).square()
     distances = squared.mean(2) if mean else squared.sum(2)
     same = labels[:, None] == labels[None]
-    members = same.sum(1)  # S of each picture's class
+    members = same.sum(1)  # S of each image's class
     pairs = (members * (members - 1)).clamp_min(1)
     # Each class has S rows: the sum over its rows of 1 / S counts it once.
     classes = (1 / members)[members > 1].sum().clamp_min(1)
@@ -128,7 +128,7 @@ def common_region(features: Tensor, labels: Tensor, mean: bool = True) -> Tensor
 
 
 def full_region(features: Tensor, whole: Tensor, mean: bool = True) -> Tensor:
-    """Return FRR, the mean over pictures of ||f_i - f0_i||^2.
+    """Return FRR, the mean over images of ||f_i - f0_i||^2.
 
     Args:
         features: f, (B, C).

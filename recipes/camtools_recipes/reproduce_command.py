@@ -13,13 +13,13 @@ from camtools.cli.common import exit_codes, stdout_to_stderr
 
 def reproduce(
     what: Annotated[str, typer.Argument(metavar="scenes", help="What to reproduce; so far: scenes.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs, table and pictures go.")] = Path("runs/scenes"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs, table and images go.")] = Path("runs/scenes"),
     seeds: Annotated[int, typer.Option(min=1, max=20, metavar="N", help="Runs of each recipe.")] = 3,
     recipe: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this recipe and its baseline. May be repeated.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A few pictures, one epoch: shows that all runs, measures nothing.")
+        bool, typer.Option("--quick", help="A few images, one epoch: shows that all runs, measures nothing.")
     ] = False,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from camtools.evaluation.results import V2_IOUS, Array
-from camtools.evaluation.statistics import Estimate, Measured, Statistic, interval, picture_weights, replicate
+from camtools.evaluation.statistics import Estimate, Measured, Statistic, image_weights, interval, replicate
 from camtools.files import write_text, write_with
 from camtools_recipes.reproduce import MULTI, READINGS, SINGLE, Budget, Run, Sets, trained
 
@@ -57,7 +57,7 @@ class Line:
 
 
 class _Share(Statistic):
-    """The share of pictures for which something holds, or the mean of several such shares."""
+    """The share of images for which something holds, or the mean of several such shares."""
 
     def __init__(self, parts: list[Array]) -> None:
         self.parts = [part.astype(np.float64) for part in parts]
@@ -72,7 +72,7 @@ class _Share(Statistic):
 def lines(runs: Sequence[Run], replicates: int = REPLICATES) -> tuple[list[Line], list[Line]]:
     """Return the table's lines: of single-label recipes against `gap` read as CAM, of multi-label against `wildcat`.
 
-    Intervals are of a paired bootstrap over pictures and seeds: a replicate draws pictures and seeds with replacement,
+    Intervals are of a paired bootstrap over images and seeds: a replicate draws images and seeds with replacement,
     the same for both, and each seed's model is compared with the baseline's of the same seed.
 
     Args:
@@ -90,9 +90,9 @@ def _lines(runs: list[Run], base: str, reading: str, metrics: Sequence[str], rep
         return []
     recipes = list(dict.fromkeys(run.recipe for run in runs))
     ours = {name: [run for run in runs if run.recipe == name] for name in recipes}
-    pictures = len(_measured(runs[0]).pictures)
-    weights = picture_weights(pictures, replicates)
-    drawn = picture_weights(len(ours[base]), replicates, seed=1).astype(np.float64)
+    images = len(_measured(runs[0]).images)
+    weights = image_weights(images, replicates)
+    drawn = image_weights(len(ours[base]), replicates, seed=1).astype(np.float64)
     found: list[Line] = []
     first = _words(ours[base][0], reading)
     baselines: dict[tuple[str, str], tuple[list[float], Array]] = {}  # by reading and metric
@@ -114,7 +114,7 @@ def _lines(runs: list[Run], base: str, reading: str, metrics: Sequence[str], rep
                 if any(one is None for one in statistics):
                     cells[metric] = Cell(None)
                     continue
-                ones = np.ones((1, pictures), dtype=np.uint8)
+                ones = np.ones((1, images), dtype=np.uint8)
                 values = [float(one(ones).value[0]) for one in statistics if one is not None]
                 each = np.stack([replicate(one, weights) for one in statistics if one is not None], axis=1)
                 if name == base:
@@ -150,12 +150,12 @@ def _measured(run: Run) -> Measured:
 
 
 def _statistic(run: Run, metric: str, pipeline: str) -> Statistic | None:
-    """Return a metric as a function of the pictures' weights; None where there is none."""
+    """Return a metric as a function of the images' weights; None where there is none."""
     measured = _measured(run)
     if metric == "top-1":
-        pictures = measured.pictures
-        least = np.full(len(pictures), np.iinfo(np.int64).max)
-        np.minimum.at(least, np.searchsorted(pictures, run.result.rows.index), run.result.rows.rank)
+        images = measured.images
+        least = np.full(len(images), np.iinfo(np.int64).max)
+        np.minimum.at(least, np.searchsorted(images, run.result.rows.index), run.result.rows.rank)
         return _Share([least == 0])
     if run.ious is not None:
         return _Share([run.ious >= iou for iou in V2_IOUS]) if metric == "MaxBoxAccV2" else None
@@ -227,10 +227,10 @@ def write_report(folder: str | Path, runs: Sequence[Run], budget: Budget, *, dev
     write_text(paths[0], "\n".join(text for text in (markdown(single), markdown(multi)) if text))
     write_text(paths[1], csv([*single, *multi]))
     write_with(paths[2], bars(single, multi).save)
-    picture = sheet(place, runs, budget, device)
-    if picture is None:
+    image = sheet(place, runs, budget, device)
+    if image is None:
         return paths[:3]
-    write_with(paths[3], picture.save)
+    write_with(paths[3], image.save)
     return paths
 
 
@@ -238,7 +238,7 @@ def bars(single: Sequence[Line], multi: Sequence[Line]) -> Any:
     """Draw the differences to the baseline with their intervals, a panel a metric.
 
     Returns:
-        An RGB PIL picture.
+        An RGB PIL image.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -274,7 +274,7 @@ def sheet(folder: Path, runs: Sequence[Run], budget: Budget, device: str | None 
     """Draw a few test scenes with the first seed's maps: a row a scene, the start model first.
 
     Returns:
-        An RGB PIL picture; None without a single-label recipe.
+        An RGB PIL image; None without a single-label recipe.
     """
     from camtools.datasets.scenes import scene_classifier
     from camtools.explainer import Explainer
@@ -297,4 +297,4 @@ def sheet(folder: Path, runs: Sequence[Run], budget: Budget, device: str | None 
     explained: list[Any] = [explainer(images, target=labels) for _, explainer in columns]
     rows = [list(row) for row in zip(*explained, strict=True)]
     truth = [record.boxes for record in records]
-    return compare(rows, titles=[title for title, _ in columns], truth=truth, height=150, picture=True)
+    return compare(rows, titles=[title for title, _ in columns], truth=truth, height=150, image=True)

@@ -42,7 +42,7 @@ class WildcatConfig(TrainConfig):
 class Wildcat(Recipe):
     """WILDCAT (Durand et al., CVPR 2017) with the settings of the ex-CAM thesis; single- and multi-label data.
 
-    Binary cross-entropy where pictures have several classes, cross-entropy where each has one. The head is fresh. Maps
+    Binary cross-entropy where images have several classes, cross-entropy where each has one. The head is fresh. Maps
     are read as scores: their sigmoid, bias included, above 0.5.
     """
 
@@ -76,7 +76,7 @@ class Wildcat(Recipe):
         return self.judged(trainer, trainer.model(batch.images).float(), batch.labels)
 
     def judged(self, trainer: Trainer, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return the loss of logits, (B, K), and the accuracy where each picture has one class.
+        """Return the loss of logits, (B, K), and the accuracy where each image has one class.
 
         Labels of single-label data are shares after CutMix, and stay with the softmax.
         """

@@ -1,4 +1,4 @@
-"""Does every family of timm and every classifier of torchvision have a map, and is it a map of the picture?
+"""Does every family of timm and every classifier of torchvision have a map, and is it a map of the image?
 
     python tests/adapters/model_coverage.py --out docs/coverage.md
 
@@ -152,7 +152,7 @@ class Check:
         expected: (h, w) by the model's own metadata.
         finite: Whether the map has neither NaN nor infinity.
         varies: Whether the map is more than rounding away from constant.
-        corner: Whether F changes most in the corner where the picture changed.
+        corner: Whether F changes most in the corner where the image changed.
         torchcam: "yes", or why torch-cam's automatic CAM gives no such map.
         error: camtools' refusal.
         seconds: Time camtools took, locating included.
@@ -208,7 +208,7 @@ def build(library: str, name: str, *, batch_statistics: bool = False) -> tuple[n
 def _wake(model: nn.Module) -> None:
     """Undo what initialisation leaves at zero and training moves: classifiers, layer scales, attention biases.
 
-    Without it the scores of some models do not depend on the picture, or every position sees every other alike.
+    Without it the scores of some models do not depend on the image, or every position sees every other alike.
     """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -282,7 +282,7 @@ def _check(library: str, family: str, name: str, *, torchcam: bool, batch_statis
 
 
 def corner_changes_most(cam_model: CamModel, x: Tensor) -> bool:
-    """Tell whether F changes most in the top right corner when the picture changes there only.
+    """Tell whether F changes most in the top right corner when the image changes there only.
 
     The corner that is changed is a quarter of the height and width, or one cell where cells are larger; what is
     compared is the mean change of the four quadrants. Top right, because there swapped rows and columns would show.
@@ -359,7 +359,7 @@ def table(checks: list[Check]) -> str:
         "",
         f"timm {timm.__version__}, torchvision {torchvision.__version__}, torch {torch.__version__}. A row is *right* "
         "if the map has the size that the model's own metadata gives, is finite, is not constant, and if F changes "
-        "most in the corner where the picture was changed (so that no channel, attention or swapped axis was taken for "
+        "most in the corner where the image was changed (so that no channel, attention or swapped axis was taken for "
         "space). Heads that initialisation leaves at zero are given small random weights first; a net whose untrained "
         "signal fades below rounding takes the batch statistics of one random batch. The last column is "
         "torch-cam's automatic `CAM(model)` held to the same size, finite and not constant.",

@@ -1,4 +1,4 @@
-"""Every family has a map of the picture: the small ones every day, all of them with `pytest -m slow`."""
+"""Every family has a map of the image: the small ones every day, all of them with `pytest -m slow`."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _parameters() -> list[object]:
 
 
 @pytest.mark.parametrize(("library", "family", "name"), _parameters())
-def test_map_is_of_the_picture(library: str, family: str, name: str) -> None:
+def test_map_is_of_the_image(library: str, family: str, name: str) -> None:
     found = check(library, family, name)
     assert not found.error
     assert found.grid == found.expected

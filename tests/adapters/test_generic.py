@@ -9,7 +9,7 @@ from camtools.model.adapter import find_adapter
 from camtools_adapters.generic import GenericAdapter
 
 
-def test_it_knows_every_module_and_tells_nothing_about_pictures(tiny):
+def test_it_knows_every_module_and_tells_nothing_about_images(tiny):
     adapter = GenericAdapter()
     assert adapter.matches(nn.Linear(1, 1)) and adapter.matches(tiny)
     assert adapter.data_config(tiny) is None and adapter.class_names(tiny) is None
@@ -69,10 +69,10 @@ def test_usual_heads(build, exact, grid):
     assert found.decomposition.exact is exact and found.decomposition.grid == (grid, grid)
     f = found.features.detach()
     tail = [m for name, m in model.named_children() if int(name) > int(found.decomposition.layer)]
-    for picture, target in ((0, 1), (1, 3)):
-        one = f[picture : picture + 1]
+    for image, target in ((0, 1), (1, 3)):
+        one = f[image : image + 1]
         weights = torch.autograd.functional.jacobian(lambda t, k=target: nn.Sequential(*tail)(t)[0, k], one)
         if exact and isinstance(tail[0], nn.AdaptiveMaxPool2d):  # W for every position, not only where the maximum is
             weights = tail[-1].weight[target].view(1, -1, 1, 1).expand_as(one) / one[0, 0].numel()
         want = (weights * one).sum(1)[0] * grid * grid
-        torch.testing.assert_close(found.maps()[picture, target], want, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found.maps()[image, target], want, atol=1e-5, rtol=1e-4)

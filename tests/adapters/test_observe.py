@@ -15,7 +15,7 @@ X = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
 
 class Toy(nn.Module):
-    """A forward written as a function of the picture and some layers."""
+    """A forward written as a function of the image and some layers."""
 
     def __init__(self, function, **layers):
         super().__init__()
@@ -108,7 +108,7 @@ def test_transposed_tokens_are_not_taken_for_rows_and_columns_the_right_way_roun
 
 
 def test_attention_maps_are_not_space():
-    """(B, heads, L, L) looks like a grid of a large picture."""
+    """(B, heads, L, L) looks like a grid of a large image."""
 
     def forward(m, x):
         f = m.conv(x).flatten(2).transpose(1, 2)
@@ -258,7 +258,7 @@ def test_one_relu_and_one_pool_for_all_layers():
 
 def test_no_positions():
     model = toy(lambda m, x: m.fc(x.mean((2, 3))), fc=nn.Linear(3, 2))
-    words = r"Toy has no tensor with picture positions that all reach the class scores.*wrap\(model, spec="
+    words = r"Toy has no tensor with image positions that all reach the class scores.*wrap\(model, spec="
     with pytest.raises(ModelError, match=words):
         observe(model, X)
 
@@ -277,7 +277,7 @@ def test_a_forward_without_autograd(how):
         with torch.no_grad():
             return m.fc(mean(m.conv(x)))
 
-    words = "scores of Toy do not depend on the picture through autograd.*register an adapter for it"
+    words = "scores of Toy do not depend on the image through autograd.*register an adapter for it"
     with pytest.raises(ModelError, match=words):
         observe(toy(forward), X)
 
@@ -291,7 +291,7 @@ def test_a_head_of_zeros_is_seen_through():
 
 def test_scores_that_do_not_change():
     model = toy(lambda m, x: m.fc(0 * mean(m.conv(x))))
-    with pytest.raises(ModelError, match=r"scores of Toy do not change with the picture.*Load trained weights"):
+    with pytest.raises(ModelError, match=r"scores of Toy do not change with the image.*Load trained weights"):
         observe(model, X)
 
 

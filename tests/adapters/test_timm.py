@@ -25,7 +25,7 @@ def model_of(name, **kwargs):
         return model
 
 
-def picture(model, batch=1):
+def image(model, batch=1):
     return torch.randn(batch, *ADAPTER.data_config(model)["input_size"], generator=torch.Generator().manual_seed(3))
 
 
@@ -59,17 +59,17 @@ def test_it_knows_timms_models_and_what_derives_from_them():
 )
 def test_where_features_are(name, layer, side, layout, prefix, exact):
     model = model_of(name)
-    spec = ADAPTER.locate(model, picture(model))
+    spec = ADAPTER.locate(model, image(model))
     assert (spec.side, spec.layout, spec.prefix_tokens) == (side, layout, prefix)
     assert spec.layer == layer
-    found = wrap(model).locate(picture(model))
+    found = wrap(model).locate(image(model))
     assert found.exact is exact and found.adapter == "timm" and found.layer == spec.layer
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_byobnet", "test_efficientnet", "test_nfnet"])
 def test_exact_maps_are_the_classifiers_weights_on_timms_own_features(name):
     model = model_of(name)
-    x = picture(model, 2)
+    x = image(model, 2)
     found = wrap(model).activations(x)
     with torch.no_grad():
         f = model.forward_features(x)
@@ -83,7 +83,7 @@ def test_exact_maps_are_the_classifiers_weights_on_timms_own_features(name):
 @pytest.mark.parametrize("name", ["test_convnext", "test_mambaout", "test_vit2", "test_vit3"])
 def test_linearised_maps_against_the_jacobian_of_timms_own_head(name):
     model = model_of(name)
-    x = picture(model)
+    x = image(model)
     with torch.no_grad():
         f = model.forward_features(x)
         maps = wrap(model).maps(x, [[0, 6]])
@@ -98,7 +98,7 @@ def test_linearised_maps_against_the_jacobian_of_timms_own_head(name):
 
 def test_class_token_maps_against_the_jacobian_of_the_last_block():
     model = model_of("test_vit")
-    x = picture(model)
+    x = image(model)
     spec = ADAPTER.locate(model, x)
     block = model.get_submodule(spec.layer.removesuffix(".attn"))
     seen = []
@@ -121,7 +121,7 @@ def test_class_token_maps_against_the_jacobian_of_the_last_block():
 @pytest.mark.parametrize("pool", ["avg", "max", "avgmax"])
 def test_other_poolings_of_a_vision_transformer(pool):
     model = model_of("test_vit", global_pool=pool, fc_norm=False)
-    x = picture(model, 2)
+    x = image(model, 2)
     cam_model = wrap(model)
     with torch.no_grad():
         f = model.forward_features(x)[:, model.num_prefix_tokens :].transpose(1, 2).unflatten(2, (10, 10))
@@ -132,7 +132,7 @@ def test_other_poolings_of_a_vision_transformer(pool):
 @pytest.mark.parametrize("pool", ["avg", "max", "avgmax", "catavgmax"])
 def test_other_poolings_of_a_convolutional_network(pool):
     model = model_of("test_resnet", global_pool=pool)
-    x = picture(model, 2)
+    x = image(model, 2)
     cam_model = wrap(model)
     with torch.no_grad():
         maps = cam_model.maps(x)
@@ -150,34 +150,34 @@ def test_other_poolings_of_a_convolutional_network(pool):
 def test_a_vision_transformer_takes_other_sizes():
     model = model_of("test_vit", dynamic_img_size=True)
     cam_model = wrap(model)
-    assert cam_model.maps(picture(model)).shape == (1, 7, 10, 10)
+    assert cam_model.maps(image(model)).shape == (1, 7, 10, 10)
     assert cam_model.maps(torch.randn(1, 3, 64, 128)).shape == (1, 7, 4, 8)
 
 
 def test_a_new_head():
     model = model_of("test_resnet")
     model.reset_classifier(11)
-    assert wrap(model).maps(picture(model)).shape == (1, 11, 5, 5)
+    assert wrap(model).maps(image(model)).shape == (1, 11, 5, 5)
     model.fc = nn.Sequential(nn.Dropout(0.3), nn.Linear(model.num_features, 4)).eval()
     cam_model = wrap(model)
-    f = model.forward_features(picture(model))
-    torch.testing.assert_close(cam_model.maps(picture(model)), weights_map(model.fc[1].weight, f), atol=1e-5, rtol=1e-4)
+    f = model.forward_features(image(model))
+    torch.testing.assert_close(cam_model.maps(image(model)), weights_map(model.fc[1].weight, f), atol=1e-5, rtol=1e-4)
     assert cam_model.decomposition.exact
 
 
 def test_a_model_without_classes_is_refused():
     model = model_of("test_resnet", num_classes=0)
     with pytest.raises(ModelError, match=r"ResNet has num_classes=0.*model.reset_classifier\(num_classes\)"):
-        wrap(model).maps(picture(model))
+        wrap(model).maps(image(model))
     model.fc = nn.Linear(model.num_features, 4).eval()  # a head of one's own, that timm was not told of
-    assert wrap(model).maps(picture(model)).shape == (1, 4, 5, 5)
+    assert wrap(model).maps(image(model)).shape == (1, 4, 5, 5)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_byobnet", "test_efficientnet", "test_nfnet"])
 def test_observation_comes_to_the_same_maps(name):
     """What `observe` finds without reading any metadata."""
     model = model_of(name)
-    x = picture(model)
+    x = image(model)
     torch.testing.assert_close(wrap(model, spec=observe(model, x)).maps(x), wrap(model).maps(x), atol=1e-5, rtol=1e-4)
 
 
@@ -201,6 +201,6 @@ def test_class_names():
 def test_attention_bias_caches_are_as_they_were(training):
     model = model_of("levit_128s").train(training)
     cam_model = wrap(model)
-    cam_model.locate(picture(model))
+    cam_model.locate(image(model))
     assert not any(m.attention_bias_cache for m in model.modules() if hasattr(m, "attention_bias_cache"))
     assert model.training is training

@@ -147,7 +147,7 @@ def test_data_config_of_every_model(name):
     """As its best weights were evaluated; where two share the number of parameters they must share the transform."""
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     kind = tv.get_model_weights(name)
-    # The best weights of ViT-H are for pictures of 518 pixels, a model of its own.
+    # The best weights of ViT-H are for images of 518 pixels, a model of its own.
     want = (kind.IMAGENET1K_SWAG_LINEAR_V1 if name == "vit_h_14" else kind.DEFAULT).transforms()
     got = ADAPTER.data_config(meta_of(name, **options))
     assert (got.crop_size, got.resize_size) == (want.crop_size, want.resize_size)
@@ -176,7 +176,7 @@ def test_data_config_with_other_heads(name, options):
 
 
 @pytest.mark.parametrize(("name", "size"), [("vit_b_16", 384), ("vit_l_16", 512), ("vit_h_14", 518)])
-def test_data_config_of_a_vision_transformer_built_for_larger_pictures(name, size):
+def test_data_config_of_a_vision_transformer_built_for_larger_images(name, size):
     got = ADAPTER.data_config(meta_of(name, image_size=size, num_classes=5))
     assert (got.crop_size, got.resize_size) == ([size], [size])
 

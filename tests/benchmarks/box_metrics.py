@@ -33,7 +33,7 @@ Truth = tuple[list[Tensor], list[tuple[int, int]]]
 
 
 def real_maps(count: int) -> tuple[Tensor, Truth]:
-    """Class maps of MobileNetV2 on ILSVRC validation pictures: (count, 7, 7), boxes and sizes."""
+    """Class maps of MobileNetV2 on ILSVRC validation images: (count, 7, 7), boxes and sizes."""
     from PIL import Image
 
     sys.path.insert(0, str(SHARED / "weights"))
@@ -46,13 +46,13 @@ def real_maps(count: int) -> tuple[Tensor, Truth]:
             rows.setdefault(row["file"], []).append(row)
     maps, boxes, sizes = [], [], []
     for name, objects in list(rows.items())[:count]:
-        picture = Image.open(SHARED / "data" / "ilsvrc_val" / "test" / name).convert("RGB")
-        pixels = torch.from_numpy(np.array(picture.resize((224, 224)), dtype=np.float32) / 255)
+        image = Image.open(SHARED / "data" / "ilsvrc_val" / "test" / name).convert("RGB")
+        pixels = torch.from_numpy(np.array(image.resize((224, 224)), dtype=np.float32) / 255)
         inputs = ((pixels - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1)[None]
         with torch.no_grad():
             maps.append(camtools.wrap(model).maps(inputs, int(objects[0]["class"]))[0, 0])
         boxes.append(torch.tensor([[float(row[side]) for side in ("x0", "y0", "x1", "y1")] for row in objects]))
-        sizes.append(picture.size)
+        sizes.append(image.size)
     return torch.stack(maps), (boxes, sizes)
 
 

@@ -6,13 +6,13 @@ r"""What CREAM costs, and which bank serves it better: the momentum of the paper
         --model torchvision/mobilenet_v2 --model-arg num_classes=200 \
         --weights SHARED/weights/mobilenet_v2_cub.safetensors
 
-Without `--data`: milliseconds a picture of one CREAM on ready features and maps, 2048 channels, 32 pictures, at
+Without `--data`: milliseconds an image of one CREAM on ready features and maps, 2048 channels, 32 images, at
 7 x 7, 14 x 14 and 28 x 28, contenders in interleaved rounds after an untimed call.
 
-With data and a model: banks are fitted to every `STEP`-th picture from `START`, at most `COUNT` (`--bank`), and box
-accuracies, protocol "wsol", are those of other pictures of the same split (`--judge`). `--stride` takes strides out of
-the network, `--scale` enlarges its input: both make finer maps. `--features` says on what CREAM clusters, pictures and
-bank alike: features as they are ("plain"), scaled to length 1 ("unit"), or relative to each picture's mean ("centred").
+With data and a model: banks are fitted to every `STEP`-th image from `START`, at most `COUNT` (`--bank`), and box
+accuracies, protocol "wsol", are those of other images of the same split (`--judge`). `--stride` takes strides out of
+the network, `--scale` enlarges its input: both make finer maps. `--features` says on what CREAM clusters, images and
+bank alike: features as they are ("plain"), scaled to length 1 ("unit"), or relative to each image's mean ("centred").
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from camtools.steps import CREAM, NWC, Enlarge, State, Step
 from camtools.steps.cream import UnitFeatures, foreground_mask, mean_features
 
 GRIDS = (7, 14, 28)
-CHANNELS, PICTURES, CLASSES = 2048, 32, 10
+CHANNELS, IMAGES, CLASSES = 2048, 32, 10
 METRICS = ("MaxBoxAccV2", "MaxBoxAcc")
 FEATURES = ("plain", "unit", "centred")
 MODES = ("momentum", "mean")
@@ -64,8 +64,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", help="a classifier of the data's classes")
     parser.add_argument("--model-arg", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--weights")
-    parser.add_argument("--bank", type=pictures, default=slice(0, None, 10), metavar="START:STEP[:COUNT]")
-    parser.add_argument("--judge", type=pictures, default=slice(5, None, 20), metavar="START:STEP[:COUNT]")
+    parser.add_argument("--bank", type=images, default=slice(0, None, 10), metavar="START:STEP[:COUNT]")
+    parser.add_argument("--judge", type=images, default=slice(5, None, 20), metavar="START:STEP[:COUNT]")
     parser.add_argument("--stride", type=int, choices=(8, 16, 32), help="output stride; the model's own by default")
     parser.add_argument("--scale", type=float, default=1.0, help="sides of the input over the model's own")
     parser.add_argument("--iterations", type=int, default=2)
@@ -78,7 +78,7 @@ def parse() -> argparse.Namespace:
     return wanted
 
 
-def pictures(text: str) -> slice:
+def images(text: str) -> slice:
     start, step, *count = map(int, text.split(":"))
     return slice(start, start + step * count[0] if count else None, step)
 
@@ -95,8 +95,8 @@ def cost(device: str, repeats: int) -> None:
     steps = {"own means": CREAM(), "bank": CREAM(bank)}
     calls = {}
     for grid in GRIDS:
-        labels = (torch.arange(PICTURES) % CLASSES)[:, None].to(device)
-        features, maps = random(PICTURES, CHANNELS, grid, grid), random(PICTURES, 1, grid, grid)
+        labels = (torch.arange(IMAGES) % CLASSES)[:, None].to(device)
+        features, maps = random(IMAGES, CHANNELS, grid, grid), random(IMAGES, 1, grid, grid)
         state = State(features=features, maps=maps, labels=labels)
         calls |= {(grid, name): lambda step=step, state=state: step(state) for name, step in steps.items()}
     wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
@@ -104,16 +104,16 @@ def cost(device: str, repeats: int) -> None:
         call()
     seconds = interleave(calls, repeats, wait)
     threads = f"{torch.get_num_threads()} thread(s)"
-    print(f"CREAM, {CHANNELS} channels, {PICTURES} pictures, {device}, {threads}, median of {repeats} rounds")
+    print(f"CREAM, {CHANNELS} channels, {IMAGES} images, {device}, {threads}, median of {repeats} rounds")
     rows = [
         [
             f"{grid} x {grid}",
             name,
-            *(f"{1e3 * value / PICTURES:.3f}" for value in (statistics.median(times), min(times))),
+            *(f"{1e3 * value / IMAGES:.3f}" for value in (statistics.median(times), min(times))),
         ]
         for (grid, name), times in seconds.items()
     ]
-    print(table(["grid", "starts from", "ms a picture", "least"], rows))
+    print(table(["grid", "starts from", "ms per image", "least"], rows))
 
 
 def compare(wanted: argparse.Namespace) -> None:
@@ -127,7 +127,7 @@ def compare(wanted: argparse.Namespace) -> None:
     fitted, judged = (Subset(data, range(len(data))[part]) for part in (wanted.bank, wanted.judge))
     shared = set(fitted.indices) & set(judged.indices)
     if shared:
-        raise SystemExit(f"--bank and --judge share {len(shared)} pictures: expected none")
+        raise SystemExit(f"--bank and --judge share {len(shared)} images: expected none")
     banks = fit(model, fitted, squashed(loaded.preprocess, wanted.scale))
     first: list[Step] = [Enlarge(wanted.scale)] if wanted.scale != 1 else []
     settings = {"iterations": wanted.iterations, "sigma": wanted.sigma, "add_cam": not wanted.alone}
@@ -140,7 +140,7 @@ def compare(wanted: argparse.Namespace) -> None:
             pipelines[f"{features}, bank {mode}"] = [*before, CREAM(banks[length, mode], **own)]
     found = camtools.evaluate(model, judged, pipelines, metrics=METRICS, transform=loaded.preprocess)
     missing = len(banks["plain", "mean"].missing)
-    print(f"{wanted.data}: banks of {len(fitted)} pictures ({missing} classes missing), {len(judged)} judged; ", end="")
+    print(f"{wanted.data}: banks of {len(fitted)} images ({missing} classes missing), {len(judged)} judged; ", end="")
     print(f"stride {wanted.stride or 'own'}, scale {wanted.scale:g}, {CREAM(**settings)!r}")
     rows = [[name, *(shown(found.metrics[name][metric]) for metric in METRICS)] for name in found.pipelines]
     print(table(["features, start", *(f"{metric}, interval of the delta to cam" for metric in METRICS)], rows))
@@ -178,7 +178,7 @@ def fit(
                     for length in ("plain", "unit")
                     for mode in MODES
                 }
-            targets = torch.tensor([[index[one.target[0]]] for one in group.pictures])
+            targets = torch.tensor([[index[one.target[0]]] for one in group.images])
             valid = torch.ones_like(targets, dtype=torch.bool)
             maps = torch.einsum("bkc,bchw->bkhw", found.weights(targets).float(), found.features.float())
             mask = foreground_mask(maps, 0.2)

@@ -66,10 +66,10 @@ def parse() -> argparse.Namespace:
 
 def problem(size: int, device: str) -> State:
     """Return a cat and a round map over its face."""
-    picture = resize(data.chelsea(), (size, size), anti_aliasing=True).transpose(2, 0, 1)
+    image = resize(data.chelsea(), (size, size), anti_aliasing=True).transpose(2, 0, 1)
     axis = torch.linspace(-1, 1, size)
     distance = (axis[:, None] ** 2 + (axis - 0.1) ** 2).sqrt()
-    images = torch.from_numpy(np.ascontiguousarray(picture)).float()[None].clamp(0, 1)
+    images = torch.from_numpy(np.ascontiguousarray(image)).float()[None].clamp(0, 1)
     return State(maps=(1 - distance).clamp_min(0)[None, None].to(device), images=images.to(device))
 
 

@@ -4,7 +4,7 @@ r"""What pipelines gain, and what they cost: MaxBoxAccV2 against the time of bar
         --model torchvision/mobilenet_v2 --weights ../shared/weights/mobilenet_v2_imagenet.safetensors \
         --out runs/frontier --plot docs/images/frontier.png
 
-Every pipeline is evaluated under the WSOL protocol with each picture's own class (one pass of `camtools.evaluate` for
+Every pipeline is evaluated under the WSOL protocol with each image's own class (one pass of `camtools.evaluate` for
 all, which resumes). The cost is that of everything from the ready batch to the masks at the protocol's size, over that
 of the bare model on the same batch: medians of interleaved rounds in one process.
 """
@@ -41,8 +41,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", help="folder of the evaluation")
-    parser.add_argument("--plot", type=Path, help="picture to write")
-    parser.add_argument("--title", default="", help="of the picture")
+    parser.add_argument("--plot", type=Path, help="image to write")
+    parser.add_argument("--title", default="", help="of the image")
     wanted = parser.parse_args()
     pipelines = dict(parse_pipelines(wanted.pipelines))
     loaded = camtools.load_model(wanted.model, wanted.weights, num_classes=wanted.classes)

@@ -1,11 +1,11 @@
-r"""Gives a classifier other classes: a linear layer on its frozen features, trained on a data set's picture labels.
+r"""Gives a classifier other classes: a linear layer on its frozen features, trained on a data set's image labels.
 
     python tests/benchmarks/linear_classifier.py --data boxfolder:../shared/data/voc5/train \
         --model torchvision/mobilenet_v2 --weights ../shared/weights/mobilenet_v2_imagenet.safetensors \
         --out voc5.safetensors
 
-There are no weights for VOC's classes here, and evaluating a classifier on them needs one. Several classes a picture
-are learnt as that (binary cross-entropy). Pictures are squashed to the model's input, as the WSOL protocol does, and
+There are no weights for VOC's classes here, and evaluating a classifier on them needs one. Several classes per image
+are learnt as that (binary cross-entropy). Images are squashed to the model's input, as the WSOL protocol does, and
 seen once as they are and once mirrored.
 """
 
@@ -62,7 +62,7 @@ def main() -> None:
     state[f"{name}.bias"] = linear.bias.detach()
     save_file({key: value.contiguous() for key, value in state.items()}, arguments.out)
     right = (((linear(x) > 0) == (y > 0)).float().mean() * 100).item()
-    print(f"{len(x) // 2} pictures, {len(data.classes)} classes, loss {loss.item():.3f}, {right:.1f} % of labels right")
+    print(f"{len(x) // 2} images, {len(data.classes)} classes, loss {loss.item():.3f}, {right:.1f} % of labels right")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/recipes.py --recipes tap,wgap,minmaxcam --model torchvision/mobilenet_v2
 
-Prints milliseconds a picture of each recipe's step on random pictures, with its ratio to `gap`; then pictures a
-second of a real epoch of `gap` as a share of a bare forward, backward and update on pictures that lie in memory.
+Prints milliseconds an image of each recipe's step on random images, with its ratio to `gap`; then images a
+second of a real epoch of `gap` as a share of a bare forward, backward and update on images that lie in memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from camtools.training.trainer import Trainer, accelerated
 
 
 class Noise(ListedDataset):
-    """Pictures of noise as large as photographs on disk are, kept as JPEG in memory; as many of each class."""
+    """Images of noise as large as photographs on disk are, kept as JPEG in memory; as many of each class."""
 
     def __init__(self, count: int, classes: int, side: int) -> None:
         import io
@@ -66,7 +66,7 @@ def waited(device: torch.device) -> float:
 
 
 def step_seconds(trainer: Trainer, args: argparse.Namespace) -> list[float]:
-    """Seconds a picture of each step; the batch is the recipe's own size, S pictures a class one after another."""
+    """Seconds an image of each step; the batch is the recipe's own size, S images per class one after another."""
     indices = trainer.own_batches()[0]
     size = input_size(trainer.config, trainer.preprocess)
     images = torch.randn(len(indices), 3, *size, device=trainer.device)
@@ -89,12 +89,12 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=200)
     parser.add_argument("--batch", type=int, default=25, help="minmaxcam's own is 25")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--pictures", type=int, default=1000)
-    parser.add_argument("--side", type=int, default=500, help="pixels a side of the stored pictures")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--side", type=int, default=500, help="pixels a side of the stored images")
     parser.add_argument("--workers", type=int, default=None)
     parser.add_argument("--precision", default="no", choices=["no", "bf16", "fp16"])
     args = parser.parse_args()
-    data = TrainingSet(Selection(Noise(max(args.pictures, 5 * args.classes), args.classes, args.side)))
+    data = TrainingSet(Selection(Noise(max(args.images, 5 * args.classes), args.classes, args.side)))
     with accelerated(args.precision, None) as accelerator:
         trainers = {name: trainer_of(name, args, data, accelerator) for name in ("gap", *args.recipes.split(","))}
         times: dict[str, list[float]] = {name: [] for name in trainers}
@@ -104,12 +104,12 @@ def main() -> None:
         base = statistics.median(times["gap"])
         for name, seconds in times.items():
             middle = statistics.median(seconds)
-            print(f"{name:12} {1000 * middle:8.3f} ms a picture, {middle / base:.2f} x gap")
+            print(f"{name:12} {1000 * middle:8.3f} ms per image, {middle / base:.2f} x gap")
         count = sum(map(len, trainers["gap"].own_batches()))
         start = waited(accelerator.device)
         trainers["gap"].run_epoch(lambda step, means: None, lambda count, loss: None, lambda: None)
         speed = count / (waited(accelerator.device) - start)
-        print(f"an epoch of {count} pictures: {speed:.1f} pictures/s, {speed * base:.2f} of the bare step's")
+        print(f"an epoch of {count} images: {speed:.1f} images/s, {speed * base:.2f} of the bare step's")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ r"""How good semantic masks from image labels are: mean IoU of `camtools.segment
 
 The truth is the data set's masks. Where it has none it is the boxes, filled, the smaller in front of the larger: such
 a truth holds much background, so it favours wide masks, and punishes those that follow an object's outline.
-`--backgrounds` and `--kernels` try several, to choose by on pictures of the calibration half; a kernel is
+`--backgrounds` and `--kernels` try several, to choose by on images of the calibration half; a kernel is
 SXY,COMPAT,SXY,SRGB,COMPAT of the smoothness and the appearance kernel, or "none" for no CRF. `--given` looks for the
-classes that are in the picture instead of those that the classifier sees.
+classes that are in the image instead of those that the classifier sees.
 
 The weights of the second are made by `tests/benchmarks/linear_classifier.py`.
 """
@@ -39,7 +39,7 @@ def main() -> None:
     chosen = range(0, len(data), step)[: wanted.n]
     loaded = camtools.load_model(wanted.model, wanted.weights)
     transform = loaded.preprocess
-    if isinstance(transform, Preprocess):  # no picture loses its edges to a crop
+    if isinstance(transform, Preprocess):  # no image loses its edges to a crop
         transform = replace(transform, resize=transform.input_size, crop_mode="squash")
     settings = [(p, k, b) for p in wanted.pipelines for k in wanted.kernels for b in wanted.backgrounds]
     segmenters = {
@@ -66,7 +66,7 @@ def main() -> None:
                 scores[key].update([one.mask.cpu() for one in found], truths)
                 advance(len(records))
     kind = "masks" if data[0].masks is not None else "filled boxes"
-    print(f"{len(chosen)} pictures of {wanted.data}, truth: {kind}")
+    print(f"{len(chosen)} images of {wanted.data}, truth: {kind}")
     print("| pipeline | CRF | background | mean IoU | of the classes | of the background |")
     print("|---|---|---|---|---|---|")
     for (pipeline, crf, background), metric in scores.items():
@@ -88,8 +88,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pipelines", nargs="+", default=["cam", "rcam"])
     parser.add_argument("--backgrounds", nargs="+", type=level, default=[BACKGROUND], metavar="B|pipeline")
     parser.add_argument("--kernels", nargs="+", type=kernel, default=[None, default_crf()], metavar="K|none")
-    parser.add_argument("--n", type=int, help="pictures, spread evenly; all by default")
-    parser.add_argument("--given", action="store_true", help="the picture's true classes, not the classifier's")
+    parser.add_argument("--n", type=int, help="images, spread evenly; all by default")
+    parser.add_argument("--given", action="store_true", help="the image's true classes, not the classifier's")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args()
 

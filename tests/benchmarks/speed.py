@@ -4,12 +4,12 @@
     python tests/benchmarks/speed.py --device cuda --dtype bfloat16 --channels-last --batch 256
 
 Every contender gets the same batch of ready tensors and the same model, in one process, each after an untimed forward,
-and gives its own usual result: explain (pipeline rcam) masks and boxes at the pictures' resolution, pytorch-grad-cam
+and gives its own usual result: explain (pipeline rcam) masks and boxes at the images' resolution, pytorch-grad-cam
 maps at that resolution, torch-cam maps at the features'. The other libraries are called as their documentation says,
-for each picture's likeliest class; where one is not installed its rows are left out, and the command that brings it is
+for each image's likeliest class; where one is not installed its rows are left out, and the command that brings it is
 named. Weights are random.
 
-Peak memory is what one call adds to what the process holds before it (after a call with one picture, which loads and
+Peak memory is what one call adds to what the process holds before it (after a call with one image, which loads and
 caches what stays): on the CPU the largest resident size, each in fresh processes; on a GPU what torch allocates.
 """
 
@@ -76,8 +76,8 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet50", help="name in torchvision.models (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=32, help="pictures (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=224, help="side of a picture in pixels (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="images (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=224, help="side of an image in pixels (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--channels-last", action="store_true", help="memory format of model and batch")
@@ -144,7 +144,7 @@ def prepare(model: nn.Module, batch: Tensor) -> dict[str, Callable[[], Call]]:
 
         def call() -> object:
             with GradCAM(model=model, target_layers=[layer]) as cam:
-                return cam(input_tensor=batch, targets=None)  # None: each picture's likeliest class
+                return cam(input_tensor=batch, targets=None)  # None: each image's likeliest class
 
         return call
 
@@ -209,9 +209,9 @@ def ratios(seconds: Mapping[str, Sequence[float]], peaks: Mapping[str, list[floa
     yield ratio("peak memory: explain / bare forward", peaks[EXPLAIN], peaks[FORWARD], 1.2)
 
 
-def pace(name: str, seconds: Sequence[float], pictures: int) -> tuple[str, ...]:
+def pace(name: str, seconds: Sequence[float], images: int) -> tuple[str, ...]:
     middle = statistics.median(seconds)
-    return (name, f"{middle:.4f}", f"{pictures / middle:.1f}")
+    return (name, f"{middle:.4f}", f"{images / middle:.1f}")
 
 
 def allocated_peak(call: Call) -> float:

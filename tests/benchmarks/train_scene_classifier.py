@@ -42,7 +42,7 @@ class Drawn(NamedTuple):
 class Recipe(NamedTuple):
     """How to train; the fields are the options of the command."""
 
-    pictures: int
+    images: int
     close_up_epochs: int
     epochs: int
     batch_size: int
@@ -55,10 +55,10 @@ class Recipe(NamedTuple):
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the results; a run that was stopped goes on from there.")],
     seeds: Annotated[str, typer.Option(help="Seeds of the training, separated by commas.")] = "0,1,2",
-    pictures: Annotated[int, typer.Option(help="Training scenes.")] = 12_000,
+    images: Annotated[int, typer.Option(help="Training scenes.")] = 12_000,
     close_up_epochs: Annotated[int, typer.Option(help="Passes over close-ups of the heads, first.")] = 5,
     epochs: Annotated[int, typer.Option(help="Passes over whole scenes, then.")] = 6,
-    batch_size: Annotated[int, typer.Option(help="Pictures per step.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
     lr: Annotated[
         float, typer.Option(help="Peak learning rate (AdamW, one cycle a stage); half of it on scenes.")
     ] = 4e-3,
@@ -69,13 +69,13 @@ def main(
 ) -> None:
     """Train one classifier a seed on `Scenes("train")`; say how many scenes of the test split each gets right.
 
-    Like most classifiers people have, it is pretrained on easier pictures, close-ups of the heads, and fine-tuned with
-    picture labels only. (From scratch, average pooling takes long to find a head on 1/50 of the picture.) The last
+    Like most classifiers people have, it is pretrained on easier images, close-ups of the heads, and fine-tuned with
+    image labels only. (From scratch, average pooling takes long to find a head on 1/50 of the image.) The last
     epoch is taken; "val" is only watched, and "test" plays no part.
     """
-    recipe = Recipe(pictures, close_up_epochs, epochs, batch_size, lr, weight_decay, bf16, device)
+    recipe = Recipe(images, close_up_epochs, epochs, batch_size, lr, weight_decay, bf16, device)
     out.mkdir(parents=True, exist_ok=True)
-    train = draw(Scenes("train", pictures), workers)
+    train = draw(Scenes("train", images), workers)
     val, test = draw(Scenes("val"), workers), draw(Scenes("test"), workers)
     for seed in map(int, seeds.split(",")):
         path = out / f"seed{seed}.safetensors"
@@ -89,20 +89,20 @@ def main(
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, pictures: Tensor, labels: Tensor) -> float:
-    """Return the share of pictures, (N, 3, H, W) uint8, whose class, (N,), the model finds."""
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Return the share of images, (N, 3, H, W) uint8, whose class, (N,), the model finds."""
     device = next(model.parameters()).device
     hits = [
         (model(normalised(x.to(device))).argmax(dim=1).cpu() == y).sum()
-        for x, y in zip(pictures.split(100), labels.split(100), strict=True)
+        for x, y in zip(images.split(100), labels.split(100), strict=True)
     ]
     return float(torch.stack(hits).sum()) / len(labels)
 
 
-def normalised(pictures: Tensor) -> Tensor:
-    """Turn uint8 pictures, (B, 3, H, W), into what `SceneNet` expects."""
+def normalised(images: Tensor) -> Tensor:
+    """Turn uint8 images, (B, 3, H, W), into what `SceneNet` expects."""
     mean, std = SceneNet.preprocess.mean[0], SceneNet.preprocess.std[0]
-    return ((pictures.float() / 255 - mean) / std).to(memory_format=torch.channels_last)
+    return ((images.float() / 255 - mean) / std).to(memory_format=torch.channels_last)
 
 
 def train_one(train: Drawn, val: Drawn, seed: int, recipe: Recipe, path: Path) -> SceneNet:
@@ -111,7 +111,7 @@ def train_one(train: Drawn, val: Drawn, seed: int, recipe: Recipe, path: Path) -
     Args:
         train: What to learn from.
         val: What to report on after every epoch.
-        seed: Of the weights and the order of the pictures.
+        seed: Of the weights and the order of the images.
         recipe: How.
         path: Where the state after every epoch is kept; what lies there is carried on.
     """
@@ -122,8 +122,8 @@ def train_one(train: Drawn, val: Drawn, seed: int, recipe: Recipe, path: Path) -
         raise SystemExit(f"{path} is of a run with other options ({saved['recipe']}): choose another folder")
     stages = (("close-ups", recipe.close_up_epochs, recipe.lr), ("scenes", recipe.epochs, recipe.lr / 2))
     for number, (stage, epochs, lr) in enumerate(stages):
-        pictures, watched = (train.close_ups, val.close_ups) if stage == "close-ups" else (train.scenes, val.scenes)
-        steps = len(pictures) // recipe.batch_size
+        images, watched = (train.close_ups, val.close_ups) if stage == "close-ups" else (train.scenes, val.scenes)
+        steps = len(images) // recipe.batch_size
         optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=recipe.weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps, pct_start=0.2)
         parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
@@ -135,7 +135,7 @@ def train_one(train: Drawn, val: Drawn, seed: int, recipe: Recipe, path: Path) -
         saved = {}
         for epoch in range(done, epochs):
             random = np.random.RandomState([seed, number, epoch])
-            loss = _epoch(model, batches(pictures, train.labels, recipe, random), optimizer, schedule, recipe)
+            loss = _epoch(model, batches(images, train.labels, recipe, random), optimizer, schedule, recipe)
             right = accuracy(model.eval(), watched, val.labels)
             console.print(f"seed {seed} {stage} {epoch + 1}/{epochs}: loss {loss:.3f}, val {right:.2%}")
             states = {name: part.state_dict() for name, part in parts.items()}
@@ -148,7 +148,7 @@ def train_one(train: Drawn, val: Drawn, seed: int, recipe: Recipe, path: Path) -
 def _epoch(
     model: SceneNet, pairs: Iterator[tuple[Tensor, Tensor]], optimizer: Any, schedule: Any, recipe: Recipe
 ) -> float:
-    """Go through all pictures once; return the mean loss."""
+    """Go through all images once; return the mean loss."""
     model.train()
     losses = []
     for x, y in pairs:
@@ -163,12 +163,12 @@ def _epoch(
 
 
 def batches(
-    pictures: Tensor, labels: Tensor, recipe: Recipe, random: np.random.RandomState
+    images: Tensor, labels: Tensor, recipe: Recipe, random: np.random.RandomState
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield shuffled batches; each is turned and mirrored as a whole, which changes no class."""
-    order = torch.from_numpy(random.permutation(len(pictures)))
+    order = torch.from_numpy(random.permutation(len(images)))
     for chosen in order.split(recipe.batch_size)[: len(order) // recipe.batch_size]:
-        x = torch.rot90(pictures[chosen], random.randint(4), (2, 3))
+        x = torch.rot90(images[chosen], random.randint(4), (2, 3))
         yield (x.flip(3) if random.randint(2) else x).to(recipe.device), labels[chosen].to(recipe.device)
 
 
@@ -191,9 +191,9 @@ class _WithCloseUps(Dataset[Any]):
         x, y = (place + radius * random.uniform(-0.5, 0.5) for place in (x, y))
         low, high = (max(x - half, 0.0), max(y - half, 0.0)), (min(x + half, 1.0), min(y + half, 1.0))
         window = side * low[0], side * low[1], side * high[0], side * high[1]
-        picture = Image.fromarray(scene.pixels)
-        close_up = picture.resize((CLOSE_UP, CLOSE_UP), Image.Resampling.BILINEAR, box=window)
-        return _bytes(picture), _bytes(close_up), creature.label
+        image = Image.fromarray(scene.pixels)
+        close_up = image.resize((CLOSE_UP, CLOSE_UP), Image.Resampling.BILINEAR, box=window)
+        return _bytes(image), _bytes(close_up), creature.label
 
 
 def draw(scenes: Scenes, workers: int) -> Drawn:

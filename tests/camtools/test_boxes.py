@@ -67,7 +67,7 @@ MASKS = {
     "corners": mask_of("#..#", "....", "#..#"),
     "diagonal": torch.eye(8, dtype=torch.bool),
     "both diagonals": torch.eye(8, dtype=torch.bool) | torch.eye(8, dtype=torch.bool).flip(0),
-    "row ends": mask_of("..##", "#...", "...#", "##.."),  # neighbours in flat order, not in the picture
+    "row ends": mask_of("..##", "#...", "...#", "##.."),  # neighbours in flat order, not in the image
     "first and last": mask_of("#...", "....", "...#"),
     "one row": mask_of("##.#..###."),
     "one column": mask_of("##.#..###.").T,

@@ -16,7 +16,7 @@ from camtools.steps import CREAM
 
 
 class Noise(RecordDataset):
-    """Random pictures whose classes are given, in the order given."""
+    """Random images whose classes are given, in the order given."""
 
     def __init__(self, labels, order=None, classes=("ant", "bee", "cat")):
         super().__init__()
@@ -55,7 +55,7 @@ def sighted(make_tiny):
 
 
 def by_hand(model, data, momentum=None, delta=0.2):
-    """Eq. 3-4, a picture after the other, in float64: vectors (2, K, C) and counts (K, 2)."""
+    """Eq. 3-4, an image after the other, in float64: vectors (2, K, C) and counts (K, 2)."""
     vectors, counts = np.zeros((2, 3, 4)), np.zeros((3, 2), dtype=int)
     for index in range(len(data)):
         record = data.record(index)
@@ -78,7 +78,7 @@ def by_hand(model, data, momentum=None, delta=0.2):
 @pytest.mark.parametrize(
     ("mode", "momentum"), [("momentum", 0.8), ("momentum", 0.0), ("momentum", 0.99), ("mean", 0.8)]
 )
-def test_equals_the_equations_one_picture_after_the_other(sighted, mode, momentum, batch_size):
+def test_equals_the_equations_one_image_after_the_other(sighted, mode, momentum, batch_size):
     bank = fit(sighted, Noise(LABELS), mode=mode, momentum=momentum, batch_size=batch_size)
     vectors, counts = by_hand(sighted, Noise(LABELS), momentum if mode == "momentum" else None)
     np.testing.assert_allclose(bank.foreground.numpy(), vectors[0], atol=1e-6)
@@ -96,7 +96,7 @@ def test_mean_does_not_depend_on_the_order_and_momentum_does(sighted):
         assert one.background.allclose(other.background, atol=1e-6) == same
 
 
-def test_classes_without_a_picture_are_reported(sighted):
+def test_classes_without_an_image_are_reported(sighted):
     bank = fit(sighted, Noise(LABELS))
     assert bank.missing == [1] and bank.known.tolist() == [True, False, True]
     assert bank.foreground[1].eq(0).all()
@@ -191,7 +191,7 @@ def test_arguments_out_of_range_are_named(tiny, settings, message):
 def test_data_that_does_not_fit_is_refused(tiny):
     with pytest.raises(TargetError, match="The data has 2 classes"):
         fit(tiny, Noise([[0], [1]], classes=("ant", "bee")))
-    with pytest.raises(InputError, match="no picture gave a foreground or background"):
+    with pytest.raises(InputError, match="no image gave a foreground or background"):
         fit(tiny, Noise([[], []]))
     with pytest.raises(InputError, match="cannot be evaluated on"):
         fit(tiny, [1, 2])

@@ -1,4 +1,4 @@
-"""From pictures to explanations, on a classifier whose answers are known: F is the picture, the classes its colours."""
+"""From images to explanations, on a classifier whose answers are known: F is the image, the classes its colours."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ HALF = FixedThreshold(0.5)  # a blurred edge crosses half its height just where 
 
 
 class Colours(nn.Module):
-    """Logits are the mean red, green and blue of the picture, so the map of a class is its colour channel."""
+    """Logits are the mean red, green and blue of the image, so the map of a class is its colour channel."""
 
     def __init__(self, classes=3):
         super().__init__()
@@ -40,11 +40,11 @@ def plain(resize, size=(32, 32)):
 
 
 def painted(height, width, box, colour=0):
-    """A black picture (H, W, 3) uint8 with one square of a pure colour."""
-    picture = np.zeros((height, width, 3), dtype=np.uint8)
+    """A black image (H, W, 3) uint8 with one square of a pure colour."""
+    image = np.zeros((height, width, 3), dtype=np.uint8)
     x0, y0, x1, y1 = box
-    picture[y0:y1, x0:x1, colour] = 255
-    return picture
+    image[y0:y1, x0:x1, colour] = 255
+    return image
 
 
 def noise(height, width, seed=0):
@@ -130,8 +130,8 @@ def test_outside_the_crop_is_zero_even_where_the_object_fills_what_is_seen():
 
 
 def test_two_squares_the_larger_first():
-    picture = np.maximum(painted(64, 64, (4, 4, 14, 14)), painted(64, 64, (30, 30, 60, 50)))
-    exp = camtools.explain(Colours(), picture, pipeline=HALF, transform=plain((32, 32)))
+    image = np.maximum(painted(64, 64, (4, 4, 14, 14)), painted(64, 64, (30, 30, 60, 50)))
+    exp = camtools.explain(Colours(), image, pipeline=HALF, transform=plain((32, 32)))
     assert exp.boxes.tolist() == [[30, 30, 60, 50], [4, 4, 14, 14]]
 
 
@@ -144,16 +144,16 @@ def test_boxes_of_a_rotated_file_are_upright(explainer, tmp_path, orientation, s
     exif[0x0112] = orientation
     upright = Image.fromarray(painted(64, 96, (10, 5, 40, 25)))
     upright.transpose(stored).save(tmp_path / "turned.jpg", exif=exif, quality=100, subsampling=0)
-    for picture in (tmp_path / "turned.jpg", Image.open(tmp_path / "turned.jpg")):
-        exp = explainer(picture)
+    for image in (tmp_path / "turned.jpg", Image.open(tmp_path / "turned.jpg")):
+        exp = explainer(image)
         assert exp.size == (64, 96) and exp.map.shape == (64, 96) and exp.image.size == (96, 64)
         assert exp.box.tolist() == [10, 5, 40, 25]
 
 
-# Kinds of pictures, batches, streams ----------------------------------------------------------------------------------
+# Kinds of images, batches, streams ----------------------------------------------------------------------------------
 
 
-def test_every_kind_of_picture_gives_what_its_file_gives(tiny_explainer, tmp_path):
+def test_every_kind_of_image_gives_what_its_file_gives(tiny_explainer, tmp_path):
     array = noise(50, 70)
     file = tmp_path / "noise.png"
     Image.fromarray(array).save(file)
@@ -197,12 +197,12 @@ def test_ready_tensors_of_any_floating_type(make_tiny):
 def test_mixed_sizes_stay_in_order(explainer):
     boxes = [(20, 30, 40, 44), (10, 33, 30, 60), (40, 10, 88, 50), (8, 12, 28, 44), (10, 33, 30, 60)]
     sizes = [(64, 64), (96, 64), (64, 128), (64, 64), (96, 64)]
-    pictures = [painted(*size, box, i % 3) for i, (size, box) in enumerate(zip(sizes, boxes, strict=True))]
-    found = explainer(pictures)
+    images = [painted(*size, box, i % 3) for i, (size, box) in enumerate(zip(sizes, boxes, strict=True))]
+    found = explainer(images)
     assert [exp.label for exp in found] == [0, 1, 2, 0, 1]
     assert [tuple(exp.box.tolist()) for exp in found] == boxes
     assert [exp.size for exp in found] == sizes
-    assert [exp.box.tolist() for exp in explainer.stream(pictures)] == [exp.box.tolist() for exp in found]
+    assert [exp.box.tolist() for exp in explainer.stream(images)] == [exp.box.tolist() for exp in found]
 
 
 def test_inputs_of_several_shapes_stay_in_order(make_tiny):
@@ -214,11 +214,11 @@ def test_inputs_of_several_shapes_stay_in_order(make_tiny):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 32])
 @pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"target": 3}])
-def test_batches_and_streams_give_what_single_pictures_give(tiny_explainer, batch_size, options):
-    pictures = [noise(40 + 8 * (i % 2), 48, i) for i in range(5)]
+def test_batches_and_streams_give_what_single_images_give(tiny_explainer, batch_size, options):
+    images = [noise(40 + 8 * (i % 2), 48, i) for i in range(5)]
     explain = tiny_explainer(batch_size=batch_size)
-    alone = [tiny_explainer(batch_size=1)(picture, **options) for picture in pictures]
-    for found in (explain(pictures, **options), list(explain.stream(iter(pictures), **options))):
+    alone = [tiny_explainer(batch_size=1)(image, **options) for image in images]
+    for found in (explain(images, **options), list(explain.stream(iter(images), **options))):
         assert len(found) == 5
         for ours, expected in zip(found, alone, strict=True):
             assert isinstance(ours, list) == isinstance(expected, list) == ("top_k" in options)
@@ -229,20 +229,20 @@ def test_batches_and_streams_give_what_single_pictures_give(tiny_explainer, batc
 
 def test_a_stream_reads_no_further_ahead_than_it_says(tiny_explainer):
     taken = []
-    pictures = (taken.append(i) or noise(32, 32, i) for i in range(1000))
-    stream = tiny_explainer(batch_size=3).stream(pictures)
+    images = (taken.append(i) or noise(32, 32, i) for i in range(1000))
+    stream = tiny_explainer(batch_size=3).stream(images)
     next(stream)
     assert len(taken) == 6
     stream.close()
     assert len(taken) == 6
 
 
-def test_a_stream_yields_what_comes_before_a_broken_picture(tiny_explainer, tmp_path):
+def test_a_stream_yields_what_comes_before_a_broken_image(tiny_explainer, tmp_path):
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     stream = tiny_explainer(batch_size=4).stream([noise(32, 32, i) for i in range(6)] + [broken, noise(32, 32)])
     assert [next(stream).size for _ in range(6)] == [(32, 32)] * 6
-    with pytest.raises(InputError, match=r"picture 6 \(.*broken\.png.*not an image"):
+    with pytest.raises(InputError, match=r"image 6 \(.*broken\.png.*not an image"):
         next(stream)
     assert list(tiny_explainer().stream([])) == []
 
@@ -286,22 +286,22 @@ def test_targets_in_every_form(explainer):
 
 
 def test_ragged_targets_are_the_classes_asked_for(explainer):
-    picture = np.maximum(painted(64, 64, (4, 4, 24, 24), 0), painted(64, 64, (30, 30, 60, 50), 2))
-    red, (blue, same_red) = explainer([picture, picture], [["red"], ["blue", "red"]])
+    image = np.maximum(painted(64, 64, (4, 4, 24, 24), 0), painted(64, 64, (30, 30, 60, 50), 2))
+    red, (blue, same_red) = explainer([image, image], [["red"], ["blue", "red"]])
     assert red[0].box.tolist() == same_red.box.tolist() == [4, 4, 24, 24]
     assert blue.box.tolist() == [30, 30, 60, 50]
     assert [exp.name for exp in (*red, blue, same_red)] == ["red", "blue", "red"]
 
 
 def test_top_k_is_the_likeliest_classes_in_order(tiny_explainer):
-    explain, picture = tiny_explainer(), noise(40, 40)
-    found = explain(picture, top_k=3)
+    explain, image = tiny_explainer(), noise(40, 40)
+    found = explain(image, top_k=3)
     assert labels(found) == found[0].logits.topk(3).indices.tolist()
     assert [exp.score for exp in found] == sorted((exp.score for exp in found), reverse=True)
     for exp in found:
-        assert_same(explain(picture, exp.label), exp, exactly=False)
-    assert len(explain(picture, top_k=1)) == 1
-    assert np.shape(labels(explain([picture, picture], top_k=5))) == (2, 5)
+        assert_same(explain(image, exp.label), exp, exactly=False)
+    assert len(explain(image, top_k=1)) == 1
+    assert np.shape(labels(explain([image, image], top_k=5))) == (2, 5)
 
 
 def test_scores_and_logits_are_the_models_own(make_tiny):
@@ -315,8 +315,8 @@ def test_scores_and_logits_are_the_models_own(make_tiny):
 
 
 def test_a_model_with_a_single_score():
-    picture = painted(64, 64, (20, 30, 40, 44))
-    exp = camtools.explain(Colours(1), picture, pipeline=HALF, transform=plain((32, 32)))
+    image = painted(64, 64, (20, 30, 40, 44))
+    exp = camtools.explain(Colours(1), image, pipeline=HALF, transform=plain((32, 32)))
     mean = 20 * 14 / 64**2
     assert (exp.label, exp.box.tolist()) == (0, [20, 30, 40, 44])
     assert exp.logits.tolist() == pytest.approx([mean], abs=1e-3)
@@ -334,8 +334,8 @@ def test_names_come_from_the_caller_or_are_the_index(make_tiny):
 
 @pytest.mark.parametrize("pipeline", ["cam", "rcam", "adaptive", [camtools.steps.IVR(45)]])
 def test_map_mask_and_threshold_agree(tiny_explainer, pipeline):
-    pictures = [noise(50, 70, i) for i in range(3)]
-    for found in tiny_explainer(pipeline=pipeline)(pictures, top_k=5):
+    images = [noise(50, 70, i) for i in range(3)]
+    for found in tiny_explainer(pipeline=pipeline)(images, top_k=5):
         seen = [exp for exp in found if exp.raw_map.any()]  # clamping may leave a class without weights
         assert len(seen) >= 4
         for exp in seen:
@@ -466,7 +466,7 @@ def test_another_device_gets_a_copy(make_tiny, cuda):
         ({"target": True}, TargetError, "an index or a name, not True"),
         ({"target": 1.5}, TargetError, "an index or a name, not 1.5"),
         ({"target": [[0, 1]]}, TargetError, r"an index or a name, not \[0, 1\]"),
-        ({"target": []}, TargetError, "the target list of a picture is empty"),
+        ({"target": []}, TargetError, "the target list of an image is empty"),
         ({"target": 0, "top_k": 2}, TargetError, "both target=0 and top_k=2 were given; give one"),
         ({"top_k": 4}, TargetError, "top_k=4 is more than the model's 3 classes"),
         ({"top_k": 0}, TargetError, "top_k=0: expected a whole number of at least 1"),
@@ -505,12 +505,12 @@ def test_wrong_options(options, error, message):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ([0], "1 targets were given for 2 pictures; pass one per picture"),
-        ([0, 1, 2], "3 targets were given for 2 pictures"),
-        (torch.tensor([0, 1, 2]), "3 targets were given for 2 pictures"),
-        ([[0, 1, 2]], "1 targets were given for 2 pictures"),
+        ([0], "1 targets were given for 2 images; pass one per image"),
+        ([0, 1, 2], "3 targets were given for 2 images"),
+        (torch.tensor([0, 1, 2]), "3 targets were given for 2 images"),
+        ([[0, 1, 2]], "1 targets were given for 2 images"),
         ([0, 3], "Class index 3 is out of range"),
-        ([0, []], "the target list of a picture is empty"),
+        ([0, []], "the target list of an image is empty"),
         ([0, "purple"], "no class named 'purple'"),
         (torch.tensor([0.0, 1.0]), "an index or a name, not 0.0"),
     ],
@@ -541,30 +541,30 @@ def test_a_model_has_to_be_a_module(model):
 class Normed(Colours):
     def forward(self, x):
         logits = super().forward(x)
-        return logits / logits.sum(1, keepdim=True)  # 0 / 0 for a black picture
+        return logits / logits.sum(1, keepdim=True)  # 0 / 0 for a black image
 
 
-def test_scores_that_are_no_numbers_name_their_pictures(tmp_path):
+def test_scores_that_are_no_numbers_name_their_images(tmp_path):
     file = tmp_path / "black.png"
     Image.new("RGB", (40, 40)).save(file)
-    pictures = [noise(40, 40), noise(40, 40), np.zeros((40, 40, 3), np.uint8), file]
+    images = [noise(40, 40), noise(40, 40), np.zeros((40, 40, 3), np.uint8), file]
     explainer = Explainer(Normed(), transform=plain((32, 32)))
-    with pytest.raises(ModelError, match=r"NaN or infinite class scores for picture 2, .*black\.png\. Check its weig"):
-        explainer(pictures)
-    with pytest.raises(ModelError, match=r"for picture 0, picture 1, picture 2 and 2 more\. Check"):
-        explainer([pictures[2]] * 5)
-    with pytest.raises(ModelError, match=r"class scores for the picture\. Check"):
-        explainer(pictures[2])
+    with pytest.raises(ModelError, match=r"NaN or infinite class scores for image 2, .*black\.png\. Check its weig"):
+        explainer(images)
+    with pytest.raises(ModelError, match=r"for image 0, image 1, image 2 and 2 more\. Check"):
+        explainer([images[2]] * 5)
+    with pytest.raises(ModelError, match=r"class scores for the image\. Check"):
+        explainer(images[2])
     explainer.batch_size = 1
-    with pytest.raises(ModelError, match=r"scores for picture 2\. Check"):
-        explainer(pictures)
+    with pytest.raises(ModelError, match=r"scores for image 2\. Check"):
+        explainer(images)
 
 
 def test_a_model_whose_weights_are_no_numbers():
     model = Colours()
     nn.init.constant_(model.fc.weight, torch.nan)
     model = camtools.wrap(model, spec=camtools.model.FeatureSpec("conv"))
-    with pytest.raises(ModelError, match=r"NaN or infinite class scores for the picture\. Check its weights"):
+    with pytest.raises(ModelError, match=r"NaN or infinite class scores for the image\. Check its weights"):
         camtools.explain(model, noise(40, 40), transform=plain((32, 32)))
 
 
@@ -575,26 +575,26 @@ def test_a_model_without_class_scores(layers):
         camtools.explain(model, noise(40, 40))
 
 
-def test_the_broken_picture_is_named(explainer, tmp_path):
+def test_the_broken_image_is_named(explainer, tmp_path):
     (tmp_path / "empty.jpg").touch()
-    pictures = [noise(40, 40), noise(40, 40), noise(40, 40), tmp_path / "empty.jpg", noise(40, 40)]
-    with pytest.raises(InputError, match=r"picture 3 \(.*empty\.jpg'\) is an empty file"):
-        explainer(pictures)
-    with pytest.raises(InputError, match=r"the picture \(.*empty\.jpg'\) is an empty file"):
-        explainer(pictures[3])
-    with pytest.raises(InputError, match=r"picture 1 .* does not exist"):
+    images = [noise(40, 40), noise(40, 40), noise(40, 40), tmp_path / "empty.jpg", noise(40, 40)]
+    with pytest.raises(InputError, match=r"image 3 \(.*empty\.jpg'\) is an empty file"):
+        explainer(images)
+    with pytest.raises(InputError, match=r"the image \(.*empty\.jpg'\) is an empty file"):
+        explainer(images[3])
+    with pytest.raises(InputError, match=r"image 1 .* does not exist"):
         explainer([noise(40, 40), tmp_path / "none.jpg"])
-    with pytest.raises(InputError, match=r"picture 1 is of type dict"):
+    with pytest.raises(InputError, match=r"image 1 is of type dict"):
         explainer([noise(40, 40), {}])
     with pytest.raises(InputError, match=r"got an empty list"):
         explainer([])
     with pytest.raises(InputError, match=r"an iterator.*Explainer\.stream"):
-        explainer(iter(pictures))
-    with pytest.raises(InputError, match=r"picture 1 has 1 NaN or infinite values of 1200"):
+        explainer(iter(images))
+    with pytest.raises(InputError, match=r"image 1 has 1 NaN or infinite values of 1200"):
         x = torch.zeros(2, 3, 20, 20)
         x[1, 0, 5, 5] = torch.nan
         explainer(x)
-    with pytest.raises(InputError, match=r"picture 0 .* of 4 channels: expected 3, as the model takes"):
+    with pytest.raises(InputError, match=r"image 0 .* of 4 channels: expected 3, as the model takes"):
         explainer(torch.zeros(2, 4, 20, 20))
 
 

@@ -13,7 +13,7 @@ import camtools
 from camtools import Explainer, InputError, Preprocess
 from camtools.drawing.legend import Key
 from camtools.explanation import Explanation
-from camtools.images.read import read_picture
+from camtools.images.read import read_image
 from camtools.model.outputs import probabilities
 
 PLAIN = Preprocess(input_size=(8, 8), resize=(8, 8))
@@ -26,7 +26,7 @@ def explanation(name="red kite", height=40, width=60, parts=((30, 5, 50, 25), (2
     values = 0.1 * torch.from_numpy(rng.random((height, width), dtype=np.float32))
     for x0, y0, x1, y1 in parts:
         values[y0:y1, x0:x1] += 0.9
-    picture = read_picture(source or rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    image = read_image(source or rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
     return Explanation(
         label=3,
         name=name,
@@ -39,7 +39,7 @@ def explanation(name="red kite", height=40, width=60, parts=((30, 5, 50, 25), (2
         exact=True,
         layer="layer4",
         logits=torch.arange(5.0),
-        picture=picture,
+        input_image=image,
         transform=PLAIN,
     )
 
@@ -62,7 +62,7 @@ def test_properties(exp, tmp_path):
     assert exp.source is None
     assert exp.image.size == (60, 40) and exp.image.mode == "RGB"
     assert explanation(parts=()).box is None
-    file = tmp_path / "picture.png"
+    file = tmp_path / "image.png"
     Image.new("L", (60, 40), 77).save(file)
     assert explanation(source=file).source == str(file)
     assert np.array_equal(np.asarray(explanation(source=file).image), np.full((40, 60, 3), 77))
@@ -74,7 +74,7 @@ class Linear(torch.nn.Sequential):
         self.append(torch.nn.Linear(2, 2)).eval()
 
 
-def test_the_picture_of_a_ready_tensor_is_shown_unnormalised():
+def test_the_image_of_a_ready_tensor_is_shown_unnormalised():
     transform = Preprocess.imagenet()
     pixels = torch.rand(3, 20, 30)
     mean, std = (torch.tensor(values)[:, None, None] for values in (transform.mean, transform.std))
@@ -87,7 +87,7 @@ def test_repr_says_what_matters(exp, tmp_path):
     assert repr(exp) == (
         "Explanation(3 'red kite', score=0.877, box=(30, 5, 50, 25) of 2, map=40 x 60 from 5 x 6, exact at 'layer4')"
     )
-    file = tmp_path / "picture.png"
+    file = tmp_path / "image.png"
     Image.new("L", (60, 40)).save(file)
     other = explanation(parts=(), source=file).cpu()
     object.__setattr__(other, "exact", False)
@@ -140,21 +140,21 @@ def test_probabilities():
 
 
 def test_overlay_draws_the_boxes_asked_for(exp):
-    pictures = {
+    images = {
         boxes: np.asarray(exp.overlay(boxes=boxes, legend=False)).astype(int) for boxes in ("none", "largest", "all")
     }
-    assert all(picture.shape == (40, 60, 3) for picture in pictures.values())
-    green = {key: (picture == (80, 255, 120)).all(-1) for key, picture in pictures.items()}
+    assert all(image.shape == (40, 60, 3) for image in images.values())
+    green = {key: (image == (80, 255, 120)).all(-1) for key, image in images.items()}
     assert not green["none"].any()
     assert green["largest"][6:24, 30].all() and green["largest"][24, 31:49].all()
     assert not green["largest"][30:38, 2].any()
     assert green["all"][30:38, 2].all() and green["all"][30:38, 11].all() and green["all"][6:24, 30].all()
-    assert np.array_equal(np.asarray(exp.overlay())[:40, :60], pictures["largest"])
+    assert np.array_equal(np.asarray(exp.overlay())[:40, :60], images["largest"])
 
 
 @pytest.mark.parametrize("size", [(72, 96), (300, 200), (256, 386), (60, 900), (900, 60), (8, 8), (1, 1), (1500, 2000)])
 @pytest.mark.parametrize("boxes", ["largest", "all", "none"])
-def test_the_legend_leaves_the_picture_alone(size, boxes):
+def test_the_legend_leaves_the_image_alone(size, boxes):
     height, width = size
     exp = explanation("a rather long name for a bird", height, width, ((0, 0, max(1, width // 2), height),))
     plain, whole = (np.asarray(exp.overlay(boxes=boxes, legend=legend)) for legend in (False, True))
@@ -203,11 +203,11 @@ def test_overlay_options_that_are_wrong(exp, options, message):
 # COCO -----------------------------------------------------------------------------------------------------------------
 
 
-def test_to_coco_is_a_data_set_of_one_picture(exp, tmp_path):
-    file = tmp_path / "picture.png"
+def test_to_coco_is_a_data_set_of_one_image(exp, tmp_path):
+    file = tmp_path / "image.png"
     Image.new("L", (60, 40)).save(file)
     data = json.loads(json.dumps(explanation(source=file).to_coco(7, first_annotation_id=100)))
-    assert data["images"] == [{"id": 7, "file_name": "picture.png", "height": 40, "width": 60}]
+    assert data["images"] == [{"id": 7, "file_name": "image.png", "height": 40, "width": 60}]
     assert data["categories"] == [{"id": 4, "name": "red kite"}]
     assert [a["id"] for a in data["annotations"]] == [100, 101]
     assert [a["bbox"] for a in data["annotations"]] == [[30, 5, 20, 20], [2, 30, 10, 8]]
@@ -416,8 +416,8 @@ def test_links_in_the_place_of_files_are_replaced_not_followed(exp, tmp_path):
 
 
 def test_what_explain_returns_can_be_saved(make_tiny, tmp_path):
-    pictures = [np.full((30, 40, 3), 9, np.uint8), np.random.default_rng(0).integers(0, 256, (50, 30, 3), np.uint8)]
-    found = Explainer(make_tiny(5), transform=Preprocess(input_size=(32, 32), resize=(32, 32)))(pictures, top_k=2)
+    images = [np.full((30, 40, 3), 9, np.uint8), np.random.default_rng(0).integers(0, 256, (50, 30, 3), np.uint8)]
+    found = Explainer(make_tiny(5), transform=Preprocess(input_size=(32, 32), resize=(32, 32)))(images, top_k=2)
     for i, exp in enumerate(one for ones in found for one in ones):
         check_saved(exp, exp.save(tmp_path / str(i)))
     with torch.no_grad():

@@ -13,7 +13,7 @@ from camtools.classes.names import imagenet_names
 from camtools.errors import ModelError, WeightsError
 from camtools.images.measured import MeasuredTransform
 from camtools.images.preprocess import Preprocess, adjust
-from camtools.images.read import read_picture
+from camtools.images.read import read_image
 from camtools.loading import load_model
 from camtools.sources import FunctionSource, find_source
 from camtools_adapters.timm import TimmSource
@@ -47,7 +47,7 @@ def normalised():
     return Net(), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
 
 def transformed():
-    return Net(), lambda picture: torch.zeros(3, 8, 8)
+    return Net(), lambda image: torch.zeros(3, 8, 8)
 
 def told():
     return {"model": Net(2), "mean": (0.5,) * 3, "std": (0.5,) * 3, "size": 64, "class_names": ["cat", "dog"]}
@@ -398,7 +398,7 @@ class TestAdjust:
     @pytest.mark.parametrize("size", [(112, 112), (448, 448), (160, 320)])
     def test_size_keeps_the_proportion_of_crop_to_resize(self, size):
         changed = adjust(Preprocess.imagenet(), size=size)
-        tensor, geometry = changed(read_picture(Image.new("RGB", (400, 300))))
+        tensor, geometry = changed(read_image(Image.new("RGB", (400, 300))))
         assert tensor.shape == (3, *size)
         assert geometry.input_size == size
 

@@ -39,7 +39,7 @@ def test_a_map_made_by_hand_passes_every_stage_in_numbers():
     assert done.masks.tolist() == [[[[False, False], [False, True]]]]
 
 
-def test_maps_are_taken_to_the_pictures_pixels_once():
+def test_maps_are_taken_to_the_images_pixels_once():
     own = torch.tensor([[[[0.0, 4.0]]]])
     done = Pipeline([FixedThreshold(0.5)])(State(maps=own, resize=Geometry.identity((1, 4)).resize))
     assert done.maps.tolist() == [[[[0.0, 0.25, 0.75, 1.0]]]]

@@ -74,7 +74,7 @@ def test_a_box_holds_the_head_and_little_else(found, scenes, records):
     assert head > body + 0.3
 
 
-def test_several_creatures_of_one_picture_have_maps_of_their_own():
+def test_several_creatures_of_one_image_have_maps_of_their_own():
     scenes = Scenes("test", n=60, objects=2)
     explainer = Explainer(scene_classifier(), "cam", batch_size=60)
     pairs = [(scenes[i], scenes.draw(i).creatures) for i in range(60) if len(set(scenes.labels_of(i))) == 2]

@@ -17,7 +17,7 @@ from camtools.drawing.overlay import BOX
 from camtools.drawing.panels import fit
 from camtools.drawing.trace import CHANGE, SIGNED, plot_trace
 from camtools.explanation import Explanation
-from camtools.images.read import read_picture
+from camtools.images.read import read_image
 from camtools.pipeline.trace import TraceStep
 from camtools.plot import TRUTH, best_iou, compare
 
@@ -27,7 +27,7 @@ GAP = 11  # the letters' size at panels of up to 200 pixels
 
 
 def explanation(height=40, width=60, box=(30, 5, 50, 25), name="red kite", pipeline="", value=0.0, **fields):
-    """An explanation of a grey picture with an even map and one box."""
+    """An explanation of a grey image with an even map and one box."""
     pixels = np.full((height, width, 3), GREY, np.uint8)
     mask = torch.zeros(height, width, dtype=torch.bool)
     boxes = torch.tensor([box] if box else [], dtype=torch.int64).reshape(-1, 4)
@@ -35,7 +35,7 @@ def explanation(height=40, width=60, box=(30, 5, 50, 25), name="red kite", pipel
         mask[y0:y1, x0:x1] = True
     given = {"map": torch.full((height, width), value), "raw_map": torch.zeros(4, 6), "mask": mask, "boxes": boxes}
     facts = {"label": 3, "name": name, "score": 0.876, "threshold": 0.5, "exact": True, "layer": "layer4"}
-    rest = {"logits": torch.zeros(5), "picture": read_picture(pixels), "transform": PLAIN, "pipeline": pipeline}
+    rest = {"logits": torch.zeros(5), "image": read_image(pixels), "transform": PLAIN, "pipeline": pipeline}
     return Explanation(**{**given, **facts, **rest, **fields})
 
 
@@ -56,7 +56,7 @@ def extent(mask):
 
 @pytest.fixture
 def written(monkeypatch):
-    """Every text that is written on a picture."""
+    """Every text that is written on an image."""
     texts, text_of = [], ImageDraw.ImageDraw.text
 
     def text(draw, position, words, **options):
@@ -101,9 +101,9 @@ def test_the_truth_is_blue_and_dashed():
     assert extent(where(panel, BOX)) == [60, 10, 100, 50]
 
 
-def test_the_plain_picture_comes_first():
+def test_the_plain_image_comes_first():
     truth = np.array([[4, 4, 24, 34]])
-    found = pixels(compare([explanation(value=0.5)] * 2, truth=truth, picture=True, height=80))
+    found = pixels(compare([explanation(value=0.5)] * 2, truth=truth, image=True, height=80))
     first = found[GAP : GAP + 80, GAP : GAP + 120]
     assert not where(first, BOX).any() and extent(where(first, TRUTH)) == [8, 8, 48, 68]
     assert first[70, 100].tolist() == list(GREY)
@@ -136,11 +136,11 @@ def test_iou_with_the_true_box_that_fits_best(box, true, expected):
 
 def test_what_is_written(written):
     exps = [explanation(pipeline="cam"), explanation(pipeline="rcam", box=None)]
-    compare(exps, truth=torch.tensor([[30, 5, 50, 45]]), picture=True, height=120)
+    compare(exps, truth=torch.tensor([[30, 5, 50, 45]]), image=True, height=120)
     assert [words for words in written if words.startswith("score")] == [
         "score 87.6%, IoU 0.50", "score 87.6%, no box: IoU 0",
     ]  # fmt: skip
-    assert [words for words in written if words in ("picture", "cam", "rcam")] == ["picture", "cam", "rcam"]
+    assert [words for words in written if words in ("image", "cam", "rcam")] == ["image", "cam", "rcam"]
     assert written[-5:] == ["class map, normalised", "0", "1", "predicted box", "true box"]
     written.clear()
     compare(exps, titles=["one", "two"], height=120)
@@ -205,7 +205,7 @@ def test_a_list_breaks_into_rows(count, columns, expected):
 @pytest.mark.parametrize("size", [(60, 900), (900, 60), (96, 96), (1, 1)])
 def test_any_name_and_shape(name, size):
     exp = explanation(*size, box=(0, 0, 1, 1), name=name, pipeline=name)
-    found = pixels(compare([exp, exp], titles=[name, name], truth=torch.tensor([[0, 0, 1, 1]]), picture=True))
+    found = pixels(compare([exp, exp], titles=[name, name], truth=torch.tensor([[0, 0, 1, 1]]), image=True))
     for x in (0, found.shape[1] - 1):  # nothing runs over the edge
         assert (found[:, x] == 255).all()
 
@@ -252,7 +252,7 @@ ONE = explanation()
         ([ONE], {"alpha": 2}, r"alpha=2: expected a weight"),
         ([ONE], {"colormap": "x"}, r"colormap='x' is not one of matplotlib's"),
         ([ONE], {"boxes": "x"}, r"boxes='x': expected one of"),
-        ([ONE, explanation(50, 50)], {"picture": True}, r"picture=True: expected explanations of one picture in a row"),
+        ([ONE, explanation(50, 50)], {"image": True}, r"image=True: expected explanations of one image in a row"),
     ],
 )  # fmt: skip
 def test_what_is_refused(given, options, message):
@@ -309,7 +309,7 @@ def test_changes_are_of_maps_brought_to_one_scale(written):
         (RAW, False, "unchanged"),
         (3 * RAW + 1, False, "unchanged but for its scale"),
         ((RAW + 2) / 6, True, "unchanged but for its scale"),
-        (torch.zeros(6, 6), False, "the same map on the picture’s pixels"),
+        (torch.zeros(6, 6), False, "the same map on the image’s pixels"),
         (RAW.clamp_min(0), False, "−0.33 to 0"),
     ],
 )
@@ -358,9 +358,9 @@ def test_without_a_trace_the_way_out_is_named():
 @pytest.mark.parametrize("size", [(60, 900), (900, 60), (33, 47), (1, 1), (300, 400)])
 @pytest.mark.parametrize("pipeline", ["cam", "rcam", "adaptive"])
 def test_real_traces_of_any_shape(make_tiny, size, pipeline):
-    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     transform = Preprocess(input_size=(32, 32), resize=(32, 32))
-    exp = camtools.explain(make_tiny(), picture, pipeline=pipeline, transform=transform, trace=True)
+    exp = camtools.explain(make_tiny(), image, pipeline=pipeline, transform=transform, trace=True)
     before = matplotlib.rcParams.copy()
     found = pixels(exp.plot_trace())
     assert (found[:, [0, -1]] == 255).all() and found.shape[1] < 1650
@@ -379,9 +379,9 @@ def test_pyplot_is_never_imported():
     assert done.stdout.strip() == "False"
 
 
-def test_pictures_are_not_changed():
+def test_images_are_not_changed():
     image = Image.new("RGB", (60, 40), GREY)
-    exp = replace(explanation(), picture=read_picture(image))
+    exp = replace(explanation(), input_image=read_image(image))
     compare([exp], truth=torch.tensor([[1, 1, 9, 9]]), height=40)
     exp.overlay()
     assert np.array_equal(np.asarray(exp.image), np.full((40, 60, 3), GREY))

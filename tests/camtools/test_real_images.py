@@ -16,7 +16,7 @@ import camtools
 from camtools import Explainer, Preprocess
 from camtools.classes.names import resolve_target
 
-PICTURES = 10
+IMAGES = 10
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def classifier(shared):
 
 @pytest.fixture(scope="module")
 def dogs(shared):
-    """Ten pictures of one dog each: file, class index, and box xyxy."""
+    """Ten images of one dog each: file, class index, and box xyxy."""
     folder = shared / "data" / "ilsvrc_woof"
     with (folder / "test.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -43,7 +43,7 @@ def dogs(shared):
             resolve_target(row["class"], names),
             [float(row[key]) for key in ("x0", "y0", "x1", "y1")],
         )
-        for row in single[:: len(single) // PICTURES][:PICTURES]
+        for row in single[:: len(single) // IMAGES][:IMAGES]
     ]
 
 
@@ -116,9 +116,9 @@ def test_a_dog_and_a_cup_are_found_where_they_are(classifier, dogs, axis):
     dog = np.asarray(Image.open(dogs[0][0]).convert("RGB").resize((240, 240)))
     cup = np.asarray(Image.fromarray(skimage.data.coffee()).resize((240, 240)))
     for images, classes in (([dog, cup], [dogs[0][1], "espresso"]), ([cup, dog], ["espresso", dogs[0][1]])):
-        picture = np.concatenate(images, axis)
+        image = np.concatenate(images, axis)
         found = camtools.explain(
-            classifier("mobilenet_v2"), picture, target=classes, pipeline="rcam", transform=transform
+            classifier("mobilenet_v2"), image, target=classes, pipeline="rcam", transform=transform
         )
         for half, exp in enumerate(found):
             assert np.unravel_index(int(exp.map.argmax()), exp.map.shape)[axis] // 240 == half
@@ -126,7 +126,7 @@ def test_a_dog_and_a_cup_are_found_where_they_are(classifier, dogs, axis):
             assert halves[half] > 3 * halves[1 - half]
 
 
-def test_a_mirrored_picture_has_mirrored_boxes(classifier, dogs):
+def test_a_mirrored_image_has_mirrored_boxes(classifier, dogs):
     explainer = Explainer(classifier("mobilenet_v2"))
     images = [Image.open(file).convert("RGB") for file, _, _ in dogs]
     mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]

@@ -1,4 +1,4 @@
-"""Semantic masks from a classifier whose answers are known: F is the picture, the classes its colours."""
+"""Semantic masks from a classifier whose answers are known: F is the image, the classes its colours."""
 
 import json
 import math
@@ -23,7 +23,7 @@ AS_IS = Preprocess(input_size=(32, 32), resize=None, mean=(0, 0, 0), std=(1, 1, 
 OPTIONS = {"transform": AS_IS, "class_names": NAMES, "activation": "sigmoid"}
 
 
-FORWARDS: list[int] = []  # pictures in every forward of any `Colours`
+FORWARDS: list[int] = []  # images in every forward of any `Colours`
 
 
 class Colours(nn.Module):
@@ -47,11 +47,11 @@ class Colours(nn.Module):
 
 
 def painted(height, width, *squares):
-    """A black picture (H, W, 3) uint8; each square is (channel, x0, y0, x1, y1, value)."""
-    picture = np.zeros((height, width, 3), dtype=np.uint8)
+    """A black image (H, W, 3) uint8; each square is (channel, x0, y0, x1, y1, value)."""
+    image = np.zeros((height, width, 3), dtype=np.uint8)
     for channel, x0, y0, x1, y1, value in squares:
-        picture[y0:y1, x0:x1, channel] = value
-    return picture
+        image[y0:y1, x0:x1, channel] = value
+    return image
 
 
 TWO = painted(32, 32, (0, 2, 3, 18, 15, 255), (2, 10, 18, 30, 30, 255))
@@ -110,9 +110,9 @@ def test_probabilities_in_numbers():
 
 @pytest.mark.parametrize("pipeline", ["cam", "rcam", "adaptive"])
 def test_a_single_class_at_the_pipelines_threshold_is_what_explain_gives(tiny, pipeline):
-    pictures = [noise(40, 52), noise(33, 33, 1)]
-    masks = Segmenter(tiny, pipeline, background=None, transform=AS_IS)(pictures, classes=[1])
-    exps = Explainer(tiny, pipeline, transform=AS_IS)(pictures, target=[1, 1])
+    images = [noise(40, 52), noise(33, 33, 1)]
+    masks = Segmenter(tiny, pipeline, background=None, transform=AS_IS)(images, classes=[1])
+    exps = Explainer(tiny, pipeline, transform=AS_IS)(images, target=[1, 1])
     for found, exp in zip(masks, exps, strict=True):
         assert torch.equal(found.maps[0], exp.map)
         assert found.backgrounds == (exp.threshold,)
@@ -149,7 +149,7 @@ def test_classes_above_the_score():
     assert segment(model, TWO, min_score=0.5, **softmax).names == ("blue",)
 
 
-def test_a_picture_without_any_class_is_background():
+def test_an_image_without_any_class_is_background():
     found = segment(Colours(), [BLACK, TWO], **OPTIONS)
     assert found[0].classes == ()
     assert not found[0].mask.any()
@@ -160,7 +160,7 @@ def test_a_picture_without_any_class_is_background():
     assert repr(found[1]) == "Segmentation(32 x 32, 'blue' 23.4%, 'red' 18.8%)"
 
 
-def test_classes_by_name_and_number_for_all_pictures_or_each():
+def test_classes_by_name_and_number_for_all_images_or_each():
     segmenter = Segmenter(Colours(), **OPTIONS)
     assert segmenter(TWO, classes="RED").classes == (0,)
     assert segmenter(TWO, classes=torch.tensor([2, 1])).classes == (2, 1)
@@ -178,8 +178,8 @@ def test_classes_by_name_and_number_for_all_pictures_or_each():
         (TWO, [3], "Class index 3 is out of range"),
         (TWO, ["red", 0], r"classes=\['red', 0\] names a class twice: these are classes \[0, 0\]"),
         (TWO, [], "classes is empty: expected at least one class, or None"),
-        (TWO, [[0]], "classes has 1 items, lists among them, for a single picture: expected a flat list"),
-        ([TWO, RED], [[0], [1], [2]], "classes has 3 items, lists among them, for 2 pictures"),
+        (TWO, [[0]], "classes has 1 items, lists among them, for a single image: expected a flat list"),
+        ([TWO, RED], [[0], [1], [2]], "classes has 3 items, lists among them, for 2 images"),
     ],
 )
 def test_classes_that_cannot_be(images, classes, words):
@@ -213,13 +213,13 @@ def test_arguments_that_cannot_be(options, words):
 
 @pytest.mark.parametrize("crf", [None, CRF(backend="torch", scale=0.5, iterations=2)], ids=["plain", "crf"])
 def test_batches_of_any_sizes_and_numbers_of_classes(tiny, crf):
-    pictures = [noise(40, 52), noise(33, 33, 1), noise(40, 52, 2), noise(33, 33, 3), noise(40, 52, 4)]
+    images = [noise(40, 52), noise(33, 33, 1), noise(40, 52, 2), noise(33, 33, 3), noise(40, 52, 4)]
     classes = [[0], [2, 1, 0], [1, 2], [], [0, 1, 2]]
     transform = Preprocess(input_size=(32, 32), resize=(32, 32), mean=(0, 0, 0), std=(1, 1, 1))
     segmenter = Segmenter(tiny, crf=crf, transform=transform, batch_size=4)
-    together = segmenter(pictures, classes=classes)
-    for picture, wanted, found in zip(pictures, classes, together, strict=True):
-        (alone,) = segmenter([picture], classes=[wanted])
+    together = segmenter(images, classes=classes)
+    for image, wanted, found in zip(images, classes, together, strict=True):
+        (alone,) = segmenter([image], classes=[wanted])
         assert_same(found, alone, **({"rtol": 0, "atol": 1e-4} if crf else {}))
     assert [s.size for s in together] == [(40, 52), (33, 33), (40, 52), (33, 33), (40, 52)]
     assert [len(s.probabilities) for s in together] == [2, 4, 3, 1, 4]
@@ -241,19 +241,19 @@ def test_one_forward_serves_all_classes_and_the_model_stays_as_it_was():
 
 def test_streams_and_ready_tensors():
     segmenter = Segmenter(Colours(), batch_size=2, **OPTIONS)
-    pictures = [TWO, RED, BLACK]
-    listed = segmenter(pictures)
-    for one, other in zip(listed, segmenter.stream(iter(pictures)), strict=True):
+    images = [TWO, RED, BLACK]
+    listed = segmenter(images)
+    for one, other in zip(listed, segmenter.stream(iter(images)), strict=True):
         assert_same(one, other)
-    ready = torch.stack([torch.from_numpy(p).permute(2, 0, 1) for p in pictures]).float() / 255
+    ready = torch.stack([torch.from_numpy(p).permute(2, 0, 1) for p in images]).float() / 255
     for one, other in zip(listed, segmenter(ready), strict=True):
         assert_same(one, other)
 
 
 def test_pixels_that_a_crop_cut_off_are_background():
     crop = Preprocess(input_size=(32, 32), resize=32, mean=(0, 0, 0), std=(1, 1, 1))
-    picture = painted(32, 64, (0, 0, 0, 64, 20, 255))
-    found = segment(Colours(), picture, **OPTIONS | {"transform": crop})
+    image = painted(32, 64, (0, 0, 0, 64, 20, 255))
+    found = segment(Colours(), image, **OPTIONS | {"transform": crop})
     assert found.mask[:20, 16:48].eq(1).all()
     assert not found.mask[:, :16].any() and not found.mask[:, 48:].any() and not found.mask[20:].any()
 
@@ -281,10 +281,10 @@ def test_linearised_heads_have_masks_too():
 
 def test_one_class_under_a_crf_is_the_crf_step():
     kernels = {"gaussian": (2, 1), "bilateral": (8, 20, 2), "iterations": 4, "backend": "torch", "scale": 1}
-    picture = noise(24, 20)
-    found = segment(Colours(), picture, classes=[0], background=0.35, crf=CRF(**kernels), pipeline="cam", **OPTIONS)
+    image = noise(24, 20)
+    found = segment(Colours(), image, classes=[0], background=0.35, crf=CRF(**kernels), pipeline="cam", **OPTIONS)
     steps = [*camtools.preset("cam")[:-1], CRF(background=0.35, **kernels), FixedThreshold(0.5)]
-    exp = camtools.explain(Colours(), picture, target=0, pipeline=steps, **OPTIONS)
+    exp = camtools.explain(Colours(), image, target=0, pipeline=steps, **OPTIONS)
     torch.testing.assert_close(found.probabilities[1], exp.map, atol=1e-5, rtol=0)
     assert found.crf.startswith("CRF(background=0.5, eps=0.01, gaussian=(2, 1)")
     assert 0 < found.masks.float().mean() < 1
@@ -292,14 +292,14 @@ def test_one_class_under_a_crf_is_the_crf_step():
 
 def test_several_classes_under_a_crf_are_one_problem():
     kernels = {"gaussian": (2, 1), "bilateral": (8, 20, 2), "iterations": 4}
-    picture = noise(24, 20)
+    image = noise(24, 20)
     crf = CRF(eps=0.05, backend="torch", scale=1, **kernels)
-    found = segment(Colours(), picture, classes=[2, 0], background=0.3, crf=crf, **OPTIONS)
-    maps = torch.from_numpy(picture[..., [2, 0]]).permute(2, 0, 1).double()
+    found = segment(Colours(), image, classes=[2, 0], background=0.3, crf=crf, **OPTIONS)
+    maps = torch.from_numpy(image[..., [2, 0]]).permute(2, 0, 1).double()
     low, high = (f(maps.flatten(1), 1, keepdim=True)[..., None] for f in (torch.amin, torch.amax))
     share = ((maps - low) / (high - low)).clamp(0.05, 0.95)
     weights = torch.cat([torch.ones(1, 24, 20), share / (1 - share) * 0.7 / 0.3])
-    images = torch.from_numpy(picture).permute(2, 0, 1)[None].double() / 255
+    images = torch.from_numpy(image).permute(2, 0, 1)[None].double() / 255
     expected = mean_field(-weights.log()[None], images, **kernels)[0]
     torch.testing.assert_close(found.probabilities.double(), expected, atol=1e-4, rtol=0)
     assert torch.equal(found.mask, torch.tensor([0, 3, 1])[found.probabilities.argmax(0)])
@@ -308,9 +308,9 @@ def test_several_classes_under_a_crf_are_one_problem():
 def test_both_backends_agree_where_the_mask_is_decided():
     pytest.importorskip("pydensecrf", reason="needs pydensecrf: pip install 'camtools[crf]'")
     kernels = {"gaussian": (2, 1), "bilateral": (20, 20, 2), "iterations": 4}
-    picture = np.maximum(TWO, noise(32, 32) // 8)
+    image = np.maximum(TWO, noise(32, 32) // 8)
     lattice, exact = (
-        segment(Colours(), picture, classes=[0, 2], crf=CRF(backend=backend, **kernels), **OPTIONS)
+        segment(Colours(), image, classes=[0, 2], crf=CRF(backend=backend, **kernels), **OPTIONS)
         for backend in ("pydensecrf", "torch")
     )
     decided = exact.probabilities.amax(0) > 0.9
@@ -320,13 +320,13 @@ def test_both_backends_agree_where_the_mask_is_decided():
 
 
 def test_a_crf_draws_a_coarse_mask_to_the_edges():
-    picture = painted(64, 64, (0, 17, 13, 45, 51, 255), (1, 17, 13, 45, 51, 128))
+    image = painted(64, 64, (0, 17, 13, 45, 51, 255), (1, 17, 13, 45, 51, 128))
     coarse = Preprocess(input_size=(8, 8), resize=(8, 8), mean=(0, 0, 0), std=(1, 1, 1))
     options = OPTIONS | {"transform": coarse}
     crf = CRF(gaussian=None, bilateral=(30, 20, 5), backend="torch", scale=1)
-    plain = segment(Colours(), picture, classes="red", background=0.4, **options)
-    refined = segment(Colours(), picture, classes="red", background=0.4, crf=crf, **options)
-    truth = torch.from_numpy(picture[..., 0] > 0)
+    plain = segment(Colours(), image, classes="red", background=0.4, **options)
+    refined = segment(Colours(), image, classes="red", background=0.4, crf=crf, **options)
+    truth = torch.from_numpy(image[..., 0] > 0)
     wrong = [int(((one.mask == 1) != truth).sum()) for one in (plain, refined)]
     assert wrong[0] > 50 and wrong[1] == 0
 
@@ -341,7 +341,7 @@ def test_true_is_the_default_crf():
 # What can be done with the result -------------------------------------------------------------------------------------
 
 
-def test_the_palette_picture_has_vocs_values():
+def test_the_palette_image_has_vocs_values():
     image = segment(Colours(), TWO, **OPTIONS).to_image()
     assert image.mode == "P"
     values = np.asarray(image)
@@ -358,7 +358,7 @@ def test_more_classes_than_a_byte_are_numbered_in_their_order():
     assert [entry["value"] for entry in found.to_dict()["classes"]] == [1, 2, 3]
     assert segment(Colours(classes=254), TWO, classes=[253], transform=AS_IS).values == (254,)
     many = segment(model, TWO, classes=list(range(255)), transform=AS_IS)
-    with pytest.raises(InputError, match="255 classes do not fit into a picture with a palette: expected at most 254"):
+    with pytest.raises(InputError, match="255 classes do not fit into an image with a palette: expected at most 254"):
         many.to_image()
 
 
@@ -408,26 +408,26 @@ def test_the_overlay_tints_classes_and_leaves_the_rest():
         found.overlay(alpha=1.5)
 
 
-def test_the_overlay_of_nothing_is_the_picture():
+def test_the_overlay_of_nothing_is_the_image():
     found = segment(Colours(), BLACK, **OPTIONS)
     assert not np.asarray(found.overlay(legend=False)).any()
     assert np.asarray(found.overlay()).any()  # a legend that says so
 
 
-# On pictures with a truth ---------------------------------------------------------------------------------------------
+# On images with a truth ---------------------------------------------------------------------------------------------
 
 
 def test_scenes_with_several_classes():
     data = Scenes("test", n=24, objects=(1, 3))
     records = [data[i] for i in range(24)]
-    pictures, truths = [r.image for r in records], [r.semantic() for r in records]
+    images, truths = [r.image for r in records], [r.semantic() for r in records]
 
     def score(masks):
         metric = MeanIoU(9, include_background=False)
         metric.update(masks, truths)
         return metric.compute().item()
 
-    found = Segmenter(scene_classifier(), pipeline=[NWC(), CAM()])(pictures, classes=[r.classes for r in records])
+    found = Segmenter(scene_classifier(), pipeline=[NWC(), CAM()])(images, classes=[r.classes for r in records])
     assert [sorted(s.classes) for s in found] == [sorted(r.classes) for r in records]
     masks = [s.mask for s in found]
     shifted = [torch.where(m > 0, m % 8 + 1, 0) for m in masks]  # the same areas, of the wrong classes

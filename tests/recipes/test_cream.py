@@ -159,7 +159,7 @@ def test_the_state_comes_back():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"augment": ("cutmix",)}, r"augment has cutmix: cream needs one class a picture"),
+        ({"augment": ("cutmix",)}, r"augment has cutmix: cream needs one class per image"),
         ({"compile": True}, r"compile=True: cream looks into the forward by a hook"),
         ({"delta": 1.0}, r"delta=1.0"),
     ],
@@ -169,6 +169,6 @@ def test_refusals(net, options, message):
         camtools.finetune("cream", net, Scenes("train", 8, size=32), **{**OPTIONS, **options}, **RUN)
 
 
-def test_several_classes_a_picture_are_refused(net):
-    with pytest.raises(InputError, match="cream learns one class a picture"):
+def test_several_classes_per_image_are_refused(net):
+    with pytest.raises(InputError, match="cream learns one class per image"):
         camtools.finetune("cream", net, Scenes("train", 8, size=32, objects=(2, 3)), **OPTIONS, **RUN)

@@ -125,7 +125,7 @@ def test_it_learns_the_boxes(bright):
     assert result.best_epoch == 60
 
 
-def test_the_error_is_the_mean_square_over_pictures_with_a_box(bright):
+def test_the_error_is_the_mean_square_over_images_with_a_box(bright):
     recipe = CreamRegressor(CreamRegressorConfig.of({"flip": "false"}))
     recipe._boxes = torch.tensor([[0.0, 0.0, 0.5, 1.0], [0.0, 0.0, 0.0, 0.0]])
 
@@ -141,7 +141,7 @@ def test_the_error_is_the_mean_square_over_pictures_with_a_box(bright):
 
 
 class Fixed(nn.Module):
-    """A classifier with one feature, the picture's mean, for regressors that do not look."""
+    """A classifier with one feature, the image's mean, for regressors that do not look."""
 
     preprocess = Preprocess(input_size=(8, 16), resize=(10, 20), mean=(0.0,) * 3, std=(1.0,) * 3)
 
@@ -166,13 +166,13 @@ def fixed(*shares):
     return regressor
 
 
-def test_boxes_are_in_the_pictures_pixels_and_in_order():
+def test_boxes_are_in_the_images_pixels_and_in_order():
     regressor = fixed(0.75, 0.5, 0.25, 0.25)  # corners the wrong way round
     assert regressor.preprocess.resize == (8, 16) and regressor.preprocess.crop_mode == "squash"
-    pictures = [Image.new("RGB", size) for size in ((40, 20), (100, 60))]
-    found = regressor.boxes(pictures)
+    images = [Image.new("RGB", size) for size in ((40, 20), (100, 60))]
+    found = regressor.boxes(images)
     torch.testing.assert_close(found, torch.tensor([[10.0, 5, 30, 10], [25, 15, 75, 30]]))
-    torch.testing.assert_close(regressor.boxes(pictures[0]), found[0])
+    torch.testing.assert_close(regressor.boxes(images[0]), found[0])
     ready = torch.zeros(2, 3, 12, 24)
     torch.testing.assert_close(regressor.boxes(ready)[1], torch.tensor([6.0, 3, 18, 6]))
     assert not regressor.training or all(p.grad is None for p in regressor.parameters())
@@ -235,7 +235,7 @@ def test_a_run_with_cream_its_file_and_its_bank(tmp_path):
         ({"bank": "x.safetensors"}, Squares(8), r"bank='x.safetensors' goes with maps='cream', but maps is"),
         ({"augment": ("flip",)}, Squares(8), r"augment="),
         ({"examples": 2}, Squares(8), r"examples=2"),
-        ({}, Squares(8, blank=True), r"draws no box on any training picture"),
+        ({}, Squares(8, blank=True), r"draws no box on any training image"),
         ({}, Scenes("train", 8, size=32), r"learns from the maps of a classifier that knows the data's 8 classes"),
     ],
 )
@@ -251,7 +251,7 @@ def test_data_without_boxes_cannot_judge():
             found.boxes[:] = torch.nan
             return found
 
-    with pytest.raises(InputError, match="no picture has a true box"):
+    with pytest.raises(InputError, match="no image has a true box"):
         box_hits(fixed(0.1, 0.2, 0.3, 0.4), Unknown(4))
     with pytest.raises(InputError, match="the network has 3 outputs: expected 4"):
         BoxRegressor(camtools.heads.replace_head(Fixed(), camtools.heads.GAP()))

@@ -25,7 +25,7 @@ def net():
 def test_exclusivity_by_hand():
     maps = torch.zeros(2, 1, 3, 1, 2)
     maps[0, 0] = torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]], [[1.0, 1.0]]])
-    # Ordered pairs: |(1, -2)|^2 = 5, |(0, -1)|^2 = 1, |(-1, 1)|^2 = 2, each twice; the second picture's are 0.
+    # Ordered pairs: |(1, -2)|^2 = 5, |(0, -1)|^2 = 1, |(-1, 1)|^2 = 2, each twice; the second image's are 0.
     assert float(exclusivity(maps)) == pytest.approx(2 * (5 + 1 + 2) / 2)
     shifted = maps + 7
     assert float(exclusivity(shifted)) == pytest.approx(8, rel=1e-5)

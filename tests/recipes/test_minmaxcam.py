@@ -45,7 +45,7 @@ def test_maps_go_from_zero_to_one():
 
 
 class Grid(nn.Module):
-    """F is the picture itself, 2 channels; logits = W · mean(F)."""
+    """F is the image itself, 2 channels; logits = W · mean(F)."""
 
     def __init__(self):
         super().__init__()
@@ -152,9 +152,9 @@ def test_losses_are_logged_and_runs_repeat(scenes_net):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"classes_per_batch": 9}, "classes_per_batch=9, but the training pictures are of 8 classes"),
+        ({"classes_per_batch": 9}, "classes_per_batch=9, but the training images are of 8 classes"),
         ({"accumulate": 2}, "accumulate=2: minmaxcam makes two updates of every batch, expected 1"),
-        ({"augment": ("cutmix",)}, "minmaxcam needs one class a picture"),
+        ({"augment": ("cutmix",)}, "minmaxcam needs one class per image"),
         ({"set_size": 1}, "set_size=1: expected a whole number of at least 2"),
     ],
 )
@@ -165,13 +165,13 @@ def test_refusals(scenes_net, options, message):
         )
 
 
-def test_several_classes_a_picture_are_refused(scenes_net):
+def test_several_classes_per_image_are_refused(scenes_net):
     data = Scenes("train", 10, objects=(2, 3))
-    with pytest.raises(InputError, match="minmaxcam learns one class a picture"):
+    with pytest.raises(InputError, match="minmaxcam learns one class per image"):
         camtools.finetune("minmaxcam", scenes_net, data, progress=False, device="cpu", **config())
 
 
-def test_a_class_with_too_few_pictures_repeats_them(scenes_net):
+def test_a_class_with_too_few_images_repeats_them(scenes_net):
     recipe = MinMaxCam(MinMaxCamConfig(**config(set_size=5, classes_per_batch=2)))
     (batch,) = recipe.batches([[0]] * 2 + [[1]] * 5, epoch=0)
     assert sorted(batch).count(0) + sorted(batch).count(1) == 5 and set(batch) == set(range(7))

@@ -10,7 +10,7 @@ from camtools.datasets.scenes import Scenes
 from camtools.errors import InputError
 from camtools.evaluation import EvaluationResult
 from camtools.evaluation.results import Ranked, Rows
-from camtools.evaluation.statistics import picture_weights
+from camtools.evaluation.statistics import image_weights
 from camtools.training.validation import top1
 from camtools_recipes import reproduce
 from camtools_recipes.reproduce import MULTI, SINGLE, Budget, InMemory, Run, run_all
@@ -86,7 +86,7 @@ def test_values_and_differences_by_hand():
 
 
 def test_intervals_that_can_be_told():
-    same = [[1.0] * 5, [0.0] * 5]  # every picture alike: only the seeds' draw changes anything
+    same = [[1.0] * 5, [0.0] * 5]  # every image alike: only the seeds' draw changes anything
     runs = [gap(0, [0.0] * 5), gap(1, [0.0] * 5), *(tap(seed, same[seed]) for seed in (0, 1))]
     cell = line_of(lines(runs)[0], "tap", "rcam").cells["MaxBoxAccV2"]
     assert (cell.value, cell.delta, cell.low, cell.high) == (50.0, 50.0, 0.0, 100.0)  # a quarter draws one seed twice
@@ -95,17 +95,17 @@ def test_intervals_that_can_be_told():
     assert (cell.delta, cell.low, cell.high) == (100.0, 100.0, 100.0)
     twins = [gap(0, [0.9, 0.1, 0.4]), tap(0, [0.9, 0.1, 0.4])]
     cell = line_of(lines(twins)[0], "tap", "rcam").cells["MaxBoxAccV2"]
-    assert (cell.delta, cell.low, cell.high) == (0.0, 0.0, 0.0)  # paired: the same pictures are drawn for both
+    assert (cell.delta, cell.low, cell.high) == (0.0, 0.0, 0.0)  # paired: the same images are drawn for both
 
 
-def test_intervals_are_of_pictures_and_seeds():
+def test_intervals_are_of_images_and_seeds():
     random = np.random.default_rng(5)
     theirs, ours = (random.uniform(size=(3, 12)).astype(np.float32) for _ in range(2))
     runs = [gap(s, theirs[s].tolist()) for s in range(3)] + [tap(s, ours[s].tolist()) for s in range(3)]
     cell = line_of(lines(runs, replicates=200)[0], "tap", "rcam").cells["MaxBoxAccV2"]
-    pictures, seeds = picture_weights(12, 200), picture_weights(3, 200, seed=1)
+    images, seeds = image_weights(12, 200), image_weights(3, 200, seed=1)
     expected = []
-    for drawn, times in zip(pictures, seeds, strict=True):
+    for drawn, times in zip(images, seeds, strict=True):
         chosen, total = np.repeat(np.arange(12), drawn), []
         for seed in np.repeat(np.arange(3), times):
             hits = [np.mean([(one[seed, chosen] >= at).mean() for at in (0.3, 0.5, 0.7)]) for one in (ours, theirs)]
@@ -127,9 +127,9 @@ def test_a_regressor_has_boxes_and_no_maps():
 def test_scenes_of_several_classes_are_compared_with_wildcat():
     def ranked(correct):
         count = len(correct)
-        pictures, zeros = np.arange(count), np.zeros(count, dtype=np.int64)
+        images, zeros = np.arange(count), np.zeros(count, dtype=np.int64)
         score = np.linspace(0.9, 0.1, count).astype(np.float32)
-        return {"boxes": Ranked(pictures, zeros, score, np.array(correct), pictures, zeros)}
+        return {"boxes": Ranked(images, zeros, score, np.array(correct), images, zeros)}
 
     runs = [
         Run(name, 0, made({"cam": [0.0] * 2, name: ious}, detections={name: ranked(hits), "cam": ranked([False] * 2)}))
@@ -158,8 +158,8 @@ def test_texts_and_bars():
     assert rows[0] == "recipe,reading,metric,value,delta,low,high,seeds"
     assert "gap,cam,MaxBoxAccV2,16.6667,,,,16.6667" in rows and "tap,rcam,PxAP,,,,," in rows
     assert markdown([]) == ""
-    picture = bars(single, [])
-    assert picture.mode == "RGB" and len(picture.getcolors(1 << 20)) > 2
+    image = bars(single, [])
+    assert image.mode == "RGB" and len(image.getcolors(1 << 20)) > 2
 
 
 def test_records_are_made_once():
@@ -193,8 +193,8 @@ def test_a_quick_run(folder):
     value = runs[1].result.metrics["tap"]["MaxBoxAccV2"].value
     assert f"| `tap` | rcam | {top1(runs[1].result):.1f}" in (place / "table.md").read_text()
     assert f"tap,rcam,MaxBoxAccV2,{value:.4f}," in (place / "table.csv").read_text()
-    with Image.open(place / "sheet.png") as picture:
-        assert picture.height > 4 * 150  # a row a scene
+    with Image.open(place / "sheet.png") as image:
+        assert image.height > 4 * 150  # a row a scene
     settings = (place / "tap" / "seed0" / "config.json").read_text()
     assert '"theta"' in settings and '"epochs": 1' in settings
 

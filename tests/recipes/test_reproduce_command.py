@@ -15,7 +15,7 @@ def camtools(monkeypatch):
     return lambda *words: CliRunner().invoke(app, ["reproduce", *map(str, words)])
 
 
-def test_a_table_is_printed_and_pictures_are_written(camtools, tmp_path):
+def test_a_table_is_printed_and_images_are_written(camtools, tmp_path):
     words = ("scenes", "--quick", "--recipe", "excam", "--seeds", "1", "--device", "cpu", "--out", tmp_path / "runs")
     result = camtools(*words)
     assert result.exit_code == 0, result.output

@@ -15,7 +15,7 @@ OUT = 0.6  # how far a head's centre lies beyond the body's end, in radii of the
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a creature stands; lengths are fractions of the picture's side.
+    """Where a creature stands; lengths are fractions of the image's side.
 
     Attributes:
         x: Body centre.
@@ -87,11 +87,11 @@ class Pose:
 
 
 def draw_pose(stream: Stream, small: float, large: float) -> Pose:
-    """Draw a pose that lies within the picture.
+    """Draw a pose that lies within the image.
 
     Args:
         stream: Random numbers.
-        small: Least half-length of the body, a fraction of the picture's side.
+        small: Least half-length of the body, a fraction of the image's side.
         large: Greatest half-length; at most 0.36, for which there is room in every direction.
     """
     length = stream.uniform(small, large)

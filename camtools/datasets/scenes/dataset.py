@@ -21,23 +21,23 @@ LENGTHS = {"train": 10_000, "val": 1_000, "test": 1_000}
 
 
 class Scenes(ListedDataset):
-    """Drawn pictures of creatures: a large body that all classes share, and a small head that tells the class.
+    """Drawn images of creatures: a large body that all classes share, and a small head that tells the class.
 
     Made to show what plain CAM is known for: a classifier needs the head only, so its map stays on the head, and a box
     around it misses the body. Ground and bodies have textures in random colours; light, pose, shape and size vary;
     stones, sticks and stray heads without a body lie about. Eight classes, named after the mark on the head.
 
-    Picture `i` depends on `seed`, `split`, `objects`, `mixed`, `size` and `i` only, and is the same on every machine to
+    Image `i` depends on `seed`, `split`, `objects`, `mixed`, `size` and `i` only, and is the same on every machine to
     the last bit. Another `size` draws the same scene with more or fewer pixels.
 
     Args:
-        split: "train", "val" or "test"; they share no picture.
-        n: Number of pictures; by default 10,000 for "train", else 1,000.
-        size: Side of the square pictures, in pixels.
-        seed: Any other gives other pictures.
-        objects: Creatures a picture, or the least and the most of them (drawn evenly).
-        mixed: Whether the creatures of one picture are of several classes (multi-label); False gives all the same.
-        transform: Applied to the PIL picture, see `RecordDataset`.
+        split: "train", "val" or "test"; they share no image.
+        n: Number of images; by default 10,000 for "train", else 1,000.
+        size: Side of the square images, in pixels.
+        seed: Any other gives other images.
+        objects: Creatures an image, or the least and the most of them (drawn evenly).
+        mixed: Whether the creatures of one image are of several classes (multi-label); False gives all the same.
+        transform: Applied to the PIL image, see `RecordDataset`.
         target: What an element is, see `RecordDataset`.
 
     Raises:
@@ -87,7 +87,7 @@ class Scenes(ListedDataset):
         return draw_scene(*self._begin(index), self.size)
 
     def record(self, index: int) -> Record:
-        """Return picture `index` with its exact truth."""
+        """Return image `index` with its exact truth."""
         scene = self.draw(index)
         return Record(
             image=Image.fromarray(scene.pixels),

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """A picture, or a window of one that shares its pixels.
+    """An image, or a window of one that shares its pixels.
 
     Attributes:
-        x: Place of every pixel's centre, 0 at the picture's left edge and 1 at its right, (H, W).
+        x: Place of every pixel's centre, 0 at the image's left edge and 1 at its right, (H, W).
         y: Likewise, downwards.
         pixels: (H, W, 3), linear light, about [0, 1].
-        place: The window's rows and columns in the whole picture.
+        place: The window's rows and columns in the whole image.
     """
 
     x: Floats
@@ -34,7 +34,7 @@ class Canvas:
         return cls(x, y, np.zeros((size, size, 3)), (slice(0, size), slice(0, size)))
 
     def window(self, x0: float, y0: float, x1: float, y1: float) -> Canvas:
-        """Return the part of a whole picture that holds a box, at least one pixel of it."""
+        """Return the part of a whole image that holds a box, at least one pixel of it."""
         size = len(self.x)
         rows, columns = _span(y0, y1, size), _span(x0, x1, size)
         return Canvas(self.x[rows, columns], self.y[rows, columns], self.pixels[rows, columns], (rows, columns))
@@ -44,7 +44,7 @@ class Canvas:
         self.pixels[where] = surface[where]
 
     def whole(self, mask: Bools, size: int) -> Bools:
-        """Return a mask of this window as one of the whole picture, (size, size)."""
+        """Return a mask of this window as one of the whole image, (size, size)."""
         found = np.zeros((size, size), dtype=bool)
         found[self.place] = mask
         return found
@@ -102,7 +102,7 @@ def value_noise(stream: Stream, x: Floats, y: Floats, cells: int) -> Floats:
     """Return smooth random patches.
 
     Args:
-        stream: Random numbers; (cells + 1)^2 are taken, whatever the size of the picture.
+        stream: Random numbers; (cells + 1)^2 are taken, whatever the size of the image.
         x: Positions in [0, 1], (H, W).
         y: Likewise.
         cells: Patches along each side.

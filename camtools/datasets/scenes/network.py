@@ -49,7 +49,7 @@ class SceneNet(nn.Module):
         widths: Channels of the stem and the three blocks.
 
     Attributes:
-        preprocess: What it expects of pictures; `camtools.explain` finds it there.
+        preprocess: What it expects of images; `camtools.explain` finds it there.
         class_names: Names by index, the scenes' where there are as many classes; found there likewise.
     """
 
@@ -72,7 +72,7 @@ class SceneNet(nn.Module):
         """Return the logits.
 
         Args:
-            x: Normalised pictures, (B, 3, H, W); H and W 128 in training.
+            x: Normalised images, (B, 3, H, W); H and W 128 in training.
 
         Returns:
             (B, num_classes).

@@ -63,7 +63,7 @@ def draw_scene(stream: Stream, labels: list[int], size: int) -> Scene:
     Args:
         stream: Random numbers; the same stream draws the same scene at every size, up to the camera's noise.
         labels: The class of every creature.
-        size: Side of the square picture in pixels.
+        size: Side of the square image in pixels.
     """
     canvas = Canvas.blank(size)
     ground, light = colour(stream), stream.direction()
@@ -150,18 +150,18 @@ def _stray_head(stream: Stream, canvas: Canvas, poses: list[Pose]) -> None:
 
 
 def _photograph(stream: Stream, canvas: Canvas, light: tuple[float, float]) -> NDArray[np.uint8]:
-    """Light the scene from one side, with soft shadows, and take its picture: colour cast, lens blur, noise."""
+    """Light the scene from one side, with soft shadows, and take its image: colour cast, lens blur, noise."""
     slope, exposure = stream.uniform(0, 0.5), stream.uniform(0.7, 1.15)
     shadow = 1 - stream.uniform(0, 0.35) * value_noise(stream, canvas.x, canvas.y, 3)
     bright = exposure * (1 + slope * ((canvas.x - 0.5) * light[0] + (canvas.y - 0.5) * light[1])) * shadow
-    picture = canvas.pixels * bright[..., None] * (0.9 + 0.2 * stream.array(3))
-    picture = _blur(_blur(picture).swapaxes(0, 1)).swapaxes(0, 1)
+    image = canvas.pixels * bright[..., None] * (0.9 + 0.2 * stream.array(3))
+    image = _blur(_blur(image).swapaxes(0, 1)).swapaxes(0, 1)
     noise = stream.uniform(0.005, 0.03)
-    picture = picture + noise * (stream.array(*picture.shape) - stream.array(*picture.shape))
-    return np.floor(np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+    image = image + noise * (stream.array(*image.shape) - stream.array(*image.shape))
+    return np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _blur(picture: Floats) -> Floats:
+def _blur(image: Floats) -> Floats:
     """Average neighbouring rows by 1, 2, 1."""
-    padded = np.concatenate([picture[:1], picture, picture[-1:]])
-    return (padded[:-2] + 2 * picture + padded[2:]) / 4
+    padded = np.concatenate([image[:1], image, image[-1:]])
+    return (padded[:-2] + 2 * image + padded[2:]) / 4

@@ -37,10 +37,10 @@ def plot_curve(result: EvaluationResult, metric: str = "MaxBoxAcc", *, title: st
         result: Of an evaluation.
         metric: "MaxBoxAcc" or "PeakIoU"; "MaxBoxAccV2", which has a panel for each of its three IoU and one for their
             mean; or "PxAP", precision against recall.
-        title: Above the figure; the metric and the number of pictures by default.
+        title: Above the figure; the metric and the number of images by default.
 
     Returns:
-        RGB picture, about 1,100 pixels wide. `curve_figure` has the same for PDF or SVG.
+        RGB image, about 1,100 pixels wide. `curve_figure` has the same for PDF or SVG.
 
     Raises:
         InputError: The metric has no curve, or the data has no truth for it.

@@ -96,7 +96,7 @@ def available(result: EvaluationResult) -> tuple[str, ...]:
 
 
 def counted(result: EvaluationResult, metric: str) -> str:
-    """Say what a metric's curve is the mean over, as "1,000 pictures"."""
+    """Say what a metric's curve is the mean over, as "1,000 images"."""
     rows = result.rows
     if metric == "PxAP" and rows.on_objects is not None:
         used = rows.on_objects[0].any(1)
@@ -104,9 +104,9 @@ def counted(result: EvaluationResult, metric: str) -> str:
         used = np.ones(len(rows), dtype=bool) if rows.mask_iou is None else ~np.isnan(rows.mask_iou[0, :, 0])
     else:
         used = ~np.isnan(rows.v1[0, :, 0])
-    number, pictures = int(used.sum()), len(np.unique(rows.index[used]))
-    plural = "s" * (pictures != 1)
-    return f"{pictures:,} picture{plural}" if number == pictures else f"{number:,} classes in {pictures:,} pictures"
+    number, images = int(used.sum()), len(np.unique(rows.index[used]))
+    plural = "s" * (images != 1)
+    return f"{images:,} image{plural}" if number == images else f"{number:,} classes in {images:,} images"
 
 
 def point_text(value: float, threshold: float) -> str:

@@ -19,7 +19,7 @@ from camtools.model.device import on_device
 from camtools.pipeline.text import named_pipelines
 
 MapOf = Callable[[Record, int], Any]
-"""From a record and the model's index of a class to the map, (H, W) in [0, 1], over the whole picture, any H and W."""
+"""From a record and the model's index of a class to the map, (H, W) in [0, 1], over the whole image, any H and W."""
 
 
 def model_maps(
@@ -32,7 +32,7 @@ def model_maps(
 ) -> dict[str, MapOf]:
     """Return what makes each pipeline's maps, given what `camtools.evaluate` was given.
 
-    Maps are those of `camtools.explain` under the protocol's preprocessing. They are resized linearly to the picture,
+    Maps are those of `camtools.explain` under the protocol's preprocessing. They are resized linearly to the image,
     where "wsol" measures them after a cubic resize to 224 x 224: to look at, the same.
 
     Args:

@@ -1,4 +1,4 @@
-"""Contact sheets: pictures a pipeline does best and worst on, or gains and loses most, pipelines side by side."""
+"""Contact sheets: images a pipeline does best and worst on, or gains and loses most, pipelines side by side."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Section:
     """A part of a sheet.
 
     Attributes:
-        title: What its pictures have in common.
+        title: What its images have in common.
         rows: Their rows in the result, in the order in which they are shown.
     """
 
@@ -46,8 +46,8 @@ class Section:
 class Sheets:
     """Draws contact sheets of one result.
 
-    A picture's entry has its id and class, the picture with the true boxes, and for each pipeline the map with the true
-    boxes and the found one, and the IoU as the evaluation measured it. Pictures are fitted into cells of one size.
+    An image's entry has its id and class, the image with the true boxes, and for each pipeline the map with the true
+    boxes and the found one, and the IoU as the evaluation measured it. Images are fitted into cells of one size.
 
     Args:
         result: Of an evaluation.
@@ -81,7 +81,7 @@ class Sheets:
         object.__setattr__(self, "by", chosen_by(self.result, self.by))
 
     def best_and_worst(self, pipeline: str | None = None, best: int = 8, worst: int = 8) -> tuple[Section, Section]:
-        """Choose the pictures that a pipeline does best and worst on; None for the baseline."""
+        """Choose the images that a pipeline does best and worst on; None for the baseline."""
         name = self.result.baseline if pipeline is None else pipeline
         ious = self._ious[position_of(self.result, name)]
         top, bottom = extremes(ious, _many(best, "best"), _many(worst, "worst"))
@@ -92,7 +92,7 @@ class Sheets:
         )
 
     def gained_and_lost(self, pipeline: str, gained: int = 8, lost: int = 8) -> tuple[Section, Section]:
-        """Choose the pictures in which a pipeline's box fits better, and worse, than the baseline's by the most."""
+        """Choose the images in which a pipeline's box fits better, and worse, than the baseline's by the most."""
         base = self.result.baseline
         ious = self._ious
         one, other = ious[position_of(self.result, pipeline)], ious[position_of(self.result, base)]
@@ -113,7 +113,7 @@ class Sheets:
             pipelines: Those shown, in this order; None for all.
 
         Returns:
-            RGB picture.
+            RGB image.
         """
         names = self.result.pipelines if pipelines is None else tuple(pipelines)
         positions = [position_of(self.result, name) for name in names]
@@ -174,7 +174,7 @@ class Sheets:
         return canvas
 
     def _entry(self, row: int, positions: list[int], size: int) -> Image.Image:
-        """Draw one picture: a line with its id and class, cells, and a caption under each."""
+        """Draw one image: a line with its id and class, cells, and a caption under each."""
         rows, wide = self.result.rows, self._cells.width
         ious = self._ious[:, row]
         base = self.result.pipelines.index(self.result.baseline)
@@ -219,7 +219,7 @@ def contact_sheet(
     worst: int = 8,
     **options: Any,
 ) -> Image.Image:
-    """Draw the pictures that a pipeline does best and worst on, with all pipelines side by side.
+    """Draw the images that a pipeline does best and worst on, with all pipelines side by side.
 
     Args:
         result: Of an evaluation.
@@ -247,7 +247,7 @@ def change_sheet(
     lost: int = 8,
     **options: Any,
 ) -> Image.Image:
-    """Draw the pictures in which a pipeline gains and loses most against the baseline, both side by side.
+    """Draw the images in which a pipeline gains and loses most against the baseline, both side by side.
 
     Arguments and errors are those of `contact_sheet`.
     """
@@ -257,18 +257,18 @@ def change_sheet(
 
 def _many(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InputError(f"{name}={value!r}: expected how many pictures, a whole number of at least 0")
+        raise InputError(f"{name}={value!r}: expected how many images, a whole number of at least 0")
     return value
 
 
-_ASPECTS = (3 / 4, 4 / 3)  # of the cells that pictures are fitted into
+_ASPECTS = (3 / 4, 4 / 3)  # of the cells that images are fitted into
 
 
 class Cells:
-    """Draws the pictures of a sheet, each once; arguments are those of `Sheets`.
+    """Draws the images of a sheet, each once; arguments are those of `Sheets`.
 
     Attributes:
-        width: Of a cell, pixels: as wide as the data set's widest picture, from 3:4 to 4:3.
+        width: Of a cell, pixels: as wide as the data set's widest image, from 3:4 to 4:3.
     """
 
     def __init__(
@@ -289,7 +289,7 @@ class Cells:
         self._drawn: dict[tuple[int, int | None], Image.Image] = {}
 
     def __call__(self, row: int, position: int | None) -> Image.Image:
-        """Return a row's picture with its true boxes, and those of a pipeline, or of none.
+        """Return a row's image with its true boxes, and those of a pipeline, or of none.
 
         Raises:
             InputError: The record is another one, or the map is none.
@@ -302,7 +302,7 @@ class Cells:
         """Return a row's record, whatever the target of the data set is.
 
         Raises:
-            InputError: It is another picture's.
+            InputError: It is another image's.
         """
         index, name = int(self.result.rows.index[row]), self.result.rows.ids[row]
         try:
@@ -338,7 +338,7 @@ class Cells:
         return canvas
 
     def _best(self, values: Tensor, position: int, size: tuple[int, int]) -> NDArray[Any]:
-        """Return the largest contour's box at a pipeline's best threshold, in the picture's pixels; NaN for none."""
+        """Return the largest contour's box at a pipeline's best threshold, in the image's pixels; NaN for none."""
         levels = scoremaps(values[None], PROTOCOL_SIZE)
         box = largest_boxes(levels, workers=1)[0, self.levels[position]].numpy().astype(np.float64)
         scale = np.array([size[0] / PROTOCOL_SIZE[1], size[1] / PROTOCOL_SIZE[0]] * 2)

@@ -16,7 +16,7 @@ MARK = "*"
 """Stands at a delta whose 95 % interval leaves 0 out."""
 _NONE = "–"
 _FIRST = ("data", "calibration", "protocol", "model", "weights", "scoremaps", "bootstrap", "seed")
-_LISTED = 10  # failed pictures that are named
+_LISTED = 10  # failed images that are named
 
 
 @dataclass(frozen=True)
@@ -137,11 +137,11 @@ def _thresholds(threshold: float | tuple[float, ...] | None) -> str:
 
 
 def _caption(result: EvaluationResult) -> str:
-    """Say what the numbers are, of which pictures, and how they were measured."""
+    """Say what the numbers are, of which images, and how they were measured."""
     values = [value for of in result.metrics.values() for value in of.values()]
-    rows, pictures = len(result.rows), len(set(result.rows.index.tolist()))
-    counts = f"{pictures:,} picture{'s' * (pictures != 1)}"
-    counts += f" ({rows:,} with their classes)" if rows != pictures else ""
+    rows, images = len(result.rows), len(set(result.rows.index.tolist()))
+    counts = f"{images:,} image{'s' * (images != 1)}"
+    counts += f" ({rows:,} with their classes)" if rows != images else ""
     lines = [f"Per cent; {counts}, {len(result.failed):,} failed{_failed(result.failed)}."]
     if any(value.threshold is not None for value in values):
         lines.append("Threshold: the best for this data, as a fraction of the map’s maximum.")
@@ -149,7 +149,7 @@ def _caption(result: EvaluationResult) -> str:
         lines[-1] += " Calibrated: at the threshold best for the calibration data."
     if any(value.low is not None for value in values):
         mark = f"; {MARK} leaves 0 out" * any(_significant(value) for value in values)
-        lines.append(f"95 % interval: paired bootstrap over pictures{mark}.")
+        lines.append(f"95 % interval: paired bootstrap over images{mark}.")
     settings = "; ".join(_settings(result.settings))
     return "\n".join([*lines, f"Settings: {settings}."] if settings else lines)
 

@@ -32,7 +32,7 @@ def write_report(
 ) -> list[Path]:
     """Write table.md, curve-METRIC.png for every metric that has a curve, and, given the data set, contact sheets.
 
-    The sheets are sheet-PIPELINE.png, a pipeline's best and worst pictures, and changes-PIPELINE.png, the pictures in
+    The sheets are sheet-PIPELINE.png, a pipeline's best and worst images, and changes-PIPELINE.png, the images in
     which it gains and loses most against the baseline. The files come all or none.
 
     Args:
@@ -41,7 +41,7 @@ def write_report(
         records: The data set, for the sheets.
         maps: What makes each pipeline's map, see `model_maps`.
         pipelines: Those that get sheets; None for all.
-        best: How many of the best pictures are shown, and of the gains.
+        best: How many of the best images are shown, and of the gains.
         worst: How many of the worst, and of the losses.
         by: Which box counts, see `Sheets`.
 

@@ -34,7 +34,7 @@ def require_available(who: str) -> None:
 def infer(
     unary: Tensor, images: Tensor, gaussian: Gaussian | None, bilateral: Bilateral | None, iterations: int
 ) -> Tensor:
-    """Solve G problems of L classes a picture; the lattice of a picture is built once for all of them.
+    """Solve G problems of L classes per image; the lattice of an image is built once for all of them.
 
     Args:
         unary: (B, G, L, H, W).
@@ -52,14 +52,14 @@ def infer(
     pixels = (images.detach().float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     result = np.empty_like(energies)
     height, width = unary.shape[-2:]
-    for picture, rgb in enumerate(pixels):  # pydensecrf takes one picture at a time
+    for image, rgb in enumerate(pixels):  # pydensecrf takes one image at a time
         crf: Any = densecrf.DenseCRF2D(width, height, unary.shape[2])
         if gaussian:
             crf.addPairwiseGaussian(sxy=gaussian[0], compat=gaussian[1])
         if bilateral:
             sxy, srgb, compat = bilateral
             crf.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=np.ascontiguousarray(rgb), compat=compat)
-        for problem, energy in enumerate(energies[picture]):
+        for problem, energy in enumerate(energies[image]):
             crf.setUnaryEnergy(np.ascontiguousarray(energy))
-            result[picture, problem] = np.asarray(crf.inference(iterations))
+            result[image, problem] = np.asarray(crf.inference(iterations))
     return torch.from_numpy(result).view(unary.shape).to(unary.device)

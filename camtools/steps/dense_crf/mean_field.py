@@ -41,7 +41,7 @@ def mean_field(
 
     Below `scale` 1 the iterations run at the reduced size, on unaries averaged over each cell and the colour of the
     pixel in its middle (averaged colours lose their spread, and with it the masks), with positions still in the full
-    picture's pixels. The last iteration is joint: every pixel of the full size, with its
+    image's pixels. The last iteration is joint: every pixel of the full size, with its
     own colour, position and unary, gathers from the reduced pixels, so that edges come back at full resolution.
 
     Source: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", NIPS
@@ -88,7 +88,7 @@ def infer(
     iterations: int,
     scale: float | None,
 ) -> Tensor:
-    """Solve G problems of L classes a picture that share its kernels; see `mean_field`. Nothing is checked.
+    """Solve G problems of L classes per image that share its kernels; see `mean_field`. Nothing is checked.
 
     Args:
         unary: (B, G, L, H, W).
@@ -120,13 +120,13 @@ def infer(
 
 
 class Field:
-    """Where a batch of pictures' pixels lie in space and colour, and the kernels between them.
+    """Where a batch of images' pixels lie in space and colour, and the kernels between them.
 
     Args:
         images: (B, 3, h, w) in [0, 1].
         gaussian: As for `mean_field`.
         bilateral: As for `mean_field`.
-        size: (H, W) of the picture that positions refer to, where these pixels are a reduced version of it.
+        size: (H, W) of the image that positions refer to, where these pixels are a reduced version of it.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ def check_parameters(who: str, gaussian: object, bilateral: object, iterations: 
 
 
 def check_images(who: str, images: Tensor, like: Tensor) -> Tensor:
-    """Return the pictures on the device of the tensor (B, ..., H, W) that they belong to.
+    """Return the images on the device of the tensor (B, ..., H, W) that they belong to.
 
     Raises:
         PipelineError: They are not (B, 3, H, W) floats in [0, 1].
@@ -214,7 +214,7 @@ def check_images(who: str, images: Tensor, like: Tensor) -> Tensor:
     if tuple(images.shape) != expected or not images.is_floating_point():
         raise PipelineError(
             f"{who} got images of shape {tuple(images.shape)} and dtype {images.dtype}; expected floats {expected}, "
-            "the pictures at the size of what is to be refined."
+            "the images at the size of what is to be refined."
         )
     if not (images.amin() >= 0 and images.amax() <= 1):
         raise PipelineError(

@@ -1,4 +1,4 @@
-"""From the data's classes to the model's: what is matched, and what is refused before the first picture."""
+"""From the data's classes to the model's: what is matched, and what is refused before the first image."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_numbers_are_indices():
 def test_names_in_another_order():
     found = match_classes(["gull", "Sparrow"], [0, 1], 3, BIRDS)
     assert (found.index, found.how, found.known) == ((2, 0), "by name", [0, 1])
-    assert match_classes(["gull", "dodo"], [0], 3, BIRDS).index == (2, -1)  # no picture has a dodo
+    assert match_classes(["gull", "dodo"], [0], 3, BIRDS).index == (2, -1)  # no image has a dodo
     with pytest.raises(TargetError, match=r"1 of the data's 2 classes are not among the model's 3 \('dodo'\)"):
         match_classes(["gull", "dodo"], [0, 1], 3, BIRDS)
 
@@ -55,17 +55,17 @@ def test_names_for_another_model():
         match_classes(BIRDS, [0], 4, BIRDS)
 
 
-def test_refused_before_the_first_picture(model, pictures, options):
-    (pictures / "000.png").unlink()  # nobody may miss it
+def test_refused_before_the_first_image(model, images, options):
+    (images / "000.png").unlink()  # nobody may miss it
     seen = []
     model.register_forward_hook(lambda *_: seen.append(1))
     with pytest.raises(TargetError, match="'blue', 'green', 'red'"):
-        camtools.evaluate(model, f"boxfolder:{pictures}", **{**options, "class_names": BIRDS})
+        camtools.evaluate(model, f"boxfolder:{images}", **{**options, "class_names": BIRDS})
     assert len(seen) <= 3  # what it takes to find the features and to count the classes
 
 
-def test_names_decide_and_are_recorded(model, pictures, options):
-    result = camtools.evaluate(model, f"boxfolder:{pictures}", **options)  # the data's are in alphabetical order
+def test_names_decide_and_are_recorded(model, images, options):
+    result = camtools.evaluate(model, f"boxfolder:{images}", **options)  # the data's are in alphabetical order
     assert result.settings["classes"] == "by name"
     assert result.rows.labels[:3].tolist() == [0, 1, 2]
     assert result.rows.names[:3] == ["red", "green", "blue"]
@@ -89,7 +89,7 @@ def test_names_decide_and_are_recorded(model, pictures, options):
         ({"limit": 0}, InputError, "limit=0: expected a whole number"),
         ({"every": -1}, InputError, "every=-1: expected a whole number"),
         ({"skip": -1}, InputError, "skip=-1: expected a whole number of at least 0"),
-        ({"skip": 10**6}, InputError, "leaves no picture to evaluate"),
+        ({"skip": 10**6}, InputError, "leaves no image to evaluate"),
         ({"activation": "tanh"}, InputError, "activation='tanh': expected 'softmax' or 'sigmoid'"),
         ({"scoremaps": "x"}, InputError, "got both model and scoremaps: expected one"),
         ({"device": "nowhere"}, InputError, "device='nowhere' cannot be used"),
@@ -98,23 +98,23 @@ def test_names_decide_and_are_recorded(model, pictures, options):
         ({"bootstrap": -1}, InputError, "bootstrap=-1"),
     ],
 )
-def test_wrong_arguments(model, pictures, options, given, error, words):
+def test_wrong_arguments(model, images, options, given, error, words):
     with pytest.raises(error) as caught:
-        camtools.evaluate(model, f"boxfolder:{pictures}", **{**options, **given})
+        camtools.evaluate(model, f"boxfolder:{images}", **{**options, **given})
     assert words in str(caught.value)
 
 
-def test_wrong_data(model, pictures, options):
+def test_wrong_data(model, images, options):
     from torch.utils.data import Subset
 
     from camtools.datasets import BoxFolder
 
-    data = BoxFolder(pictures)
+    data = BoxFolder(images)
     for given, words in (
         ([1, 2], "cannot be evaluated on: expected a camtools data set of records"),
-        (BoxFolder(pictures, target="label"), "with target='label' cannot be evaluated on"),
-        (Subset(data, []), "leaves no picture to evaluate"),
-        (Subset(data, [1, 1]), "names a picture twice"),
+        (BoxFolder(images, target="label"), "with target='label' cannot be evaluated on"),
+        (Subset(data, []), "leaves no image to evaluate"),
+        (Subset(data, [1, 1]), "names per image twice"),
         ("birds", "is no data set"),
     ):
         with pytest.raises(InputError) as caught:
@@ -122,25 +122,25 @@ def test_wrong_data(model, pictures, options):
         assert words in str(caught.value)
 
 
-def test_neither_model_nor_maps(pictures):
+def test_neither_model_nor_maps(images):
     with pytest.raises(InputError, match="got neither model nor scoremaps: expected one"):
-        camtools.evaluate(None, f"boxfolder:{pictures}")
+        camtools.evaluate(None, f"boxfolder:{images}")
 
 
-def test_a_model_that_cannot_take_the_input(model, pictures, options):
+def test_a_model_that_cannot_take_the_input(model, images, options):
     model.conv.weight.data = model.conv.weight.data[:, :1]
     with pytest.raises(ModelError, match=r"Colours cannot be run on an input of shape \(1, 3, 224, 224\)"):
-        camtools.evaluate(model, f"boxfolder:{pictures}", **options)
+        camtools.evaluate(model, f"boxfolder:{images}", **options)
 
 
-def test_scores_that_are_no_numbers(model, pictures, options):
+def test_scores_that_are_no_numbers(model, images, options):
     model.fc.bias.data += float("nan")
     with pytest.raises(ModelError, match="NaN or infinite class scores"):
-        camtools.evaluate(model, f"boxfolder:{pictures}", **options)
+        camtools.evaluate(model, f"boxfolder:{images}", **options)
 
 
-def test_boxes_outside_the_picture_are_listed(model, pictures, options):
-    table = pictures.with_suffix(".csv")
+def test_boxes_outside_the_image_are_listed(model, images, options):
+    table = images.with_suffix(".csv")
     lines = table.read_text().splitlines()
     fields = lines[3].split(",")
     fields[4] = "112.6"  # rounding: cut off
@@ -149,7 +149,7 @@ def test_boxes_outside_the_picture_are_listed(model, pictures, options):
     fields[4] = "140"
     lines[4] = ",".join(fields)
     table.write_text("\n".join(lines) + "\n")
-    result = camtools.evaluate(model, f"boxfolder:{pictures}", **options)
+    result = camtools.evaluate(model, f"boxfolder:{images}", **options)
     assert [name for name, _ in result.failed] == ["deep/003.png"]
-    assert "is 112 x 112 pixels: expected boxes inside the picture" in result.failed[0][1]
+    assert "is 112 x 112 pixels: expected boxes inside the image" in result.failed[0][1]
     assert result.rows.truth[2][0, 2] == 112

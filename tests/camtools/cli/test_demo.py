@@ -1,4 +1,4 @@
-"""`camtools demo`: the main job without a network, weights or pictures."""
+"""`camtools demo`: the main job without a network, weights or images."""
 
 import re
 
@@ -13,7 +13,7 @@ def run(*args):
     return CliRunner().invoke(app, ["demo", *args], env={"COLUMNS": "200"})
 
 
-def test_draws_one_picture_and_prints_figures(tmp_path, no_network):
+def test_draws_one_image_and_prints_figures(tmp_path, no_network):
     out = tmp_path / "new" / "demo.png"
     result = run("--out", str(out), "--scenes", "2", "--measured", "20")
     assert result.exit_code == 0, result.stderr
@@ -27,8 +27,8 @@ def test_draws_one_picture_and_prints_figures(tmp_path, no_network):
     assert 0.2 < figures["cam"][0] < 0.4 and figures["cam"][1] <= 10
     assert figures["fast"][0] > 0.5 and figures["fast"][1] > 50
     assert f"{out} written" in result.stderr
-    with Image.open(out) as picture:
-        assert picture.mode == "RGB" and picture.width > 4 * 240 and picture.height > 2 * 240
+    with Image.open(out) as image:
+        assert image.mode == "RGB" and image.width > 4 * 240 and image.height > 2 * 240
 
 
 def test_other_pipelines_and_seeds(tmp_path):

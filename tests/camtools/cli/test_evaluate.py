@@ -1,4 +1,4 @@
-"""`camtools evaluate`, run in this process on a tiny model of known maps, and once on real pictures."""
+"""`camtools evaluate`, run in this process on a tiny model of known maps, and once on real images."""
 
 import json
 import os
@@ -80,8 +80,8 @@ def test_the_table(place):
     assert result.exit_code == 0, result.stderr
     for word in ("MaxBoxAccV2", "Top-1 Loc", "cam", "rcam", "95 %"):
         assert word in result.stdout
-    assert "a library that prints" in result.stderr and "9 pictures in " in result.stderr
-    assert "pictures/s" in result.stderr
+    assert "a library that prints" in result.stderr and "9 images in " in result.stderr
+    assert "images/s" in result.stderr
 
 
 def test_json_is_one_document(place):
@@ -90,7 +90,7 @@ def test_json_is_one_document(place):
     assert list(document["metrics"]) == ["cam", "NWC,IVR(45)"]
     value = document["metrics"]["NWC,IVR(45)"]["MaxBoxAcc"]
     assert value["delta"] == pytest.approx(value["value"] - document["metrics"]["cam"]["MaxBoxAcc"]["value"])
-    assert (document["pictures"], document["rows"], document["failed"]) == (9, 9, [])
+    assert (document["images"], document["rows"], document["failed"]) == (9, 9, [])
     assert document["settings"]["data"]["data"] == "boxfolder:pics"
 
 
@@ -112,8 +112,8 @@ def test_the_files(place):
     assert plain.exit_code == 0 and not list((place / "plain").glob("*.png"))
 
 
-def test_pictures_that_fail_are_listed(place):
-    (place / "pics" / "4.png").write_bytes(b"no picture")
+def test_images_that_fail_are_listed(place):
+    (place / "pics" / "4.png").write_bytes(b"no image")
     result = run("--out", "out", "--format", "json")
     assert result.exit_code == 1
     assert [entry["id"] for entry in json.loads(result.stdout)["failed"]] == ["4.png"]
@@ -125,7 +125,7 @@ def test_a_second_run_goes_on_or_starts_over(place):
     first = run("--out", "out", "--no-report", "--format", "json")
     again = run("--out", "out", "--no-report", "--format", "json")
     assert first.stdout == again.stdout
-    assert "0 pictures in" in again.stderr
+    assert "0 images in" in again.stderr
     other = run("--out", "out", "--pipeline", "rcam")
     assert other.exit_code == 2 and "out holds another run" in other.stderr
     assert run("--out", "out", "--pipeline", "rcam", "--fresh", "--no-report").exit_code == 0
@@ -218,11 +218,11 @@ def test_interrupting_keeps_what_is_done(place):
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (130, ""), stderr
     assert "Interrupted." in stderr and "Traceback" not in stderr
-    again = re.search(r"(\d) pictures? in", run("--batch-size", "1", "--out", "out").stderr)
+    again = re.search(r"(\d) images? in", run("--batch-size", "1", "--out", "out").stderr)
     assert again and int(again[1]) <= 7
 
 
-def test_real_pictures(shared):
+def test_real_images(shared):
     data = f"boxfolder:{shared}/data/ilsvrc_val/test"
     weights = shared / "weights" / "mobilenet_v2_imagenet.safetensors"
     given = ("--weights", weights, "--limit", "16", "--pipeline", "cam,rcam", "--format", "json", "--bootstrap", "9")
@@ -247,7 +247,7 @@ def test_a_file_of_a_model_with_another_head(tmp_path):
     assert result.exit_code == 0, result.stderr
     expected = camtools.evaluate(tap, scenes, "cam", protocol="native", bootstrap=0, progress=False)
     found = json.loads(result.stdout)
-    assert found["settings"]["model"] == "HeadedModel" and found["pictures"] == 4
+    assert found["settings"]["model"] == "HeadedModel" and found["images"] == 4
     assert found["metrics"]["cam"].keys() == expected.metrics["cam"].keys()
     for name, value in expected.metrics["cam"].items():
         assert found["metrics"]["cam"][name]["value"] == pytest.approx(value.value)

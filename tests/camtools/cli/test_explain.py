@@ -46,7 +46,7 @@ def colours():
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with a model and pictures: a red square, at rows 8:24 and columns 40:56, on black."""
+    """A folder with a model and images: a red square, at rows 8:24 and columns 40:56, on black."""
     (tmp_path / "nets.py").write_text(NETS)
     for name, channel in (("pics/red.png", 0), ("pics/deep/green.png", 1), ("pics/red10.png", 0), ("pics/red9.png", 0)):
         pixels = np.zeros((64, 64, 3), np.uint8)
@@ -62,14 +62,14 @@ def run(*args, model="nets.py:colours"):
 
 
 def names(document):
-    return [[found["name"] for found in entry["classes"]] for entry in document["pictures"]]
+    return [[found["name"] for found in entry["classes"]] for entry in document["images"]]
 
 
-def test_json_is_one_document_with_every_picture_in_natural_order(place):
+def test_json_is_one_document_with_every_image_in_natural_order(place):
     result = run("pics", "--format", "json")
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
-    assert [entry["source"] for entry in document["pictures"]] == [
+    assert [entry["source"] for entry in document["images"]] == [
         "pics/deep/green.png",
         "pics/red.png",
         "pics/red9.png",
@@ -80,12 +80,12 @@ def test_json_is_one_document_with_every_picture_in_natural_order(place):
     assert document["complete"] is True
     assert document["settings"]["model"] == "nets.py:colours"
     assert "a library that prints" in result.stderr
-    assert "4 pictures in " in result.stderr
+    assert "4 images in " in result.stderr
 
 
-def test_boxes_are_in_the_pictures_own_pixels(place):
+def test_boxes_are_in_the_images_own_pixels(place):
     document = json.loads(run("pics/red.png", "--format", "json").stdout)
-    x0, y0, x1, y1 = document["pictures"][0]["classes"][0]["box"]
+    x0, y0, x1, y1 = document["images"][0]["classes"][0]["box"]
     assert abs(x0 - 40) <= 6 and abs(y0 - 8) <= 6 and abs(x1 - 56) <= 6 and abs(y1 - 24) <= 6
 
 
@@ -96,7 +96,7 @@ def test_rotation_in_exif_is_applied_once(place):
     upright.transpose(Image.Transpose.ROTATE_90).save("turned.jpg", exif=exif, quality=95)
     upright.save("straight.jpg", quality=95)
     document = json.loads(run("turned.jpg", "straight.jpg", "--format", "json").stdout)
-    boxes = [entry["classes"][0]["box"] for entry in document["pictures"]]
+    boxes = [entry["classes"][0]["box"] for entry in document["images"]]
     assert np.abs(np.subtract(*boxes)).max() <= 1
 
 
@@ -121,7 +121,7 @@ def test_results_are_files(place):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["name"], manifest["source"]) == ("green", "pics/deep/green.png")
     whole = json.loads((place / "out" / "manifest.json").read_text())
-    assert [entry["folder"] for entry in whole["pictures"]] == ["deep/green", "red", "red9", "red10"]
+    assert [entry["folder"] for entry in whole["images"]] == ["deep/green", "red", "red9", "red10"]
     assert not list(place.glob("out/**/.*"))
 
 
@@ -129,7 +129,7 @@ def test_several_classes_get_a_folder_each(place):
     result = run("pics/red.png", "--out", "out", "--target", "GREEN", "--target", "2")
     assert result.exit_code == 0, result.stderr
     assert sorted(p.name for p in (place / "out" / "red").iterdir()) == ["1-green", "2-blue", "manifest.json"]
-    entry = json.loads((place / "out" / "red" / "manifest.json").read_text())["picture"]
+    entry = json.loads((place / "out" / "red" / "manifest.json").read_text())["image"]
     assert [found["name"] for found in entry["classes"]] == ["green", "blue"]
     assert "1-green/map.npy" in entry["files"]
 
@@ -153,10 +153,10 @@ def test_a_second_run_replaces_results_and_leaves_no_old_files(place):
     assert found == ["manifest.json", "map.npy", "mask.png", "note.txt", "overlay.png"]
 
 
-def test_out_inside_the_folder_of_pictures(place):
+def test_out_inside_the_folder_of_images(place):
     for _ in range(2):
         result = run("pics", "--out", "pics/out", "--format", "json")
-        assert len(json.loads(result.stdout)["pictures"]) == 4
+        assert len(json.loads(result.stdout)["images"]) == 4
 
 
 class TestResume:
@@ -168,18 +168,18 @@ class TestResume:
         os.utime("pics/red10.png", (time.time() + 10, time.time() + 10))
         result = run("pics", "--out", "out", "--resume", "--format", "json")
         assert result.exit_code == 0, result.stderr
-        assert "3 pictures in" in result.stderr  # new, red9 with its missing file, red10 changed since
+        assert "3 images in" in result.stderr  # new, red9 with its missing file, red10 changed since
         assert "2 done before" in result.stderr
         assert (place / "out" / "red" / "map.npy").stat().st_mtime_ns == before
         second = json.loads(result.stdout)
-        assert second["pictures"][0] == first["pictures"][0]
-        assert [entry["source"] for entry in second["pictures"]][1] == "pics/new.png"
+        assert second["images"][0] == first["images"][0]
+        assert [entry["source"] for entry in second["images"]][1] == "pics/new.png"
         assert (place / "out" / "red9" / "mask.png").exists()
 
     def test_keeps_several_classes(self, place):
         first = json.loads(run("pics", "--out", "out", "--top-k", "2", "--format", "json").stdout)
         second = json.loads(run("pics", "--out", "out", "--top-k", "2", "--format", "json", "--resume").stdout)
-        assert first["pictures"] == second["pictures"]
+        assert first["images"] == second["images"]
 
     def test_refuses_other_settings(self, place):
         run("pics", "--out", "out")
@@ -205,7 +205,7 @@ def test_files_that_fail_are_listed_and_the_others_done(place):
     result = run("pics", "--out", "out", "--format", "json")
     assert result.exit_code == 1
     document = json.loads(result.stdout)
-    assert len(document["pictures"]) == 3
+    assert len(document["images"]) == 3
     assert [entry["source"] for entry in document["failed"]] == ["pics/broken.png", "pics/empty.jpg", "pics/red9.png"]
     assert json.loads((place / "out" / "manifest.json").read_text())["failed"] == document["failed"]
     assert "Error: pics/empty.jpg: " in result.stderr
@@ -251,7 +251,7 @@ def test_weights_and_normalisation_from_the_command_line(place):
     torch.save(state | {"fc.bias": torch.tensor([0.0, 0.0, 90.0])}, "w.pth")
     result = run("pics/red.png", "--weights", "w.pth", "--mean", "0.5", "--size", "16x32", "--format", "json")
     assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)["pictures"][0]["classes"][0]
+    found = json.loads(result.stdout)["images"][0]["classes"][0]
     assert (found["name"], found["box"], found["map_size"]) == ("blue", None, [4, 8])  # there is no blue: an even map
 
 
@@ -269,7 +269,7 @@ def test_interrupting_keeps_what_is_done(place, monkeypatch):
     assert result.exit_code == 130
     assert "Interrupted." in result.stderr
     document = json.loads(result.stdout)
-    assert (len(document["pictures"]), document["complete"]) == (2, False)
+    assert (len(document["images"]), document["complete"]) == (2, False)
     assert json.loads((place / "out" / "manifest.json").read_text()) == document
     assert (place / "out" / "deep" / "green" / "manifest.json").exists()
     assert not list(place.glob("out/**/.*"))
@@ -293,22 +293,22 @@ def test_ctrl_c_for_real(place):
     assert "Traceback" not in stderr
     document = json.loads((place / "out" / "manifest.json").read_text())
     assert document["complete"] is False
-    assert 3 <= len(document["pictures"]) < 300
-    for entry in document["pictures"]:
+    assert 3 <= len(document["images"]) < 300
+    for entry in document["images"]:
         assert np.load(place / "out" / entry["folder"] / "map.npy").shape == (64, 64)
     assert not list(place.glob("out/**/.*"))
 
 
 def test_real_dogs(shared, tmp_path):
     weights = shared / "weights" / "mobilenet_v2_imagenet.safetensors"
-    pictures = sorted((shared / "data" / "ilsvrc_woof" / "test" / "n02086240").iterdir())[:4]
+    images = sorted((shared / "data" / "ilsvrc_woof" / "test" / "n02086240").iterdir())[:4]
     result = run(
-        *pictures, "--weights", weights, "--out", tmp_path / "out", "--format", "json", model="torchvision/mobilenet_v2"
+        *images, "--weights", weights, "--out", tmp_path / "out", "--format", "json", model="torchvision/mobilenet_v2"
     )
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
     assert names(document).count(["Shih-Tzu"]) >= 3
-    for entry, path in zip(document["pictures"], pictures, strict=True):
+    for entry, path in zip(document["images"], images, strict=True):
         found = entry["classes"][0]
         width, height = Image.open(path).size
         assert (found["height"], found["width"], found["exact"]) == (height, width, True)
@@ -356,7 +356,7 @@ def test_a_file_of_a_model_with_another_head(tmp_path):
         tmp_path / "scene.png", "--format", "json", "--out", tmp_path / "out", model=str(tmp_path / "tap.safetensors")
     )
     assert result.exit_code == 0, result.stderr
-    expected, found = camtools.explain(tap, scene), json.loads(result.stdout)["pictures"][0]["classes"][0]
+    expected, found = camtools.explain(tap, scene), json.loads(result.stdout)["images"][0]["classes"][0]
     assert (found["name"], found["label"]) == (expected.name, expected.label)
     assert found["score"] == pytest.approx(expected.score, abs=1e-4)
     np.testing.assert_allclose(np.load(tmp_path / "out" / "scene" / "map.npy"), expected.map.numpy(), atol=1e-3)

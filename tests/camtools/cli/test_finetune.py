@@ -28,7 +28,7 @@ def test_settings_are_listed_with_defaults_and_sources(camtools):
     assert result.exit_code == 0
     text = " ".join(result.stdout.split())
     assert (
-        "set_size" in text and "S, pictures of each class in a batch. [Wang et al., BMVC 2021, slides, Table 3]" in text
+        "set_size" in text and "S, images of each class in a batch. [Wang et al., BMVC 2021, slides, Table 3]" in text
     )
     assert text.index("set_size") < text.index("epochs")
 
@@ -66,7 +66,7 @@ def test_a_run_and_its_model_in_other_commands(camtools, tmp_path):
         (["gap", *SMALL, "--out", "x", "--set", "epochs=3"], "'epochs' is given twice"),
         (["gap", *SMALL, "--out", "x", "--set", "flip"], "'flip' is not KEY=VALUE"),
         (["gap", "--model", "scenes"], "--data, --out"),
-        (["gap", *SMALL[:2], "--data", "scenes:train?n=8&objects=3", "--out", "x"], "learns one class a picture"),
+        (["gap", *SMALL[:2], "--data", "scenes:train?n=8&objects=3", "--out", "x"], "learns one class per image"),
     ],
 )
 def test_wrong_use_is_exit_code_2(camtools, tmp_path, monkeypatch, words, message):

@@ -1,4 +1,4 @@
-"""Which pictures the command line's paths mean, and where the results of each go."""
+"""Which images the command line's paths mean, and where the results of each go."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from camtools.errors import InputError
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """Pictures by name only; nothing here reads them."""
+    """Images by name only; nothing here reads them."""
     names = "a/bird1.jpg a/bird10.jpg a/bird2.JPG a/deep/er/bird1.png a/notes.txt b/bird1.jpg a/.hidden.jpg"
     names += " a/.cache/bird.jpg c/x.jpg c/x.png c/x.y.png d/e.jpg d/e/f.jpg"
     for name in names.split():
@@ -32,7 +32,7 @@ def test_one_file(tree):
     assert pairs("a/bird1.jpg") == [("a/bird1.jpg", "bird1")]
 
 
-def test_a_named_file_need_not_look_like_a_picture(tree):
+def test_a_named_file_need_not_look_like_an_image(tree):
     assert pairs("a/notes.txt") == [("a/notes.txt", "notes")]
 
 
@@ -53,7 +53,7 @@ def test_same_names_with_several_suffixes_do_not_collide(tree):
     assert pairs("c") == [("c/x.jpg", "x-jpg"), ("c/x.png", "x-png"), ("c/x.y.png", "x.y")]
 
 
-def test_a_picture_and_a_folder_of_one_name_do_not_collide(tree):
+def test_an_image_and_a_folder_of_one_name_do_not_collide(tree):
     assert pairs("d") == [("d/e.jpg", "e-jpg"), ("d/e/f.jpg", "e/f")]
 
 
@@ -63,7 +63,7 @@ def test_a_pattern(tree):
     assert pairs(f"{tree}/a/bird[12].*") == [(f"{tree}/a/bird1.jpg", "bird1"), (f"{tree}/a/bird2.JPG", "bird2")]
 
 
-def test_a_pattern_that_matches_folders_takes_the_pictures_in_them(tree):
+def test_a_pattern_that_matches_folders_takes_the_images_in_them(tree):
     assert pairs("[ab]/de*") == [("a/deep/er/bird1.png", "a/deep/er/bird1")]
 
 
@@ -72,11 +72,11 @@ def test_a_file_whose_name_has_magic_characters(tree):
     assert pairs("b/bird[1].jpg") == [("b/bird[1].jpg", "bird[1]")]
 
 
-def test_every_picture_once(tree):
+def test_every_image_once(tree):
     assert pairs("b", "b/bird1.jpg", "b/*.jpg", str(tree / "b")) == [("b/bird1.jpg", "bird1")]
 
 
-def test_results_of_an_earlier_run_are_no_pictures(tree):
+def test_results_of_an_earlier_run_are_no_images(tree):
     out = tree / "a" / "out"
     (out / "bird1").mkdir(parents=True)
     (out / "bird1" / "overlay.png").touch()
@@ -86,7 +86,7 @@ def test_results_of_an_earlier_run_are_no_pictures(tree):
     assert len(pairs("a")) == 5
 
 
-def test_pictures_beside_their_results_are_pictures(tree):
+def test_images_beside_their_results_are_images(tree):
     (tree / "b" / "bird1").mkdir()
     (tree / "b" / "bird1" / "overlay.png").touch()
     (tree / "b" / "bird1" / "manifest.json").touch()
@@ -102,9 +102,9 @@ def test_linked_folders_are_not_followed_in_circles(tree):
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("nowhere.jpg", "There is no file or folder nowhere.jpg. Name pictures, folders, or patterns"),
-        ("*.gif", "The pattern *.gif matches no pictures"),
-        ("empty", "The folder empty holds no pictures (.avif, .bmp"),
+        ("nowhere.jpg", "There is no file or folder nowhere.jpg. Name images, folders, or patterns"),
+        ("*.gif", "The pattern *.gif matches no images"),
+        ("empty", "The folder empty holds no images (.avif, .bmp"),
     ],
 )
 def test_refuses(tree, path, words):

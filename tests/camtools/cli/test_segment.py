@@ -42,7 +42,7 @@ def colours():
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with a model and pictures 64 x 64: squares at rows 8:24 (red) and 40:56 (blue); one is black."""
+    """A folder with a model and images 64 x 64: squares at rows 8:24 (red) and 40:56 (blue); one is black."""
     (tmp_path / "nets.py").write_text(NETS)
     for name, channels in (("pics/both.png", (0, 2)), ("pics/deep/red.png", (0,)), ("pics/black.png", ())):
         pixels = np.zeros((64, 64, 3), np.uint8)
@@ -66,14 +66,14 @@ def document(*args):
 
 
 def names(found):
-    return {entry["source"]: [one["name"] for one in entry["classes"]] for entry in found["pictures"]}
+    return {entry["source"]: [one["name"] for one in entry["classes"]] for entry in found["images"]}
 
 
 def test_results_are_files(place):
     found = document("pics", "--out", "out")
     assert names(found) == {"pics/black.png": [], "pics/both.png": ["red", "blue"], "pics/deep/red.png": ["red"]}
     assert (found["failed"], found["complete"], found["settings"]["command"]) == ([], True, "segment")
-    red, blue = found["pictures"][1]["classes"]
+    red, blue = found["images"][1]["classes"]
     assert (red["box"], red["pixels"], red["value"]) == ([40, 8, 56, 24], 256, 1)
     assert (blue["box"], blue["pixels"], blue["value"]) == ([40, 40, 56, 56], 256, 3)
     folder = place / "out" / "both"
@@ -98,15 +98,15 @@ def test_a_table_by_default(place):
     assert "background only" in rows[0]
     assert all(words in rows[1] for words in ("pics/both.png", "red (0)", "6.2%", "40, 8, 56, 24"))
     assert "blue (2)" in rows[2] and "pics" not in rows[2]
-    assert "a library that prints" in result.stderr and "3 pictures in " in result.stderr
+    assert "a library that prints" in result.stderr and "3 images in " in result.stderr
     assert not (place / "out").exists()
 
 
 def test_classes_of_the_users_choice(place):
     found = document("pics", "--class", "BLUE", "--class", "0")
     assert set(map(tuple, names(found).values())) == {("blue", "red")}
-    assert [one["pixels"] for one in found["pictures"][0]["classes"]] == [0, 0]
-    assert [one["pixels"] for one in found["pictures"][2]["classes"]] == [0, 256]
+    assert [one["pixels"] for one in found["images"][0]["classes"]] == [0, 0]
+    assert [one["pixels"] for one in found["images"][2]["classes"]] == [0, 256]
     assert set(map(tuple, names(document("pics", "--min-score", "0")).values())) >= {("red", "blue", "green")}
 
 
@@ -116,7 +116,7 @@ def test_settings_reach_the_segmenter(place):
     Image.fromarray(grey).save("grey.png")
 
     def red(*args):
-        (one,) = document("grey.png", *args)["pictures"][0]["classes"]
+        (one,) = document("grey.png", *args)["images"][0]["classes"]
         return one["pixels"], round(one["background"], 4)
 
     assert red("--background", "0.5") == (256, 0.5)
@@ -135,7 +135,7 @@ class TestResume:
         os.utime("pics/black.png", (time.time() + 10, time.time() + 10))
         result = run("pics", "--out", "out", "--resume", "--format", "json")
         assert result.exit_code == 0, result.stderr
-        assert "2 pictures in" in result.stderr and "1 done before" in result.stderr
+        assert "2 images in" in result.stderr and "1 done before" in result.stderr
         assert (place / "out" / "both" / "mask.png").stat().st_mtime_ns == before
         assert (place / "out" / "deep" / "red" / "mask.png").exists()
         again = json.loads(result.stdout)
@@ -165,7 +165,7 @@ def test_files_that_fail_are_listed_and_the_others_done(place):
     assert result.exit_code == 1
     found = json.loads(result.stdout)
     assert [entry["source"] for entry in found["failed"]] == ["pics/empty.jpg"]
-    assert len(found["pictures"]) == 3
+    assert len(found["images"]) == 3
     assert "Error: pics/empty.jpg: " in result.stderr and "1 failed" in result.stderr
 
 
@@ -183,7 +183,7 @@ def test_interrupting_keeps_what_is_done(place, monkeypatch):
     assert result.exit_code == 130
     assert "Interrupted." in result.stderr
     found = json.loads(result.stdout)
-    assert (len(found["pictures"]), found["complete"]) == (1, False)
+    assert (len(found["images"]), found["complete"]) == (1, False)
     monkeypatch.undo()
     os.chdir(place)
     assert "1 done before" in run("pics", "--out", "out", "--resume").stderr

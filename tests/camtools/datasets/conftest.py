@@ -12,7 +12,7 @@ from PIL import Image
 
 @pytest.fixture
 def draw() -> Callable[..., Path]:
-    """Writes a grey picture of (width, height), or an array as a mask; "P" for one with a palette."""
+    """Writes a grey image of (width, height), or an array as a mask; "P" for one with a palette."""
 
     def write(path: Path, content: tuple[int, int] | np.ndarray, mode: str = "L") -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)

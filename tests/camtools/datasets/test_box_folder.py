@@ -39,11 +39,11 @@ def test_every_field(root):
     assert found.labels_of(1) == [0]
 
 
-def test_boxes_follow_a_scaled_picture(root):
+def test_boxes_follow_a_scaled_image(root):
     assert BoxFolder(root)[1].boxes.tolist() == [[0, 0, 5, 5]]
 
 
-def test_a_squashed_picture_is_refused(root, draw):
+def test_a_squashed_image_is_refused(root, draw):
     draw(root / "a.jpg", (10, 10))
     with pytest.raises(InputError, match=r"a\.jpg is 10 x 10 pixels, but its annotation is for 20 x 10"):
         BoxFolder(root)[0]
@@ -94,7 +94,7 @@ def test_given_classes_fix_the_order(root, write, tmp_path):
         ("/a.jpg,wren,1,2,3,4,20,10", "line 2: the file is '/a.jpg'"),
         ("a.jpg,wren,1,2,3,4,20,10\na.jpg,wren,1,2,3,4,20,11", "line 3: 'a.jpg' is 20 x 11, but 20 x 10 in an earlier"),
         ("a.jpg,wren,1,2,3,4,20,10\na.jpg,wren,1,2,3,4,,", "line 3: 'a.jpg' is of no stated size, but 20 x 10"),
-        ("", "the list of pictures is empty"),
+        ("", "the list of images is empty"),
     ],
 )
 def test_a_wrong_row_is_named(root, write, tmp_path, row, message):
@@ -118,7 +118,7 @@ def test_what_is_missing_is_named(root, write, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("split", "pictures", "classes"),
+    ("split", "images", "classes"),
     [
         ("cub/train", 5994, 200),
         ("cub/test", 2897, 200),
@@ -128,9 +128,9 @@ def test_what_is_missing_is_named(root, write, tmp_path):
         ("voc5/test", 400, 5),
     ],
 )
-def test_the_shared_pictures(shared, split, pictures, classes):
+def test_the_shared_images(shared, split, images, classes):
     found = BoxFolder(shared / "data" / split)
-    assert (len(found), len(found.classes)) == (pictures, classes)
+    assert (len(found), len(found.classes)) == (images, classes)
     with (shared / "data" / f"{split}.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert sum(len(found.labels_of(index)) for index in range(len(found))) == len(rows)

@@ -93,7 +93,7 @@ def test_compressed_run_lengths():
         ([[1, 2, 3, 4]], "three corners"),
         ([[1, 2, 3, 4, 5, 6, 7]], "three corners"),
         ([[1, 2, 3, 4, 5, float("nan")]], "three corners"),
-        ({"size": [6, 7], "counts": [42]}, r"for size \[6, 7\], its picture is \[6, 8\]"),
+        ({"size": [6, 7], "counts": [42]}, r"for size \[6, 7\], its image is \[6, 8\]"),
         ({"size": [6, 8], "counts": [47]}, "add up to 47, expected 6 x 8 pixels"),
         ({"size": [6, 8], "counts": [50, -2]}, "add up to 48"),
         ({"size": [6, 8], "counts": "P"}, "end within a number"),
@@ -167,14 +167,14 @@ def test_every_field(root):
     assert np.array_equal(record.ignore.numpy(), rectangle(0, 0, 4, 3) & ~rectangle(2, 1, 6, 4))
 
 
-def test_pictures_without_objects(root):
+def test_images_without_objects(root):
     record = opened(root)[1]
     assert record.labels.shape == (0,) and record.boxes.shape == (0, 4) and record.masks.shape == (0, 6, 8)
     assert record.ignore is None
     assert opened(root, keep_empty=False).image_ids == [139]
 
 
-def test_a_scaled_picture_scales_boxes_and_masks(root, draw):
+def test_a_scaled_image_scales_boxes_and_masks(root, draw):
     draw(root / "val2017" / "139.jpg", (16, 12))
     record = opened(root)[0]
     assert record.boxes[0].tolist() == [4, 2, 12, 8]
@@ -194,10 +194,10 @@ def test_boxes_without_masks(root, data):
 def test_what_is_missing_is_named(root, tmp_path):
     with pytest.raises(InputError, match=r"(?s)COCO: .*none\.json' is not a file.*instances_val2017\.json"):
         COCO(tmp_path / "none.json")
-    (root / "val2017").rename(root / "pictures")
-    with pytest.raises(InputError, match=r"no folder of pictures: looked for .*val2017"):
+    (root / "val2017").rename(root / "images")
+    with pytest.raises(InputError, match=r"no folder of images: looked for .*val2017"):
         opened(root)
-    assert len(opened(root, images=root / "pictures")) == 2
+    assert len(opened(root, images=root / "images")) == 2
 
 
 def change(data, **fields):

@@ -34,7 +34,7 @@ def test_every_field(root):
     found = CUB(root)
     assert found.ids == ["001.Gull/Gull_1.jpg", "002.Wren/Wren_1.jpg"]
     assert found.classes == ("001.Gull", "002.Wren")
-    assert repr(found) == "CUB(2 pictures, 2 classes)"
+    assert repr(found) == "CUB(2 images, 2 classes)"
     record = found[0]
     assert record.id == "001.Gull/Gull_1.jpg" and record.size == (8, 6) and record.image.mode == "RGB"
     assert record.labels.tolist() == [0] == found.labels_of(0)
@@ -55,7 +55,7 @@ def test_masks_are_what_most_annotators_marked(root, masks):
     assert np.array_equal(found[0].masks[0].numpy(), masks > 127)
     assert found[0].mask.sum() == 4 * 6
     assert CUB(root, masks=False)[0].masks is None
-    with pytest.raises(InputError, match=r"Wren_1\.png' is 6 x 4 pixels, but its picture is 7 x 4"):
+    with pytest.raises(InputError, match=r"Wren_1\.png' is 6 x 4 pixels, but its image is 7 x 4"):
         found[1]
     with pytest.raises(InputError, match=r"Gull_2\.png' cannot be read"):
         CUB(root, "train")[0]
@@ -68,7 +68,7 @@ def test_masks_that_are_not_there(root):
 
 def test_a_wrong_folder_shows_the_layout(tmp_path):
     with pytest.raises(
-        InputError, match=r"(?s)no list of pictures: looked for .*images\.txt.*CUB_200_2011/\n.*Get it from"
+        InputError, match=r"(?s)no list of images: looked for .*images\.txt.*CUB_200_2011/\n.*Get it from"
     ):
         CUB(tmp_path)
 

@@ -41,7 +41,7 @@ def test_kaggles_table(flat, csv):
     assert record.labels.tolist() == [1, 1] == found.labels_of(1)
     assert record.boxes.tolist() == [[0, 1, 5, 6], [10, 2, 20, 10]]
     assert record.masks is None and record.ignore is None
-    assert found[0].label == 0 and found[0].boxes.tolist() == [[3, 0, 20, 10]]  # within the picture
+    assert found[0].label == 0 and found[0].boxes.tolist() == [[3, 0, 20, 10]]  # within the image
 
 
 def test_kaggles_folders(tmp_path, flat, csv):
@@ -57,7 +57,7 @@ def test_xml(flat, write, place):
     write(flat / place / f"{NAMES[1]}.xml", XML.format(40, 20, TENCH, 0, 2, 38, 9))
     found = ILSVRC(flat, truth=flat / place if place == "elsewhere" else None)
     assert found.labels_of(0) == [1] and found[0].boxes.tolist() == [[0, 2, 20, 10]]
-    assert found[1].label == 0 and found[1].boxes.tolist() == [[0, 1, 19.5, 5]]  # the picture is half as large
+    assert found[1].label == 0 and found[1].boxes.tolist() == [[0, 1, 19.5, 5]]  # the image is half as large
 
 
 def test_class_folders_alone(tmp_path, draw):
@@ -100,16 +100,16 @@ def test_the_devkits_ids(flat, devkit, write):
 
 
 def test_what_is_missing_is_named(tmp_path, flat):
-    with pytest.raises(InputError, match=r"(?s)nothing says the pictures' classes.*LOC_val_solution\.csv"):
+    with pytest.raises(InputError, match=r"(?s)nothing says the images' classes.*LOC_val_solution\.csv"):
         ILSVRC(flat)
     with pytest.raises(InputError, match=r"truth='nowhere' does not exist"):
         ILSVRC(flat, truth="nowhere")
     with pytest.raises(InputError, match=r"nowhere' is not a folder"):
         ILSVRC(tmp_path / "nowhere")
     (tmp_path / "empty" / "val").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"no pictures in .*val"):
+    with pytest.raises(InputError, match=r"no images in .*val"):
         ILSVRC(tmp_path / "empty")
-    with pytest.raises(InputError, match=r"no folder of pictures"):
+    with pytest.raises(InputError, match=r"no folder of images"):
         ILSVRC(flat / "val")
 
 
@@ -119,7 +119,7 @@ def test_what_is_missing_is_named(tmp_path, flat):
         (f"{NAMES[0]},{TENCH} 1 2 3", "line 2: .* expected groups of a wnid and four numbers"),
         (f"{NAMES[0]},{TENCH} 1 2 3 x", "line 2: .* expected four numbers after each wnid"),
         (f"{NAMES[0]},n00000000 1 2 3 4", "line 2: 'n00000000' is not one of the 1,000 classes"),
-        (f"{NAMES[0]},{TENCH} 1 2 3 4", f"has no row for '{NAMES[1]}': expected one for every picture"),
+        (f"{NAMES[0]},{TENCH} 1 2 3 4", f"has no row for '{NAMES[1]}': expected one for every image"),
     ],
 )
 def test_a_wrong_row_is_named(flat, write, row, message):

@@ -83,13 +83,13 @@ def test_fields():
 def test_names():
     assert relative_name("a\\b/c.jpg", "here") == "a/b/c.jpg"
     for name in ("", "/etc/a.jpg", "a/../../b.jpg"):
-        with pytest.raises(InputError, match=r"here: the file is .*, expected a path relative to the pictures' folder"):
+        with pytest.raises(InputError, match=r"here: the file is .*, expected a path relative to the images' folder"):
             relative_name(name, "here")
     assert one_of("split", "a", ("a", "b")) == "a"
     with pytest.raises(InputError, match=r"split='c': expected one of 'a', 'b'"):
         one_of("split", "c", ("a", "b"))
     assert keyed({"a": 1, "b": 2}, ["b", "a"], Path("f")) == [2, 1]
-    with pytest.raises(InputError, match=r"f has no line for 'c': expected one for every picture"):
+    with pytest.raises(InputError, match=r"f has no line for 'c': expected one for every image"):
         keyed({"a": 1}, ["c"], Path("f"))
 
 

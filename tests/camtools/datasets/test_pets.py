@@ -60,13 +60,13 @@ def test_what_is_missing_is_named(root, tmp_path, write):
         OxfordPets(root, border="drop")
     base = root / "oxford-iiit-pet" / "annotations"
     write(base / "test.txt", "Abyssinian_1 1 1 1", "american_bulldog_10 3 2 1")
-    with pytest.raises(InputError, match=r"test\.txt has no picture of class 2"):
+    with pytest.raises(InputError, match=r"test\.txt has no image of class 2"):
         OxfordPets(root)
     write(base / "test.txt", "Abyssinian_1 1")
     with pytest.raises(InputError, match=r"test\.txt, line 1: 'Abyssinian_1 1' has 2 fields, expected 4"):
         OxfordPets(root)
     (base / "test.txt").unlink()
-    with pytest.raises(InputError, match="no list of the test pictures"):
+    with pytest.raises(InputError, match="no list of the test images"):
         OxfordPets(root)
     (base / "trimaps").rename(base / "t")
     with pytest.raises(InputError, match="no folder trimaps"):

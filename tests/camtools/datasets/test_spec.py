@@ -56,7 +56,7 @@ def test_every_source_says_how_to_write_it():
         ("voc2012:x", "PASCAL VOC 2012: no folder VOC2012"),
         ("pets:x", "Oxford-IIIT Pet: no annotations"),
         ("ilsvrc:x", "ILSVRC 2012 validation: 'x' is not a folder"),
-        ("openimages30k:x", "OpenImages30k: no folder of the test pictures"),
+        ("openimages30k:x", "OpenImages30k: no folder of the test images"),
         ("coco:x.json?keep_empty=no", "COCO: 'x.json' is not a file"),
     ],
 )
@@ -93,19 +93,19 @@ def test_subsets_pickles_and_workers(birds):
     assert [record.id for record in records] == found.ids and isinstance(records[0], Record)
 
 
-def test_pictures_and_targets_for_training(birds):
+def test_images_and_targets_for_training(birds):
     labels = DataLoader(BoxFolder(birds, transform=pil_to_tensor, target="label"), batch_size=5)
     images, classes = next(iter(labels))
     assert images.shape == (5, 3, 4, 6) and classes.tolist() == [0, 1, 0, 1, 0]
     both = BoxFolder(birds, transform=pil_to_tensor, target="labels")
     assert both[0][1].tolist() == [1, 1] and both[1][1].tolist() == [0, 1]
-    with pytest.raises(InputError, match="a transform would part the picture from its boxes"):
+    with pytest.raises(InputError, match="a transform would part the image from its boxes"):
         BoxFolder(birds, transform=pil_to_tensor)
-    with pytest.raises(IndexError, match="index 5: BoxFolder has 5 pictures"):
+    with pytest.raises(IndexError, match="index 5: BoxFolder has 5 images"):
         both[5]
 
 
-def test_a_broken_picture_breaks_its_own_record_only(birds):
+def test_a_broken_image_breaks_its_own_record_only(birds):
     (birds / "2.png").write_bytes(b"")
     found = BoxFolder(birds)
     assert found[1].id == "1.png" and found.labels_of(2) == [0]

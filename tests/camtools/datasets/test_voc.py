@@ -94,7 +94,7 @@ def test_instances_without_object_and_objects_without_instance(root, write):
     assert np.array_equal(record.semantic().numpy(), CLASS)
 
 
-def test_a_picture_without_objects_has_empty_masks(root, draw, write):
+def test_an_image_without_objects_has_empty_masks(root, draw, write):
     base = root / "VOCdevkit" / "VOC2012"
     write(base / "ImageSets" / "Segmentation" / "val.txt", "2007_2")
     for kind in ("SegmentationClass", "SegmentationObject"):
@@ -112,10 +112,10 @@ def test_2007_has_a_test_split(root, write):
         VOC(root / "nowhere", 2012)
 
 
-def test_boxes_follow_a_scaled_picture(root, draw):
+def test_boxes_follow_a_scaled_image(root, draw):
     draw(root / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2007_1.jpg", (20, 16))
     assert VOC(root)[0].boxes[0].tolist() == [2, 2, 8, 8]
-    with pytest.raises(InputError, match=r"2007_1\.png' is 10 x 8 pixels, but its picture is 20 x 16"):
+    with pytest.raises(InputError, match=r"2007_1\.png' is 10 x 8 pixels, but its image is 20 x 16"):
         VOC(root, task="segmentation")[0]
 
 
@@ -124,7 +124,7 @@ def test_wrong_arguments(root):
         ({"year": 2010}, "year=2010: expected 2007 or 2012"),
         ({"split": "test"}, "split='test': expected one of 'train', 'val', 'trainval'"),
         ({"task": "action"}, "task='action': expected one of 'detection', 'segmentation'"),
-        ({"split": "train"}, r"no list of the train pictures: looked for .*ImageSets.Main.train\.txt"),
+        ({"split": "train"}, r"no list of the train images: looked for .*ImageSets.Main.train\.txt"),
     ]:
         with pytest.raises(InputError, match=message):
             VOC(root, **arguments)
@@ -165,7 +165,7 @@ def test_wrong_masks_are_named(root, draw):
     with pytest.raises(InputError, match="have an instance on the background"):
         found[0]
     draw(base / "SegmentationClass" / "2007_1.png", CLASS[:4], "P")
-    with pytest.raises(InputError, match="10 x 4 pixels, but its picture is 10 x 8"):
+    with pytest.raises(InputError, match="10 x 4 pixels, but its image is 10 x 8"):
         found[0]
     with pytest.raises(InputError, match=r"are \(4, 10\) and \(8, 10\): expected the same height and width"):
         found.labels_of(0)

@@ -12,7 +12,7 @@ from camtools.datasets import WSOL, BoxFolder, OpenImages30k
 
 @pytest.fixture
 def boxes(tmp_path, draw, write):
-    """Two pictures: one with two boxes, one of half the size that its box was drawn on."""
+    """Two images: one with two boxes, one of half the size that its box was drawn on."""
     meta = tmp_path / "metadata"
     draw(tmp_path / "images" / "a" / "1.jpg", (20, 10))
     draw(tmp_path / "images" / "a" / "2.jpg", (10, 5))
@@ -35,10 +35,10 @@ def test_boxes(found):
     assert record.labels.tolist() == [2, 2] == found.labels_of(0)
     assert record.boxes.tolist() == [[1, 2, 19, 9], [3, 4, 5, 6]]
     assert record.masks is None and record.ignore is None
-    assert found[1].boxes.tolist() == [[0, 0, 5, 4]]  # the picture is half as large
+    assert found[1].boxes.tolist() == [[0, 0, 5, 4]]  # the image is half as large
 
 
-def test_squashed_pictures(boxes, draw):
+def test_squashed_images(boxes, draw):
     draw(boxes / "images" / "a" / "2.jpg", (10, 10))
     with pytest.raises(InputError, match=r"2\.jpg is 10 x 10 pixels, but its annotation is for 20 x 10"):
         WSOL(boxes / "metadata", boxes / "images")[1]
@@ -103,7 +103,7 @@ def test_openimages_splits_have_two_names(openimages, write, draw):
         assert record.labels.tolist() == [0] and record.boxes.shape == (0, 4) and record.masks is None
     with pytest.raises(InputError, match="split='dev': expected one of 'train', 'val', 'test', 'train-weaksup'"):
         OpenImages30k(base, "dev")
-    with pytest.raises(InputError, match=r"(?s)OpenImages30k: no folder of the train-fullsup pictures.*metadata/"):
+    with pytest.raises(InputError, match=r"(?s)OpenImages30k: no folder of the train-fullsup images.*metadata/"):
         OpenImages30k(base, "train-fullsup")
     (base.parent.parent / "metadata" / "OpenImages" / "test" / "localization.txt").unlink()
     with pytest.raises(InputError, match=r"OpenImages30k: no list: looked for .*localization\.txt"):
@@ -128,7 +128,7 @@ def test_a_missing_mask_is_named(openimages):
         ("localization.txt", ["a/1.jpg,1,2,3,4"], r"localization\.txt has no line for 'a/2.jpg'"),
         ("localization.txt", ["a/1.jpg,1,2,3,4", "a/2.jpg,m.png,"], "line 2: boxes and masks in one file"),
         ("image_ids.txt", ["a/1.jpg", "a/1.jpg"], "'a/1.jpg' is listed twice"),
-        ("image_ids.txt", [], "the list of pictures is empty"),
+        ("image_ids.txt", [], "the list of images is empty"),
     ],
 )
 def test_a_wrong_line_is_named(boxes, write, name, lines, message):
@@ -138,11 +138,11 @@ def test_a_wrong_line_is_named(boxes, write, name, lines, message):
 
 
 def test_what_is_missing_is_named(boxes):
-    with pytest.raises(InputError, match=r"(?s)no folder of pictures: looked for .*nowhere.*METADATA/"):
+    with pytest.raises(InputError, match=r"(?s)no folder of images: looked for .*nowhere.*METADATA/"):
         WSOL(boxes / "metadata", boxes / "nowhere")
     with pytest.raises(InputError, match=r"no folder of masks"):
         WSOL(boxes / "metadata", boxes / "images", masks=boxes / "nowhere")
-    with pytest.raises(InputError, match=r"no list of pictures: looked for .*image_ids\.txt"):
+    with pytest.raises(InputError, match=r"no list of images: looked for .*image_ids\.txt"):
         WSOL(boxes, boxes / "images")
 
 

@@ -38,17 +38,17 @@ def extent(mask):
 @pytest.mark.parametrize("name", ["inferno", "viridis"])
 def test_blending(alpha, name):
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    image = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
     values = rng.random((20, 30), dtype=np.float32)
     colours = matplotlib.colormaps[name](values)[..., :3] * 255
-    found = drawn(Image.fromarray(picture), alpha=alpha, values=values, colormap=name)
-    assert np.abs(found - ((1 - alpha) * picture + alpha * colours)).max() <= 0.51
+    found = drawn(Image.fromarray(image), alpha=alpha, values=values, colormap=name)
+    assert np.abs(found - ((1 - alpha) * image + alpha * colours)).max() <= 0.51
 
 
 def test_without_a_map_only_the_lines_change():
-    picture = np.random.default_rng(0).integers(0, 256, (100, 140, 3), dtype=np.uint8)
-    found = drawn(Image.fromarray(picture), [(20, 30, 90, 80)])
-    changed = (found != picture).any(-1)
+    image = np.random.default_rng(0).integers(0, 256, (100, 140, 3), dtype=np.uint8)
+    found = drawn(Image.fromarray(image), [(20, 30, 90, 80)])
+    changed = (found != image).any(-1)
     bright, dark = where(found, BOX), where(found, INK)
     assert extent(bright) == [20, 30, 90, 80]  # half-open: the last line is within the box
     assert extent(dark & changed) == [19, 29, 91, 81]
@@ -60,13 +60,13 @@ def test_without_a_map_only_the_lines_change():
     assert not changed[inside | outside].any()
 
 
-def test_the_picture_given_is_not_drawn_on():
+def test_the_image_given_is_not_drawn_on():
     image = canvas(60, 40)
     drawn(image, [(5, 5, 50, 30)], "kite 99.9%", 0.5)
     assert np.array_equal(np.asarray(image), np.asarray(canvas(60, 40)))
 
 
-def test_lines_grow_with_the_picture():
+def test_lines_grow_with_the_image():
     def thickness(width, height):
         column = where(drawn(canvas(width, height), [(10, 10, width - 10, height - 10)]), BOX)[:, width // 2]
         return int(column[: height // 2].sum())
@@ -93,7 +93,7 @@ def test_the_caption_stands_below_a_box_that_starts_at_the_top():
     assert box[:2] == [40, 150]
 
 
-def test_the_caption_stands_in_a_box_that_fills_the_picture():
+def test_the_caption_stands_in_a_box_that_fills_the_image():
     box, pixels = caption(300, 200, [(0, 0, 300, 200)])
     assert box[0] <= 3 and box[1] <= 3 and where(pixels[:4, :60], BOX).mean() > 0.7
 
@@ -103,12 +103,12 @@ def test_the_caption_stands_at_the_top_where_there_is_no_box():
     assert box[:2] == [0, 0]
 
 
-def test_the_caption_moves_left_to_stay_in_the_picture():
+def test_the_caption_moves_left_to_stay_in_the_image():
     box, _ = caption(300, 200, [(280, 80, 300, 150)])
     assert box[2] == 300 and box[3] == 80
 
 
-def test_the_caption_grows_with_the_picture():
+def test_the_caption_grows_with_the_image():
     small, large = (box[3] - box[1] for box in (caption(750, 500)[0], caption(1500, 1000)[0]))
     assert large / small == pytest.approx(2, abs=0.1)
 
@@ -159,7 +159,7 @@ def test_letters_beyond_latin_are_not_boxes():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (8, 8), (8, 300), (300, 8), (28, 28), (32, 32)])
-def test_tiny_pictures_go_without_a_caption(size):
+def test_tiny_images_go_without_a_caption(size):
     boxes = [(0, 0, *size)]
     box, _ = caption(*size, boxes)
     assert box is None
@@ -169,7 +169,7 @@ def test_tiny_pictures_go_without_a_caption(size):
 
 @pytest.mark.parametrize("size", [(60, 700), (900, 60), (64, 64), (224, 224), (500, 375)])
 @pytest.mark.parametrize("place", ["whole", "top left", "bottom right", "none"])
-def test_the_caption_is_whole_in_tall_wide_and_small_pictures(written, size, place):
+def test_the_caption_is_whole_in_tall_wide_and_small_images(written, size, place):
     width, height = size
     boxes = {"whole": (0, 0, *size), "top left": (0, 0, 9, 9), "bottom right": (width - 9, height - 9, *size)}
     box, _ = caption(width, height, [boxes[place]] if place in boxes else [])
@@ -179,7 +179,7 @@ def test_the_caption_is_whole_in_tall_wide_and_small_pictures(written, size, pla
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "CMYK", "I;16"])
-def test_pictures_of_other_modes_become_rgb(mode):
+def test_images_of_other_modes_become_rgb(mode):
     image = Image.new("L", (40, 30), 255).convert(mode) if mode != "I;16" else Image.new(mode, (40, 30), 255)
     assert np.array_equal(drawn(image), np.full((30, 40, 3), 255))
 
@@ -187,7 +187,7 @@ def test_pictures_of_other_modes_become_rgb(mode):
 @pytest.mark.parametrize(
     ("alpha", "colormap", "message"),
     [
-        (1.01, "inferno", r"alpha=1\.01: expected a weight between 0 \(picture only\) and 1 \(map only\)"),
+        (1.01, "inferno", r"alpha=1\.01: expected a weight between 0 \(image only\) and 1 \(map only\)"),
         (-1, "inferno", r"alpha=-1: expected"),
         (0.5, "infernal", r"colormap='infernal' is not one of matplotlib's; try 'inferno', 'viridis' or 'magma'"),
         (0.5, "", r"colormap='' is not one"),
@@ -211,8 +211,8 @@ def bars(strip, name):
 
 @pytest.mark.parametrize("name", ["inferno", "viridis"])
 def test_the_legends_bar_is_the_colour_map(name):
-    picture = canvas(300, 200)
-    pixels = np.asarray(draw_overlay(picture, np.zeros((200, 300), np.float32), [], "kite 1%", 0.5, name, key="no box"))
+    image = canvas(300, 200)
+    pixels = np.asarray(draw_overlay(image, np.zeros((200, 300), np.float32), [], "kite 1%", 0.5, name, key="no box"))
     rows = bars(pixels[200:].astype(int), name)
     assert len(rows) == 10 and rows == list(range(rows[0], rows[0] + 10))  # 0.9 of 11 pixels, unbroken: no mark
 
@@ -248,7 +248,7 @@ def test_without_anything_to_say_there_is_no_legend():
     assert draw_overlay(canvas(50, 40), np.zeros((40, 50), np.float32), [], "kite 1%").size == (50, 40)
 
 
-def test_a_legends_letters_grow_with_the_picture(written):
+def test_a_legends_letters_grow_with_the_image(written):
     heights = []
     for width, height in ((96, 72), (386, 256), (4000, 2700)):
         written.clear()

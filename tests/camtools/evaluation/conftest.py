@@ -1,4 +1,4 @@
-"""A classifier whose maps are known, and pictures drawn for it: class k is the amount of colour k."""
+"""A classifier whose maps are known, and images drawn for it: class k is the amount of colour k."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Colours(nn.Module):
 
 
 def draw(folder: Path, count: int = 12, seed: int = 0, size: tuple[int, int] = (112, 112), broken: int = -1) -> Path:
-    """Draw a BoxFolder: in each picture a rectangle shaded in its colour, and a bright corner that is none of it."""
+    """Draw a BoxFolder: in each image a rectangle shaded in its colour, and a bright corner that is none of it."""
     generator = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     width, height = size
@@ -67,8 +67,8 @@ def model() -> nn.Module:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return draw(tmp_path / "pictures")
+def images(tmp_path: Path) -> Path:
+    return draw(tmp_path / "images")
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from camtools.evaluation.results import LEVEL_OF
 
 
 @pytest.fixture
-def result(model, pictures, drawing, tmp_path, options):
+def result(model, images, drawing, tmp_path, options):
     drawing(tmp_path / "other", count=9, seed=4)
-    data, other = f"boxfolder:{pictures}", f"boxfolder:{tmp_path / 'other'}"
+    data, other = f"boxfolder:{images}", f"boxfolder:{tmp_path / 'other'}"
     return camtools.evaluate(model, data, "cam,rcam", calibrate=other, out=tmp_path / "out", **options)
 
 
@@ -36,20 +36,20 @@ def test_the_threshold_is_the_other_datas_and_the_value_is_at_it(result, model, 
     ]
     assert result.metrics["rcam"]["MaxBoxAccV2"].calibrated == pytest.approx(100 * np.mean(hits))
     assert result.metrics["cam"]["GT-known"].calibrated is None
-    assert result.settings["calibration"]["pictures"] == 9
+    assert result.settings["calibration"]["images"] == 9
     assert LEVEL_OF[-1] == 254
 
 
-def test_the_file_and_explain(result, model, pictures, tmp_path, options):
+def test_the_file_and_explain(result, model, images, tmp_path, options):
     data = json.loads((tmp_path / "out" / "threshold.json").read_text())
     tau = result.metrics["rcam"]["MaxBoxAcc"].calibrated_threshold
     assert data["thresholds"]["rcam"]["MaxBoxAcc"] == tau
-    assert data["calibration"]["pictures"] == 9
+    assert data["calibration"]["images"] == 9
     for source in (tmp_path / "out", str(tmp_path / "out" / "threshold.json"), result, tau):
         pipeline = calibrated("rcam", source)
         assert pipeline.summary == f"NWC, CAM, MinMax, FixedThreshold({tau})"
     found = camtools.explain(
-        model, pictures / "000.png", pipeline=pipeline, target="red", transform=options["transform"],
+        model, images / "000.png", pipeline=pipeline, target="red", transform=options["transform"],
         class_names=options["class_names"],
     )  # fmt: skip
     assert found.threshold == pytest.approx(tau)

@@ -13,7 +13,7 @@ from camtools.classes.matching import match_classes
 from camtools.datasets import BoxFolder
 from camtools.evaluation.sample import prepare
 from camtools.images.preprocess import Preprocess
-from camtools.images.read import read_picture
+from camtools.images.read import read_image
 from camtools.steps import NWC, Affinity, Enlarge
 
 FORWARDS: list[tuple[int, int]] = []  # batch and width of every forward of any `Staged`
@@ -63,8 +63,8 @@ def numbers(result, column):
 
 
 @pytest.mark.parametrize("protocol", ["wsol", "native"])
-def test_together_equals_one_by_one(pictures, options, protocol):
-    data = BoxFolder(two_sizes(pictures), classes=options["class_names"])
+def test_together_equals_one_by_one(images, options, protocol):
+    data = BoxFolder(two_sizes(images), classes=options["class_names"])
     together = camtools.evaluate(Staged(), data, PIPELINES, protocol=protocol, **options)
     assert list(together.metrics) == list(PIPELINES) and len(together.rows.ids) == 12
     for column, (name, steps) in enumerate(PIPELINES.items()):
@@ -76,17 +76,17 @@ def test_together_equals_one_by_one(pictures, options, protocol):
     np.testing.assert_array_equal(together.rows.score, alone.rows.score)
 
 
-def test_they_are_not_all_the_same(pictures, options):
+def test_they_are_not_all_the_same(images, options):
     """Else the test above would pass with one input for all."""
-    data = BoxFolder(pictures, classes=options["class_names"])
+    data = BoxFolder(images, classes=options["class_names"])
     found = camtools.evaluate(Staged(), data, PIPELINES, **options)
     ious = np.stack([numbers(found, column)["own_iou"] for column in range(len(PIPELINES))])
     assert len(np.unique(ious, axis=0)) == len(PIPELINES)
 
 
 @pytest.mark.parametrize("name", list(PIPELINES))
-def test_native_is_what_explain_gives(pictures, options, name):
-    data = BoxFolder(two_sizes(pictures), classes=options["class_names"])
+def test_native_is_what_explain_gives(images, options, name):
+    data = BoxFolder(two_sizes(images), classes=options["class_names"])
     result = camtools.evaluate(Staged(), data, {name: PIPELINES[name]}, protocol="native", **options)
     settings = {"transform": options["transform"], "pipeline": PIPELINES[name]}
     for i in range(len(data)):
@@ -97,9 +97,9 @@ def test_native_is_what_explain_gives(pictures, options, name):
         assert result.rows.score[i] == pytest.approx(found.score, rel=1e-5)
 
 
-def test_one_forward_a_batch_and_size(pictures, options):
-    """Pipelines of one scale share a forward, and a picture needs one more for every other scale."""
-    data = BoxFolder(pictures, classes=options["class_names"])
+def test_one_forward_a_batch_and_size(images, options):
+    """Pipelines of one scale share a forward, and an image needs one more for every other scale."""
+    data = BoxFolder(images, classes=options["class_names"])
     model = camtools.wrap(Staged())
     model.activations(torch.rand(1, 3, 224, 224), stages=1)
     FORWARDS.clear()
@@ -108,8 +108,8 @@ def test_one_forward_a_batch_and_size(pictures, options):
     assert sorted(batches) == sorted([(4, 224), (4, 320), (4, 448)] * 3)
 
 
-def test_a_model_of_one_size_gives_the_plain_maps_and_says_so(pictures, options):
-    data = BoxFolder(pictures, classes=options["class_names"])
+def test_a_model_of_one_size_gives_the_plain_maps_and_says_so(images, options):
+    data = BoxFolder(images, classes=options["class_names"])
     pipelines = {"plain": [Affinity(1)], "large": [Enlarge(2), Affinity(1)]}
     with pytest.warns(UserWarning) as caught:
         found = camtools.evaluate(Staged(224), data, pipelines, **options)
@@ -126,29 +126,29 @@ def test_a_model_of_one_size_gives_the_plain_maps_and_says_so(pictures, options)
         np.testing.assert_array_equal(value, one[key])
 
 
-def test_without_enlarge_nothing_is_tried(pictures, options):
-    data = BoxFolder(pictures, classes=options["class_names"])
+def test_without_enlarge_nothing_is_tried(images, options):
+    data = BoxFolder(images, classes=options["class_names"])
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         camtools.evaluate(Staged(224), data, {"a": [Enlarge(1)], "b": [Affinity(2)]}, **options)
 
 
-def test_a_picture_that_cannot_be_read_is_left_out(drawing, tmp_path, options):
+def test_an_image_that_cannot_be_read_is_left_out(drawing, tmp_path, options):
     data = BoxFolder(drawing(tmp_path / "broken", broken=2), classes=options["class_names"])
     found = camtools.evaluate(Staged(), data, {"a": [Enlarge(2)]}, **options)
     assert len(found.rows.ids) == 11 and len(found.failed) == 1
 
 
-def test_a_sample_has_the_larger_inputs(pictures, options):
-    data = BoxFolder(pictures, classes=options["class_names"])
+def test_a_sample_has_the_larger_inputs(images, options):
+    data = BoxFolder(images, classes=options["class_names"])
     classes = match_classes(data.classes, range(3), 3, options["class_names"])
     transform = Preprocess.imagenet(64)
     record = data[0]
     found = prepare(record, 0, classes, transform, scales=(1.43, 2))
     assert sorted(found.larger) == [1.43, 2]
-    picture = read_picture(record.image)
-    assert found.tensor.equal(transform(picture)[0])
-    assert found.larger[2].equal(Preprocess((128, 128), 146)(picture)[0])  # int(64 / 0.875) = 73
-    assert found.larger[1.43].equal(Preprocess((96, 96), 110)(picture)[0])  # 109.5 rounds to even
+    image = read_image(record.image)
+    assert found.tensor.equal(transform(image)[0])
+    assert found.larger[2].equal(Preprocess((128, 128), 146)(image)[0])  # int(64 / 0.875) = 73
+    assert found.larger[1.43].equal(Preprocess((96, 96), 110)(image)[0])  # 109.5 rounds to even
     assert prepare(record, 0, classes, transform).larger == {}
     assert prepare(record, 0, classes, None, scales=(2,)).larger == {}

@@ -26,7 +26,7 @@ PIPELINES = "cam,rcam,adaptive;NWC,IVR(45)"
 
 
 class Masked(RecordDataset):
-    """Drawn pictures with masks; the last object of every fourth is difficult, and some pixels count for nothing."""
+    """Drawn images with masks; the last object of every fourth is difficult, and some pixels count for nothing."""
 
     classes = ("red", "green", "blue")
 
@@ -63,7 +63,7 @@ class Masked(RecordDataset):
 
 
 def raw_maps(model, data, transform, targets=None):
-    """The maps of the pictures squashed to 224 x 224, straight from the model, (N, 28, 28), and the logits."""
+    """The maps of the images squashed to 224 x 224, straight from the model, (N, 28, 28), and the logits."""
     mean, std = (torch.tensor(v)[:, None, None] for v in (transform.mean, transform.std))
     squashed = [data[i].image.resize((224, 224), Image.Resampling.BILINEAR) for i in range(len(data))]
     x = torch.stack([torch.from_numpy(np.array(one)).permute(2, 0, 1) / 255.0 for one in squashed])
@@ -72,8 +72,8 @@ def raw_maps(model, data, transform, targets=None):
     return found.maps(targets).detach(), found.logits.detach()
 
 
-def test_box_metrics_are_those_of_the_metric_classes(model, pictures, options):
-    data = BoxFolder(pictures, classes=options["class_names"])
+def test_box_metrics_are_those_of_the_metric_classes(model, images, options):
+    data = BoxFolder(images, classes=options["class_names"])
     result = camtools.evaluate(model, data, "cam", **options)
     maps, logits = raw_maps(model, data, options["transform"])
     records = [data[i] for i in range(len(data))]
@@ -119,14 +119,14 @@ def test_rows_by_hand(model, tmp_path, options):
     assert rows.v1[0, 0, 255] == 0  # nothing is left: the box is 0, 0, 0, 0
     assert rows.pointing[0, 0] == 1
     assert rows.rank[0] == 0
-    # a quarter of the picture is red: logits 2.5, -0.5, -0.5
+    # a quarter of the image is red: logits 2.5, -0.5, -0.5
     assert rows.score[0] == pytest.approx(np.exp(2.5) / (np.exp(2.5) + 2 * np.exp(-0.5)), rel=1e-5)
     np.testing.assert_array_equal(rows.truth[0], [[56, 28, 168, 84]])
 
 
 @pytest.mark.parametrize("pipeline", ["cam", "rcam", "adaptive", [NWC(), IVR(45), PaS()]])
-def test_native_is_what_explain_gives(model, pictures, options, pipeline):
-    data = BoxFolder(draw_wide(pictures), classes=options["class_names"])
+def test_native_is_what_explain_gives(model, images, options, pipeline):
+    data = BoxFolder(draw_wide(images), classes=options["class_names"])
     given = [pipeline] if isinstance(pipeline, list) else pipeline
     result = camtools.evaluate(model, data, given, protocol="native", **options)
     explainer = camtools.Explainer(
@@ -145,12 +145,12 @@ def test_native_is_what_explain_gives(model, pictures, options, pipeline):
 
 
 def draw_wide(folder):
-    """Pictures of two sizes in one data set."""
-    from PIL import Image as Pictures
+    """Images of two sizes in one data set."""
+    from PIL import Image as InputImages
 
     for number, path in enumerate(sorted(folder.rglob("*.png"))):
         if number % 3 == 0:
-            Pictures.open(path).resize((168, 168)).save(path)
+            InputImages.open(path).resize((168, 168)).save(path)
     return folder
 
 
@@ -174,7 +174,7 @@ def test_mask_metrics_are_those_of_the_metric_classes(model, options):
     assert 0 < found["MaskIoU"].value <= found["PeakIoU"].value + 1e-3  # cam's own threshold is one of those tried
 
 
-def test_several_classes_a_picture(model, options):
+def test_several_classes_per_image(model, options):
     data = Masked(several=True)
     result = camtools.evaluate(model, data, "cam,rcam", activation="sigmoid", protocol="native", **options)
     explainer = camtools.Explainer(
@@ -214,26 +214,26 @@ def test_several_classes_a_picture(model, options):
     assert result.metrics["rcam"]["LocalizationMAP"].delta is not None
 
 
-def test_one_forward_for_all_pipelines(model, pictures, options):
+def test_one_forward_for_all_pipelines(model, images, options):
     counted = []
     model.register_forward_hook(lambda *_: counted.append(_[1][0].shape[0]))
-    result = camtools.evaluate(model, f"boxfolder:{pictures}", PIPELINES, **options)
+    result = camtools.evaluate(model, f"boxfolder:{images}", PIPELINES, **options)
     assert result.pipelines == ("cam", "rcam", "adaptive", "NWC,IVR(45)")
-    assert sum(counted) - 12 <= 3  # besides the pictures, what finding the features takes
+    assert sum(counted) - 12 <= 3  # besides the images, what finding the features takes
     assert not model.training
 
 
-def test_pipelines_do_not_depend_on_each_other(model, pictures, options):
-    together = camtools.evaluate(model, f"boxfolder:{pictures}", PIPELINES, **options)
+def test_pipelines_do_not_depend_on_each_other(model, images, options):
+    together = camtools.evaluate(model, f"boxfolder:{images}", PIPELINES, **options)
     for number, name in enumerate(together.pipelines):
-        alone = camtools.evaluate(model, f"boxfolder:{pictures}", name, **options)
+        alone = camtools.evaluate(model, f"boxfolder:{images}", name, **options)
         np.testing.assert_array_equal(alone.rows.v1[0], together.rows.v1[number])
         np.testing.assert_array_equal(alone.rows.own_box[0], together.rows.own_box[number])
         assert alone.metrics[name]["MaxBoxAcc"].value == together.metrics[name]["MaxBoxAcc"].value
 
 
-def test_limit_every_skip_and_subset_choose_pictures(model, pictures, options):
-    data = BoxFolder(pictures, classes=options["class_names"])
+def test_limit_every_skip_and_subset_choose_images(model, images, options):
+    data = BoxFolder(images, classes=options["class_names"])
     some = camtools.evaluate(model, data, limit=3, every=2, **options)
     assert some.rows.ids == [data.ids[0], data.ids[2], data.ids[4]]
     later = camtools.evaluate(model, data, limit=2, every=3, skip=4, **options)
@@ -244,7 +244,7 @@ def test_limit_every_skip_and_subset_choose_pictures(model, pictures, options):
     assert camtools.evaluate(model, subset, skip=1, **options).rows.ids == [data.ids[4]]
 
 
-def test_a_broken_picture_is_listed_and_the_others_count(model, tmp_path, options, drawing):
+def test_a_broken_image_is_listed_and_the_others_count(model, tmp_path, options, drawing):
     folder = drawing(tmp_path / "some", broken=5)
     result = camtools.evaluate(model, f"boxfolder:{folder}", **options)
     assert [name for name, _ in result.failed] == ["deep/005.png"]
@@ -273,7 +273,7 @@ def test_saved_and_loaded(model, options, tmp_path):
     assert table["pipeline"].to_pylist()[:2] == ["cam", "rcam"]
 
 
-def test_metrics_can_be_chosen(model, pictures, options):
-    result = camtools.evaluate(model, f"boxfolder:{pictures}", metrics=["MaxBoxAccV2", "Pointing"], **options)
+def test_metrics_can_be_chosen(model, images, options):
+    result = camtools.evaluate(model, f"boxfolder:{images}", metrics=["MaxBoxAccV2", "Pointing"], **options)
     assert result.metric_names == ("MaxBoxAccV2", "Pointing")
     assert set(METRICS) >= {"MaxBoxAcc", "PxAP", "LocalizationMAP"}

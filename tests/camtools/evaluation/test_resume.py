@@ -43,7 +43,7 @@ for out in {outs!r}:
 def script(tmp_path, name, *outs, pause=0.0):
     text = SCRIPT.format(
         tests=str(Path(__file__).parent),
-        data=tmp_path / "pictures",
+        data=tmp_path / "images",
         other=tmp_path / "other",
         outs=[str(tmp_path / out) if out else None for out in outs],
         pause=pause,
@@ -58,7 +58,7 @@ def content(folder):
 
 @pytest.fixture
 def drawn(drawing, tmp_path):
-    drawing(tmp_path / "pictures", count=14, broken=3)
+    drawing(tmp_path / "images", count=14, broken=3)
     drawing(tmp_path / "other", count=6, seed=9)
     return tmp_path
 
@@ -106,21 +106,21 @@ def test_two_processes_give_the_numbers_of_one(drawn, whole):
 class TestInThisProcess:
     def run(self, model, drawn, options, **more):
         given = {**options, "out": drawn / "out", **more}
-        return camtools.evaluate(model, f"boxfolder:{drawn / 'pictures'}", given.pop("pipeline", "cam"), **given)
+        return camtools.evaluate(model, f"boxfolder:{drawn / 'images'}", given.pop("pipeline", "cam"), **given)
 
     def test_nothing_is_done_twice(self, model, drawn, options):
         first = self.run(model, drawn, options)
-        assert first.timing["pictures"] == 14
+        assert first.timing["images"] == 14
         (drawn / "out" / "shards" / "00000004-00000007.npz").unlink()
         again = self.run(model, drawn, options)
-        assert again.timing["pictures"] == 5  # four that were lost, and the broken one
+        assert again.timing["images"] == 5  # four that were lost, and the broken one
         assert again.metrics == first.metrics
         np.testing.assert_array_equal(again.rows.v1, first.rows.v1)
         assert again.failed == first.failed
 
-    def test_a_picture_that_was_repaired_counts(self, model, drawn, options):
+    def test_an_image_that_was_repaired_counts(self, model, drawn, options):
         assert len(self.run(model, drawn, options).failed) == 1
-        shutil.copy(drawn / "pictures" / "000.png", drawn / "pictures" / "deep" / "003.png")
+        shutil.copy(drawn / "images" / "000.png", drawn / "images" / "deep" / "003.png")
         result = self.run(model, drawn, options)
         assert (len(result.rows), result.failed) == (14, [])
         assert result.rows.ids[3] == "deep/003.png"  # in its place
@@ -147,7 +147,7 @@ class TestInThisProcess:
         with pytest.raises(InputError, match="holds another run") as caught:
             self.run(model, drawn, options, **changed)
         assert words in str(caught.value) and "--fresh" in str(caught.value)
-        assert self.run(model, drawn, options, **changed, fresh=True).timing["pictures"] > 0
+        assert self.run(model, drawn, options, **changed, fresh=True).timing["images"] > 0
 
     def test_refuses_other_weights(self, model, drawn, options):
         self.run(model, drawn, options)
@@ -158,7 +158,7 @@ class TestInThisProcess:
     def test_metrics_and_bootstrap_may_change(self, model, drawn, options):
         self.run(model, drawn, options)
         again = self.run(model, drawn, options, metrics=["Pointing"], bootstrap=7)
-        assert again.timing["pictures"] == 1  # the broken one
+        assert again.timing["images"] == 1  # the broken one
         assert again.metric_names == ("Pointing",)
 
     def test_a_broken_shard_is_named(self, model, drawn, options):
@@ -181,10 +181,10 @@ class TestInThisProcess:
         with pytest.raises(InputError, match="cannot be used as the output folder"):
             self.run(model, drawn, options)
 
-    def test_all_pictures_broken(self, model, drawn, options):
-        for path in (drawn / "pictures").rglob("*.png"):
+    def test_all_images_broken(self, model, drawn, options):
+        for path in (drawn / "images").rglob("*.png"):
             path.write_bytes(b"")
-        with pytest.raises(InputError, match="no picture could be evaluated: 14 failed"):
+        with pytest.raises(InputError, match="no image could be evaluated: 14 failed"):
             self.run(model, drawn, options)
 
 
@@ -199,7 +199,7 @@ def shard(done, failed=()):
     }
 
 
-def test_batches_are_merged_in_the_order_of_pictures():
+def test_batches_are_merged_in_the_order_of_images():
     tables, failed = merged([shard([4, 3], [9]), shard([1, 2], [5]), shard([5, 4])])
     assert tables["done/index"].tolist() == [1, 2, 3, 4, 5]
     assert tables["rows/index"].tolist() == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]

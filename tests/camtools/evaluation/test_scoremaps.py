@@ -12,9 +12,9 @@ from camtools.metrics import MaxBoxAcc, MaxBoxAccV2, PointingGame
 
 
 @pytest.fixture
-def maps(pictures, tmp_path):
-    """Random 14 x 14 maps for every picture, with a constant one and one with a NaN among them."""
-    data = BoxFolder(pictures)
+def maps(images, tmp_path):
+    """Random 14 x 14 maps for every image, with a constant one and one with a NaN among them."""
+    data = BoxFolder(images)
     generator = np.random.default_rng(0)
     found = {name: generator.random((14, 14)).astype(np.float32) for name in data.ids}
     found[data.ids[2]][:] = 0.3
@@ -41,13 +41,13 @@ def test_they_are_judged_as_the_metric_classes_do(maps):
     assert len(result.rows) == 12 and not result.failed
 
 
-def test_a_models_own_maps_from_files_give_the_models_numbers(model, pictures, options, tmp_path):
-    data = BoxFolder(pictures, classes=options["class_names"])
+def test_a_models_own_maps_from_files_give_the_models_numbers(model, images, options, tmp_path):
+    data = BoxFolder(images, classes=options["class_names"])
     direct = camtools.evaluate(model, data, "cam", **options)
     x = torch.stack([options_input(data[i].image) for i in range(len(data))])
     raw = camtools.wrap(model).maps(x, torch.tensor([data[i].label for i in range(len(data))]))[:, 0].detach().numpy()
     for name, value in zip(data.ids, raw, strict=True):
-        path = (tmp_path / "files" / name).with_suffix(".npy")  # without the picture's own suffix, too
+        path = (tmp_path / "files" / name).with_suffix(".npy")  # without the image's own suffix, too
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, value)
     judged = camtools.evaluate(None, data, scoremaps={"ours": tmp_path / "files"}, progress=False)
@@ -103,14 +103,14 @@ def test_folders_that_are_none(maps, tmp_path):
         camtools.evaluate(None, data, scoremaps={})
 
 
-def test_pictures_of_several_classes_are_listed(tmp_path, pictures):
-    table = pictures.with_suffix(".csv")
+def test_images_of_several_classes_are_listed(tmp_path, images):
+    table = images.with_suffix(".csv")
     lines = table.read_text().splitlines()
     table.write_text("\n".join([*lines, lines[1].replace("red", "blue")]) + "\n")
     (tmp_path / "m").mkdir()
-    for name in BoxFolder(pictures).ids:
+    for name in BoxFolder(images).ids:
         (tmp_path / "m" / name).parent.mkdir(exist_ok=True)
         np.save(tmp_path / "m" / f"{name}.npy", np.eye(4))
-    result = camtools.evaluate(None, f"boxfolder:{pictures}", scoremaps=tmp_path / "m", progress=False)
+    result = camtools.evaluate(None, f"boxfolder:{images}", scoremaps=tmp_path / "m", progress=False)
     assert [name for name, _ in result.failed] == ["000.png"]
-    assert "has 2 classes, but there is one score map a picture" in result.failed[0][1]
+    assert "has 2 classes, but there is one score map per image" in result.failed[0][1]

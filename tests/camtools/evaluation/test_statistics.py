@@ -10,23 +10,23 @@ from camtools.evaluation.statistics import (
     BestLevel,
     MeanAveragePrecision,
     PooledPixels,
+    image_weights,
     interval,
-    picture_weights,
     threshold_of,
 )
 from camtools.metrics import average_precision
 
 
 def test_weights_are_draws_with_replacement():
-    weights = picture_weights(7, 20, seed=3)
+    weights = image_weights(7, 20, seed=3)
     assert weights.shape == (20, 7) and weights.dtype == np.uint8
     assert (weights.sum(1) == 7).all()
     generator = np.random.default_rng(3)
     for row in weights:
         drawn = generator.integers(0, 7, 7)
-        assert row.tolist() == [int((drawn == picture).sum()) for picture in range(7)]
-    np.testing.assert_array_equal(weights, picture_weights(7, 20, seed=3))
-    assert (weights != picture_weights(7, 20, seed=4)).any()
+        assert row.tolist() == [int((drawn == image).sum()) for image in range(7)]
+    np.testing.assert_array_equal(weights, image_weights(7, 20, seed=3))
+    assert (weights != image_weights(7, 20, seed=4)).any()
 
 
 def test_interval_is_the_percentiles():
@@ -39,11 +39,11 @@ def test_interval_is_the_percentiles():
 @pytest.mark.parametrize(("name", "value"), [("bootstrap", -1), ("bootstrap", 1.5), ("seed", "x"), ("seed", True)])
 def test_refuses_other_numbers(name, value):
     with pytest.raises(InputError, match=f"{name}={value!r}: expected a whole number of at least 0"):
-        picture_weights(3, *({"bootstrap": (value, 0), "seed": (1, value)}[name]))
+        image_weights(3, *({"bootstrap": (value, 0), "seed": (1, value)}[name]))
 
 
-def test_the_deltas_of_an_evaluation_are_those_of_a_plain_loop(model, pictures, options):
-    result = camtools.evaluate(model, f"boxfolder:{pictures}", "cam;NWC,PaS(90)", **{**options, "bootstrap": 40})
+def test_the_deltas_of_an_evaluation_are_those_of_a_plain_loop(model, images, options):
+    result = camtools.evaluate(model, f"boxfolder:{images}", "cam;NWC,PaS(90)", **{**options, "bootstrap": 40})
     rows = result.rows
     generator = np.random.default_rng(0)
     deltas = {"MaxBoxAcc": [], "MaxBoxAccV2": [], "Top-1 Loc": [], "GT-known": []}
@@ -69,15 +69,15 @@ def test_the_deltas_of_an_evaluation_are_those_of_a_plain_loop(model, pictures, 
     assert result.metrics["cam"]["MaxBoxAcc"].delta is None
 
 
-def test_no_replicates_no_interval(model, pictures, options):
-    result = camtools.evaluate(model, f"boxfolder:{pictures}", "cam,rcam", **{**options, "bootstrap": 0})
+def test_no_replicates_no_interval(model, images, options):
+    result = camtools.evaluate(model, f"boxfolder:{images}", "cam,rcam", **{**options, "bootstrap": 0})
     value = result.metrics["rcam"]["MaxBoxAcc"]
     assert value.delta is not None and (value.low, value.high) == (None, None)
 
 
 def test_best_level_by_hand():
     part = np.array([[1, 0, 1], [0, 1, 1], [0, 1, 0]], dtype=np.float32)
-    statistic = BestLevel([part], np.array([0, 1, 1]))  # two rows are of picture 1
+    statistic = BestLevel([part], np.array([0, 1, 1]))  # two rows are of image 1
     found = statistic(np.array([[1, 1], [2, 0], [0, 0]]))
     assert found.value[:2] == pytest.approx([200 / 3, 100])
     assert np.isnan(found.value[2])
@@ -90,15 +90,15 @@ def test_thresholds_are_the_smallest_that_read_a_level():
     assert all(int(threshold_of(level) * 255) == level for level in range(255))
 
 
-def test_mean_average_precision_with_weights_is_that_of_repeated_pictures():
+def test_mean_average_precision_with_weights_is_that_of_repeated_images():
     generator = np.random.default_rng(0)
-    picture = np.sort(generator.integers(0, 6, 40))
+    image = np.sort(generator.integers(0, 6, 40))
     ranked = Ranked(
-        picture=picture,
+        image=image,
         label=generator.integers(0, 2, 40),
         score=generator.random(40).astype(np.float32),
         correct=generator.random(40) < 0.4,
-        true_picture=np.repeat(np.arange(6), 6),
+        true_image=np.repeat(np.arange(6), 6),
         true_label=np.tile([0, 0, 0, 1, 1, 1], 6),
     )
     import torch
@@ -109,7 +109,7 @@ def test_mean_average_precision_with_weights_is_that_of_repeated_pictures():
         precisions = []
         for label in (0, 1):
             chosen = np.flatnonzero(ranked.label == label)
-            chosen = np.repeat(chosen, row[picture[chosen]])
+            chosen = np.repeat(chosen, row[image[chosen]])
             scores, correct = torch.from_numpy(ranked.score[chosen]), torch.from_numpy(ranked.correct[chosen])
             precisions.append(float(average_precision(scores, correct, int(3 * row.sum()))))
         assert value == pytest.approx(np.mean(precisions))

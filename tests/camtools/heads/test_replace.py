@@ -145,8 +145,8 @@ def test_explain_and_pipelines_take_it(resnet):
     headed = replace_head(
         resnet, TAP(), class_names=[f"n{i}" for i in range(1000)], preprocess=Preprocess.imagenet(160)
     )
-    picture = (torch.rand(180, 200, 3, generator=torch.Generator().manual_seed(1)) * 255).byte().numpy()
-    exp = camtools.explain(headed, picture, target="n7", pipeline=Pipeline([NWC()]))
+    image = (torch.rand(180, 200, 3, generator=torch.Generator().manual_seed(1)) * 255).byte().numpy()
+    exp = camtools.explain(headed, image, target="n7", pipeline=Pipeline([NWC()]))
     assert exp.label == 7 and exp.name == "n7" and exp.exact and exp.map.shape == (180, 200)
 
 
@@ -168,7 +168,7 @@ def test_class_maps_without_a_classifier():
     assert replace_head(model, TAP(), classes=3)(x).shape == (1, 3)
 
 
-def test_a_forward_whose_rest_counts_its_pictures(resnet):
+def test_a_forward_whose_rest_counts_its_images(resnet):
     class Counting(nn.Module):
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""Maps from a larger input: the class from the model's own size, the map from the other, over the same picture."""
+"""Maps from a larger input: the class from the model's own size, the map from the other, over the same image."""
 
 import warnings
 
@@ -14,7 +14,7 @@ import camtools
 from camtools import Preprocess
 from camtools.engine import Sizes
 from camtools.images.enlarged import enlarged, enlarged_size
-from camtools.images.read import read_picture
+from camtools.images.read import read_image
 from camtools.steps import NWC, Affinity, Enlarge, MinMax, State
 
 WIDTHS: list[int] = []  # of the inputs of any `SizeSensitive`; an attribute would be put back with the model
@@ -108,9 +108,9 @@ def test_ready_tensors_are_interpolated(pipeline, make_tiny):
 
 def test_a_smaller_input_is_interpolated_with_antialiasing(make_tiny):
     model, x = make_tiny(), torch.randn(1, 3, 128, 64)
-    picture = read_picture(x[0])
+    image = read_image(x[0])
     for scale, size in ((0.5, (64, 32)), (0.25, (32, 32))):
-        found = enlarged([picture], x, Preprocess.imagenet(64), scale)
+        found = enlarged([image], x, Preprocess.imagenet(64), scale)
         expected = interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
         assert found.equal(expected)
     assert camtools.explain(model, x, pipeline=[Enlarge(0.5)])[0].map.shape == (128, 64)
@@ -118,7 +118,7 @@ def test_a_smaller_input_is_interpolated_with_antialiasing(make_tiny):
 
 def test_half_precision_stays():
     x = torch.randn(2, 3, 32, 32).bfloat16()
-    found = enlarged([read_picture(one) for one in x.float()], x, Preprocess.imagenet(32), 2)
+    found = enlarged([read_image(one) for one in x.float()], x, Preprocess.imagenet(32), 2)
     assert found.dtype == torch.bfloat16
     expected = interpolate(x.float(), size=(64, 64), mode="bilinear", align_corners=False)
     assert found.equal(expected.bfloat16())
@@ -128,64 +128,64 @@ def test_a_transform_of_your_own_is_interpolated(make_tiny):
     def transform(image):
         return torch.from_numpy(np.array(image.resize((64, 64)))).permute(2, 0, 1) / 255
 
-    model, picture = make_tiny(), photo()
-    x = transform(Image.fromarray(picture))[None]
+    model, input_image = make_tiny(), photo()
+    x = transform(Image.fromarray(input_image))[None]
     larger = interpolate(x, size=(128, 128), mode="bilinear", align_corners=False)
-    explained = camtools.explain(model, picture, target=2, pipeline=[Enlarge(2)], transform=transform)
+    explained = camtools.explain(model, input_image, target=2, pipeline=[Enlarge(2)], transform=transform)
     with torch.no_grad():
         raw = camtools.wrap(model).activations(larger).maps(2)
     torch.testing.assert_close(explained.raw_map, raw[0, 0])
 
 
 def test_preprocessing_that_does_not_resize_is_interpolated():
-    """It cuts out the picture's own pixels; a larger cut would show more of the picture."""
-    picture = read_picture(photo(200, 200))
+    """It cuts out the image's own pixels; a larger cut would show more of the image."""
+    image = read_image(photo(200, 200))
     cut = Preprocess((64, 64), None)
-    x = cut(picture)[0][None]
+    x = cut(image)[0][None]
     expected = interpolate(x, size=(128, 128), mode="bilinear", align_corners=False)
-    assert enlarged([picture], x, cut, 2).equal(expected)
+    assert enlarged([image], x, cut, 2).equal(expected)
     whole = Preprocess(None, None)
-    x = whole(picture)[0][None]
+    x = whole(image)[0][None]
     expected = interpolate(x, size=(384, 384), mode="bilinear", align_corners=False)
-    assert enlarged([picture], x, whole, 2).equal(expected)
+    assert enlarged([image], x, whole, 2).equal(expected)
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------------------------
 
 
 def test_class_and_score_are_the_own_sizes_and_the_map_the_larger_ones():
     model, transform = SizeSensitive(), Preprocess.imagenet(64, mean=(0, 0, 0), std=(1, 1, 1))
-    picture = photo()
-    picture[..., 0], picture[..., 1] = 50, picture[..., 1] // 2 + 128
-    plain = camtools.explain(model, picture, transform=transform)
+    image = photo()
+    image[..., 0], image[..., 1] = 50, image[..., 1] // 2 + 128
+    plain = camtools.explain(model, image, transform=transform)
     WIDTHS.clear()
-    larger = camtools.explain(model, picture, transform=transform, pipeline=[Enlarge(2)])
+    larger = camtools.explain(model, image, transform=transform, pipeline=[Enlarge(2)])
     assert set(WIDTHS) == {64, 128} and WIDTHS.count(64) == 1 and WIDTHS[-1] == 128
     assert plain.label == larger.label == 0
     assert larger.score == plain.score and larger.logits.equal(plain.logits)
-    x = Preprocess((128, 128), 2 * transform.resize, mean=(0,) * 3, std=(1,) * 3)(read_picture(picture))[0][None]
+    x = Preprocess((128, 128), 2 * transform.resize, mean=(0,) * 3, std=(1,) * 3)(read_image(image))[0][None]
     with torch.no_grad():
         found = camtools.wrap(SizeSensitive()).activations(x)
     assert found.logits.argmax() == 1, "the larger forward would have chosen another class"
     torch.testing.assert_close(larger.raw_map, found.maps(0)[0, 0])
-    geometry = transform(read_picture(picture))[1]
+    geometry = transform(read_image(image))[1]
     torch.testing.assert_close(larger.map, MinMax()(State(maps=geometry.resize(found.maps(0)))).maps[0, 0])
 
 
 def test_timm_at_224_makes_its_map_at_320():
     model = timm.create_model("test_resnet").eval()
-    transform, picture = Preprocess.imagenet(224), photo(300, 280)
-    found = camtools.explain(model, picture, target=7, pipeline=[Enlarge(), NWC()], transform=transform)
-    x = Preprocess((320, 320), 366)(read_picture(picture))[0][None]  # 256 * 320 / 224 = 365.7
+    transform, image = Preprocess.imagenet(224), photo(300, 280)
+    found = camtools.explain(model, image, target=7, pipeline=[Enlarge(), NWC()], transform=transform)
+    x = Preprocess((320, 320), 366)(read_image(image))[0][None]  # 256 * 320 / 224 = 365.7
     with torch.no_grad():
         features = camtools.wrap(model).features(x)
         raw = torch.einsum("c,bchw->bhw", camtools.wrap(model).class_weights[7].clamp_min(0), features)
     assert found.raw_map.shape == (10, 10)
     torch.testing.assert_close(found.raw_map, raw[0])
-    assert found.score == camtools.explain(model, picture, target=7, transform=transform).score
+    assert found.score == camtools.explain(model, image, target=7, transform=transform).score
 
 
-def test_ready_tensors_beside_pictures_change_nothing_for_them(make_tiny):
+def test_ready_tensors_beside_images_change_nothing_for_them(make_tiny):
     model, transform = make_tiny(), Preprocess.imagenet(64)
     settings = {"target": 0, "pipeline": [Enlarge(2)], "transform": transform}
     ready = torch.randn(3, 64, 64)
@@ -194,13 +194,13 @@ def test_ready_tensors_beside_pictures_change_nothing_for_them(make_tiny):
     torch.testing.assert_close(both[1].map, camtools.explain(model, ready, **settings).map)
 
 
-def test_pictures_of_their_own_sizes(make_tiny):
-    """No fixed input: 60 x 90 times 1.43 is 86 x 129, so 96 x 128, over the whole picture."""
+def test_images_of_their_own_sizes(make_tiny):
+    """No fixed input: 60 x 90 times 1.43 is 86 x 129, so 96 x 128, over the whole image."""
     model, transform = make_tiny(), Preprocess(None, 60)
-    picture = photo(60, 90)
-    found = camtools.explain(model, picture, target=0, pipeline=[Enlarge()], transform=transform)
+    image = photo(60, 90)
+    found = camtools.explain(model, image, target=0, pipeline=[Enlarge()], transform=transform)
     assert found.raw_map.shape == (24, 32)
-    x = enlarged([read_picture(picture)], transform(read_picture(picture))[0][None], transform, 1.43)
+    x = enlarged([read_image(image)], transform(read_image(image))[0][None], transform, 1.43)
     assert x.shape == (1, 3, 96, 128)
     torch.testing.assert_close(found.map[None], by_hand(model, x, 0, (60, 90)))
 
@@ -219,12 +219,12 @@ def test_a_scale_of_one_is_the_plain_map_from_one_forward():
 def test_stages_are_those_of_the_larger_forward():
     model, transform = SizeSensitive(), Preprocess.imagenet(64)
     found = camtools.explain(model, photo(), target=0, pipeline=[Enlarge(2), Affinity(1)], transform=transform)
-    x = enlarged([read_picture(photo())], torch.zeros(1, 3, 64, 64), transform, 2)
+    x = enlarged([read_image(photo())], torch.zeros(1, 3, 64, 64), transform, 2)
     with torch.no_grad():
         activations = camtools.wrap(model).activations(x, stages=1)
     assert activations.stages[0].shape == (1, 3, 16, 16)
     spread = Affinity(1)(State(maps=activations.maps(0), stages=activations.stages)).maps
-    geometry = transform(read_picture(photo()))[1]
+    geometry = transform(read_image(photo()))[1]
     torch.testing.assert_close(found.map, MinMax()(State(maps=geometry.resize(spread))).maps[0, 0])
 
 
@@ -246,7 +246,7 @@ def test_the_model_is_left_alone():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-# --- the same part of the picture -----------------------------------------------------------------------------------
+# --- the same part of the image -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -273,9 +273,9 @@ def test_the_larger_input_shows_the_same_place(transform, scale, size):
     height, width = size
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[height // 2 - 40 : height // 2 + 70, width // 2 - 60 : width // 2 + 20] = 255
-    picture = read_picture(pixels)
-    x = transform(picture)[0][None]
-    larger = enlarged([picture], x, transform, scale)
+    image = read_image(pixels)
+    x = transform(image)[0][None]
+    larger = enlarged([image], x, transform, scale)
     assert larger.shape[2:] == enlarged_size(x.shape[2:], scale)
     for axis in (2, 3):
         edges = [patch(one, axis) * x.shape[axis] / one.shape[axis] for one in (x, larger)]
@@ -333,8 +333,8 @@ def test_a_fixed_size_warns_once_and_gives_the_plain_map(model, own, name):
     with pytest.warns(UserWarning) as caught:
         found = explainer([photo(), photo(seed=1)])
     assert [str(one.message) for one in caught] == [no_size(name, 2 * own, 2 * own)]
-    for one, picture in zip(found, [photo(), photo(seed=1)], strict=True):
-        plain = camtools.explain(model, picture, **settings)
+    for one, image in zip(found, [photo(), photo(seed=1)], strict=True):
+        plain = camtools.explain(model, image, **settings)
         assert one.map.equal(plain.map) and one.label == plain.label
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -398,7 +398,7 @@ def test_segment_from_a_larger_input():
     plain = camtools.segment(model, pixels, pipeline=[Enlarge(1)], **settings)
     larger = camtools.segment(model, pixels, pipeline=[Enlarge(8)], **settings)
     assert larger.classes == plain.classes == (0,) and larger.scores == plain.scores
-    x = enlarged([read_picture(pixels)], torch.zeros(1, 3, 64, 64), transform, 8)
+    x = enlarged([read_image(pixels)], torch.zeros(1, 3, 64, 64), transform, 8)
     torch.testing.assert_close(larger.maps, by_hand(model, x, 0, (64, 64)))
     missed = [int(((one.mask == 1) != truth).sum()) for one in (plain, larger)]
     assert missed[1] < missed[0] / 4 and missed[1] <= 64

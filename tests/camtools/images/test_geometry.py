@@ -43,7 +43,7 @@ def test_squash_equals_interpolate_too(maps):
 
 
 def test_values_by_hand():
-    """Two cells over 4 input pixels, of which the picture's middle 4 of 8 pixels were the crop."""
+    """Two cells over 4 input pixels, of which the image's middle 4 of 8 pixels were the crop."""
     geometry = Geometry.from_resize_crop((1, 8), (1, 8), (1, 4))
     result = geometry.resize(torch.tensor([[[[2.0, 6.0]]]]))
     assert result.flatten().tolist() == [2, 2, 2, 3, 5, 6, 2, 2]

@@ -16,7 +16,7 @@ from camtools.errors import InputError
 from camtools.images.geometry import Geometry
 from camtools.images.measured import MeasuredTransform
 from camtools.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, as_transform, display_image
-from camtools.images.read import Picture, read_picture
+from camtools.images.read import InputImage, read_image
 
 TO_TENSOR = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
 
@@ -25,7 +25,7 @@ TO_TENSOR = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(I
 def photos():
     """Real photographs: square, wide, tall, very wide, smaller than 224 on one side."""
     arrays = [skimage.data.astronaut(), skimage.data.chelsea(), skimage.data.coffee()[:, :180]]
-    return [read_picture(a) for a in (*arrays, skimage.data.coffee()[:90], skimage.data.coffee()[:231, :230])]
+    return [read_image(a) for a in (*arrays, skimage.data.coffee()[:90], skimage.data.coffee()[:231, :230])]
 
 
 def config(**changes):
@@ -96,29 +96,29 @@ def test_imagenet(photos):
 
 
 def test_by_hand():
-    picture = read_picture(np.array([[[255, 0, 51]] * 4] * 2, np.uint8))
+    image = read_image(np.array([[[255, 0, 51]] * 4] * 2, np.uint8))
     plain = Preprocess(input_size=None, resize=None, mean=(0.5, 0.0, 0.0), std=(0.5, 1.0, 0.1))
-    tensor, geometry = plain(picture)
+    tensor, geometry = plain(image)
     assert tensor.shape == (3, 2, 4)
     assert tensor[:, 1, 2].tolist() == pytest.approx([1, 0, 2])
     assert geometry == Geometry.identity((2, 4))
-    tensor, geometry = Preprocess((4, 2), None, mean=(0.0,) * 3, std=(1.0,) * 3)(picture)
+    tensor, geometry = Preprocess((4, 2), None, mean=(0.0,) * 3, std=(1.0,) * 3)(image)
     assert tensor[0].tolist() == [[0, 0], [1, 1], [1, 1], [0, 0]]
     assert geometry.offset == (1, -1)
-    tensor, geometry = Preprocess((4, 4), (4, 4), mean=(0.4,) * 3, crop_mode="border")(picture)
+    tensor, geometry = Preprocess((4, 4), (4, 4), mean=(0.4,) * 3, crop_mode="border")(image)
     assert tensor[:, 0].abs().max() < 1e-5, "the border is the mean"
     assert geometry.offset == (1, 0)
     assert Preprocess((4, 4), (4, 4)).crop_mode == "squash"
 
 
 def test_ready_tensors_pass_through():
-    ready = read_picture(torch.randn(3, 5, 7).double())
+    ready = read_image(torch.randn(3, 5, 7).double())
     for transform in (Preprocess.imagenet(), as_transform(lambda image: 1 / 0)):
         tensor, geometry = transform(ready)
         assert torch.equal(tensor, ready.tensor.float())
         assert geometry == Geometry.identity((5, 7))
     with pytest.raises(InputError, match=r"shape \(1, 5, 7\), so 1 channels: expected 3"):
-        Preprocess.imagenet()(read_picture(torch.zeros(1, 5, 7)))
+        Preprocess.imagenet()(read_image(torch.zeros(1, 5, 7)))
 
 
 @pytest.mark.parametrize(
@@ -165,15 +165,15 @@ def test_any_transform_is_measured_once_a_size():
 
     measured = as_transform(transform)
     assert isinstance(measured, MeasuredTransform)
-    picture = read_picture(skimage.data.chelsea())
-    tensor, geometry = measured(picture)
-    assert torch.equal(tensor, steps(picture.image))
+    input_image = read_image(skimage.data.chelsea())
+    tensor, geometry = measured(input_image)
+    assert torch.equal(tensor, steps(input_image.image))
     truth = Geometry.from_resize_crop((300, 451), (64, 96), (56, 56))
     assert geometry.scale == pytest.approx(truth.scale)
     assert geometry.offset == truth.offset
     first = len(calls)
     assert first <= 13
-    assert measured(picture)[1] is geometry
+    assert measured(input_image)[1] is geometry
     assert len(calls) == first + 1
 
 
@@ -191,7 +191,7 @@ def test_random_transforms_are_refused_and_draw_nothing(step):
     transform = as_transform(v2.Compose([v2.Resize((32, 32)), step, *TO_TENSOR]))
     before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
     with pytest.raises(InputError, match=r"is random: it draws random numbers.*deterministic"):
-        transform(read_picture(skimage.data.chelsea()))
+        transform(read_image(skimage.data.chelsea()))
     assert random.getstate() == before[0]
     assert np.array_equal(np.random.get_state()[1], before[1])
     assert torch.equal(torch.get_rng_state(), before[2])
@@ -200,15 +200,15 @@ def test_random_transforms_are_refused_and_draw_nothing(step):
 def test_random_by_its_own_generator():
     generator = np.random.default_rng(0)
     noisy = v2.Compose([*TO_TENSOR, v2.Lambda(lambda tensor: tensor + generator.normal())])
-    with pytest.raises(InputError, match="it gives two results for one picture"):
-        as_transform(noisy)(read_picture(skimage.data.chelsea()))
+    with pytest.raises(InputError, match="it gives two results for one image"):
+        as_transform(noisy)(read_image(skimage.data.chelsea()))
 
 
 @pytest.mark.parametrize(
     ("transform", "message"),
     [
         (v2.Compose([v2.RandomHorizontalFlip(p=1), *TO_TENSOR]), "random"),
-        (v1.Compose([v1.functional.hflip, v1.ToTensor()]), "it flips the picture"),
+        (v1.Compose([v1.functional.hflip, v1.ToTensor()]), "it flips the image"),
         (v2.Resize(32), r"gives Image: expected a floating tensor \(C, h, w\). End it in ToTensor"),
         (v2.PILToTensor(), r"gives torch.uint8 of shape \(3, 300, 451\)"),
         (v2.Compose([v2.Resize(64), v2.FiveCrop(32), *TO_TENSOR[:2]]), "gives tuple"),
@@ -218,7 +218,7 @@ def test_random_by_its_own_generator():
 )
 def test_transforms_that_cannot_be_used(transform, message):
     with pytest.raises(InputError, match=message):
-        as_transform(transform)(read_picture(skimage.data.chelsea()))
+        as_transform(transform)(read_image(skimage.data.chelsea()))
 
 
 def test_size_that_depends_on_the_content():
@@ -228,43 +228,43 @@ def test_size_that_depends_on_the_content():
             image.crop((0, 0, 20, 20)) if (red == red.flat[0]).mean() == 1 and red[0, 0] == 9 else image
         )
 
-    with pytest.raises(InputError, match=r"gives \(20, 20\) for this picture, \(40, 50\) for others of its size"):
-        as_transform(trim)(read_picture(np.full((40, 50, 3), 9, np.uint8)))
+    with pytest.raises(InputError, match=r"gives \(20, 20\) for this image, \(40, 50\) for others of its size"):
+        as_transform(trim)(read_image(np.full((40, 50, 3), 9, np.uint8)))
 
 
 def test_display_image():
-    photo = read_picture(skimage.data.chelsea())
+    photo = read_image(skimage.data.chelsea())
     assert display_image(photo) is photo.image
     preprocess = Preprocess(None, None)
-    ready = read_picture(preprocess(photo)[0])
+    ready = read_image(preprocess(photo)[0])
     assert np.array_equal(np.asarray(display_image(ready, preprocess)), np.asarray(photo.image))
     stretched = np.asarray(display_image(ready))
     assert (stretched.min(), stretched.max()) == (0, 255)
     assert np.asarray(display_image(ready, as_transform(v2.Compose(TO_TENSOR)))).max() == 255
     unit = torch.tensor([0.0, 0.2, 1.0]).expand(3, 1, 3)
-    assert np.asarray(display_image(read_picture(unit)))[0, :, 0].tolist() == [0, 51, 255]
-    wild = read_picture(torch.tensor([-500.0, 0.0, 500.0]).expand(3, 1, 3))
+    assert np.asarray(display_image(read_image(unit)))[0, :, 0].tolist() == [0, 51, 255]
+    wild = read_image(torch.tensor([-500.0, 0.0, 500.0]).expand(3, 1, 3))
     assert np.asarray(display_image(wild, preprocess))[0, :, 0].tolist() == [0, 128, 255]
     for channels in (1, 2, 5):
-        assert display_image(read_picture(torch.randn(channels, 4, 6))).size == (6, 4)
-    constant = display_image(read_picture(torch.full((3, 2, 2), -3.0)))
+        assert display_image(read_image(torch.randn(channels, 4, 6))).size == (6, 4)
+    constant = display_image(read_image(torch.full((3, 2, 2), -3.0)))
     assert (constant.mode, constant.getpixel((0, 0))) == ("RGB", (0, 0, 0))
     with pytest.raises(InputError, match="neither image nor tensor"):
-        display_image(Picture(None, None, None, (1, 1)))
+        display_image(InputImage(None, None, None, (1, 1)))
 
 
 def test_real_photographs_in_their_own_aspect(shared):
     """The crop of a real photograph shows, at the places that the geometry names, the photograph's own colours."""
     for file in sorted((shared / "data" / "ilsvrc_woof" / "test").rglob("*.*"))[:4]:
-        picture = read_picture(file)
-        tensor, geometry = Preprocess.imagenet()(picture)
+        image = read_image(file)
+        tensor, geometry = Preprocess.imagenet()(image)
         back = geometry.resize(tensor[None])[0]
-        original = Preprocess(None, None)(picture)[0]
+        original = Preprocess(None, None)(image)[0]
         x0, y0, x1, y1 = (round(v) for v in geometry.visible_box)
         inside = (slice(None), slice(y0 + 4, y1 - 4), slice(x0 + 4, x1 - 4))
         seen, truth = back[inside].flatten(), original[inside].flatten()
         assert torch.corrcoef(torch.stack([seen, truth]))[0, 1] > 0.95
-        assert isinstance(picture.image, Image.Image)
+        assert isinstance(image.image, Image.Image)
 
 
 def test_a_timm_data_config_is_a_transform():
@@ -309,8 +309,7 @@ def test_scaled_needs_a_resize():
     with pytest.raises(InputError) as error:
         transform.scaled((2, 2))
     assert str(error.value) == (
-        f"{transform!r} can't be scaled: it cuts out the picture's own pixels, and would cut out others. Give it a "
-        "resize"
+        f"{transform!r} can't be scaled: it cuts out the image's own pixels, and would cut out others. Give it a resize"
     )
 
 

@@ -1,4 +1,4 @@
-"""Every kind of picture in, by value; every way it can be wrong, by message."""
+"""Every kind of image in, by value; every way it can be wrong, by message."""
 
 import io
 
@@ -8,17 +8,17 @@ import torch
 from PIL import Image
 
 from camtools.errors import CamtoolsError, InputError
-from camtools.images.read import read_picture, read_pictures
+from camtools.images.read import read_image, read_images
 
 RGB = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [128, 64, 32], [255, 255, 255]]], np.uint8)
 
 
 def pixels(x):
-    picture = read_picture(x)
-    assert picture.tensor is None
-    assert picture.image.mode == "RGB"
-    assert picture.size == (picture.image.height, picture.image.width)
-    return np.asarray(picture.image).tolist()
+    image = read_image(x)
+    assert image.tensor is None
+    assert image.image.mode == "RGB"
+    assert image.size == (image.image.height, image.image.width)
+    return np.asarray(image.image).tolist()
 
 
 def grey(*rows):
@@ -27,22 +27,22 @@ def grey(*rows):
 
 @pytest.fixture
 def path(tmp_path):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.fromarray(RGB).save(path)
     return path
 
 
-def test_every_way_to_give_the_same_picture(path):
+def test_every_way_to_give_the_same_image(path):
     tensor = torch.from_numpy(RGB).permute(2, 0, 1)
     same = [path, str(path), Image.fromarray(RGB), RGB, RGB / 255, (RGB / 255).astype(np.float16), tensor]
     same += [RGB.astype(np.uint16) * 257, RGB[::-1][::-1], RGB.astype(">u2") * np.array(257, ">u2")]
     same += [np.dstack([RGB, np.full((2, 3), 255, np.uint8)])]
     for x in same:
         assert pixels(x) == RGB.tolist()
-    assert read_picture(path).source == str(path)
-    assert read_picture(Image.open(path)).source == str(path)
-    assert read_picture(RGB).source is None
-    assert read_picture(path).size == (2, 3)
+    assert read_image(path).source == str(path)
+    assert read_image(Image.open(path)).source == str(path)
+    assert read_image(RGB).source is None
+    assert read_image(path).size == (2, 3)
 
 
 def test_grey_arrays_and_tensors():
@@ -84,7 +84,7 @@ def test_every_mode_of_pil(mode):
     assert np.abs(np.array(pixels(image)) - expected).max() <= (2 if mode == "YCbCr" else 0)
 
 
-def test_deep_pictures_are_scaled_not_clipped(tmp_path):
+def test_deep_images_are_scaled_not_clipped(tmp_path):
     deep = np.array([[0, 128, 129, 32768, 65535]], np.uint16)
     expected = grey([0, 0, 1, 128, 255])
     for name in ("deep.png", "deep.tif"):
@@ -112,7 +112,7 @@ def test_exif_rotation(tmp_path, orientation):
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_is_passed_over(tmp_path):
     Image.fromarray(RGB).save(tmp_path / "exif.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\xff\x01\x12")
-    assert read_picture(tmp_path / "exif.jpg").size == (2, 3)
+    assert read_image(tmp_path / "exif.jpg").size == (2, 3)
 
 
 def test_first_frame_of_an_animation(tmp_path):
@@ -126,45 +126,45 @@ def test_first_frame_of_an_animation(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_float_tensors_are_ready_and_left_alone(dtype):
     tensor = torch.full((3, 4, 5), -2.5, dtype=dtype)
-    picture = read_picture(tensor, channels=3)
-    assert picture.tensor is tensor
-    assert picture.image is None
-    assert picture.size == (4, 5)
-    assert read_picture(torch.zeros(7, 4, 5)).size == (4, 5)
+    image = read_image(tensor, channels=3)
+    assert image.tensor is tensor
+    assert image.image is None
+    assert image.size == (4, 5)
+    assert read_image(torch.zeros(7, 4, 5)).size == (4, 5)
 
 
-def test_the_callers_picture_is_left_alone():
+def test_the_callers_image_is_left_alone():
     image = Image.fromarray(RGB)
-    assert read_picture(image).image is not image
+    assert read_image(image).image is not image
     array = RGB.copy()
-    picture = read_picture(array)
+    input_image = read_image(array)
     array[:] = 7
-    assert np.asarray(picture.image).tolist() == RGB.tolist()
+    assert np.asarray(input_image.image).tolist() == RGB.tolist()
 
 
 def test_one_or_many(path):
     for x in (path, str(path), RGB, Image.fromarray(RGB), torch.zeros(3, 4, 5)):
-        pictures, single = read_pictures(x)
-        assert (len(pictures), single) == (1, True)
+        images, single = read_images(x)
+        assert (len(images), single) == (1, True)
     batches = [[path], (path, RGB), torch.zeros(1, 3, 4, 5), np.zeros((4, 2, 3, 3), np.uint8), torch.zeros(2, 3, 4, 5)]
     for x, count in zip(batches, (1, 2, 1, 4, 2), strict=True):
-        pictures, single = read_pictures(x)
-        assert (len(pictures), single) == (count, False)
-        assert len(list(pictures)) == count
+        images, single = read_images(x)
+        assert (len(images), single) == (count, False)
+        assert len(list(images)) == count
     batch = torch.arange(24.0).reshape(2, 3, 2, 2)
-    assert torch.equal(read_pictures(batch)[0][-1].tensor, batch[1])
+    assert torch.equal(read_images(batch)[0][-1].tensor, batch[1])
 
 
 def test_paths_stay_lazy_and_keep_their_index(path):
-    pictures, _ = read_pictures([path, *(f"missing_{i}.png" for i in range(1, 10_000))])
-    assert len(pictures) == 10_000
-    assert pictures[0].size == (2, 3)
-    assert repr(pictures) == "<Pictures: 10000, read when asked for>"
-    with pytest.raises(InputError, match=r"picture 42 \('missing_42.png'\) does not exist"):
-        pictures[40:50][2]
-    assert len(pictures[::2]) == 5_000
+    images, _ = read_images([path, *(f"missing_{i}.png" for i in range(1, 10_000))])
+    assert len(images) == 10_000
+    assert images[0].size == (2, 3)
+    assert repr(images) == "<Images: 10000, read when asked for>"
+    with pytest.raises(InputError, match=r"image 42 \('missing_42.png'\) does not exist"):
+        images[40:50][2]
+    assert len(images[::2]) == 5_000
     with pytest.raises(IndexError):
-        pictures[10_000]
+        images[10_000]
 
 
 WRONG = [
@@ -180,16 +180,16 @@ WRONG = [
     (torch.zeros(5, 4, 4, dtype=torch.uint8), "5 channels: expected 1, 3 or 4, channels first"),
     (torch.zeros(4, 5, 3), r"4 channels: expected 3, as the model takes.*tensor.permute\(2, 0, 1\)"),
     (torch.zeros(1, 5, 6), "1 channels: expected 3, as the model takes.*Select or repeat"),
-    (torch.zeros(5, 6), r"shape \(5, 6\): expected one picture, \(C, H, W\).*unsqueeze"),
+    (torch.zeros(5, 6), r"shape \(5, 6\): expected one image, \(C, H, W\).*unsqueeze"),
     (torch.zeros(1, 1, 3, 4, 4), r"shape \(1, 1, 3, 4, 4\).*batch \(B, C, H, W\)"),
-    (np.zeros(7, np.uint8), r"shape \(7,\): expected one picture"),
+    (np.zeros(7, np.uint8), r"shape \(7,\): expected one image"),
     (np.zeros((4, 4), np.int64), r"dtype int64: expected uint8, uint16, bool, or float.*astype\(np.uint8\)"),
     (torch.zeros(3, 4, 4, dtype=torch.int32), r"dtype torch.int32: expected uint8 .*tensor.to\(torch.uint8\)"),
     (np.full((2, 2, 3), 255.0), r"from 255 to 255: expected \[0, 1\]. Divide by 255 .* torch tensor"),
     (np.full((2, 2, 3), -0.5), r"from -0.5 to -0.5: expected \[0, 1\]"),
     (Image.fromarray(np.array([[-1, 5]], np.int32)), r"mode 'I' with values from -1 to 5: expected \[0, 65535\]"),
     (Image.fromarray(np.array([[np.nan, 5]], np.float32)), "mode 'F' with values from nan"),
-    (7, "the picture is of type int: expected a path, a PIL image"),
+    (7, "the image is of type int: expected a path, a PIL image"),
     (None, "of type NoneType"),
     (b"bytes", "of type bytes"),
     ({"image": 1}, "of type dict"),
@@ -199,17 +199,17 @@ WRONG = [
 @pytest.mark.parametrize(("x", "message"), WRONG, ids=[m[:30] for _, m in WRONG])
 def test_errors(x, message):
     with pytest.raises(InputError, match=message) as caught:
-        read_pictures(x, channels=3)[0][0]
+        read_images(x, channels=3)[0][0]
     assert isinstance(caught.value, CamtoolsError | ValueError)
-    assert "the picture" in str(caught.value)
-    with pytest.raises(InputError, match=r"picture 1[ (]"):
-        read_pictures([RGB, x], channels=3)[0][1]
+    assert "the image" in str(caught.value)
+    with pytest.raises(InputError, match=r"image 1[ (]"):
+        read_images([RGB, x], channels=3)[0][1]
 
 
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        ([], "an empty list: expected at least one picture"),
+        ([], "an empty list: expected at least one image"),
         ((), "an empty tuple"),
         (torch.zeros(0, 3, 4, 4), r"an empty Tensor of shape \(0, 3, 4, 4\)"),
         (iter([RGB]), r"an iterator.*list\(...\).*Explainer.stream"),
@@ -217,44 +217,44 @@ def test_errors(x, message):
 )
 def test_nothing_to_read(x, message):
     with pytest.raises(InputError, match=message):
-        read_pictures(x)
+        read_images(x)
 
 
 def test_files_that_are_none(tmp_path, path):
     (tmp_path / "empty.jpg").touch()
-    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "text.jpg").write_text("not an image")
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "JPEG")
     (tmp_path / "cut.jpg").write_bytes(buffer.getvalue()[:2000])
     for name, message in {
-        "": "is a directory: expected a picture file.*glob",
+        "": "is a directory: expected an image file.*glob",
         "empty.jpg": r"is an empty file \(0 bytes\)",
         "text.jpg": "is not an image, or of a kind Pillow does not know",
         "cut.jpg": "is truncated or damaged .*Copy or download it again",
-        "picture.png/inside.png": "does not exist",
+        "image.png/inside.png": "does not exist",
         "nul\0.png": "cannot be opened",
     }.items():
         with pytest.raises(InputError, match=message):
-            read_picture(f"{tmp_path}/{name}")
+            read_image(f"{tmp_path}/{name}")
 
 
 def test_a_closed_pil_image(path):
     image = Image.open(path)
     image.close()
-    with pytest.raises(InputError, match=r"picture.png'\) is truncated or damaged .*convert it to RGB yourself"):
-        read_picture(image)
+    with pytest.raises(InputError, match=r"image.png'\) is truncated or damaged .*convert it to RGB yourself"):
+        read_image(image)
 
 
 def test_decompression_bombs(path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)
     with pytest.raises(InputError, match=r"too large to open safely .*MAX_IMAGE_PIXELS"):
-        read_picture(path)
+        read_image(path)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"])
-def test_whatever_is_in_a_file_is_a_picture_or_an_input_error(tmp_path, kind, monkeypatch):
+def test_whatever_is_in_a_file_is_an_image_or_an_input_error(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # a damaged header may claim gigabytes
     generator = np.random.default_rng(0)
     buffer = io.BytesIO()
@@ -266,6 +266,6 @@ def test_whatever_is_in_a_file_is_a_picture_or_an_input_error(tmp_path, kind, mo
         data[generator.integers(0, min(len(data), 80), 3)] = generator.integers(0, 256, 3)
         file.write_bytes(data.tobytes())
         try:
-            assert read_picture(file).image.mode == "RGB"
+            assert read_image(file).image.mode == "RGB"
         except InputError as error:
-            assert "the picture" in str(error)
+            assert "the image" in str(error)

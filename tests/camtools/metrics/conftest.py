@@ -17,7 +17,7 @@ import camtools
 
 @pytest.fixture(scope="session")
 def real_maps(shared: Path) -> dict[str, Any]:
-    """Class maps of MobileNetV2 on 10 ILSVRC validation pictures: maps (10, 7, 7), boxes, sizes, logits, labels."""
+    """Class maps of MobileNetV2 on 10 ILSVRC validation images: maps (10, 7, 7), boxes, sizes, logits, labels."""
     spec = importlib.util.spec_from_file_location("shared_load", shared / "weights" / "load.py")
     loading = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loading)
@@ -27,8 +27,8 @@ def real_maps(shared: Path) -> dict[str, Any]:
         for row in csv.DictReader(file):
             rows.setdefault(row["file"], []).append(row)
     chosen = dict(list(rows.items())[:10])
-    pictures = [Image.open(shared / "data" / "ilsvrc_val" / "test" / name).convert("RGB") for name in chosen]
-    pixels = np.stack([np.asarray(picture.resize((224, 224)), dtype=np.float32) / 255 for picture in pictures])
+    images = [Image.open(shared / "data" / "ilsvrc_val" / "test" / name).convert("RGB") for name in chosen]
+    pixels = np.stack([np.asarray(image.resize((224, 224)), dtype=np.float32) / 255 for image in images])
     inputs = (torch.from_numpy(pixels) - torch.tensor(mean)) / torch.tensor(std)
     labels = torch.tensor([int(objects[0]["class"]) for objects in chosen.values()])
     with torch.no_grad():
@@ -40,7 +40,7 @@ def real_maps(shared: Path) -> dict[str, Any]:
             torch.tensor([[float(row[side]) for side in ("x0", "y0", "x1", "y1")] for row in objects])
             for objects in chosen.values()
         ],
-        "sizes": [picture.size for picture in pictures],
+        "sizes": [image.size for image in images],
         "logits": found.logits,
         "labels": labels,
     }

@@ -29,10 +29,10 @@ def batch(count: int, seed: int = 0) -> tuple[torch.Tensor, list[torch.Tensor], 
 def protocol(maps, boxes, sizes, size=(224, 224)):
     """Accuracies at 1,000 thresholds by the reference's loop, per cent: V1 (1000,), V2 (3, 1000)."""
     single, several = [], []
-    for score, box, picture in zip(maps.numpy(), boxes, sizes, strict=True):
+    for score, box, image in zip(maps.numpy(), boxes, sizes, strict=True):
         if size is not None:
             score = reference.resized(score, size)
-        truth = reference.scaled(box.numpy(), picture, score.shape[::-1])
+        truth = reference.scaled(box.numpy(), image, score.shape[::-1])
         found = reference.ious_at_thresholds(reference.levels_of(score), truth)
         single.append(found[0])
         several.append(found[1])
@@ -56,7 +56,7 @@ def check(maps, boxes, sizes, size=(224, 224)):
     assert list(many.per_iou().values()) == v2.max(1).tolist()
 
 
-def test_two_pictures_by_hand():
+def test_two_images_by_hand():
     # values .2 .6 1 in nested blocks: each threshold range has its own box
     score = torch.zeros(10, 10)
     score[1:9, 1:9], score[2:7, 2:7], score[3:5, 3:5] = 0.2, 0.6, 1.0
@@ -64,7 +64,7 @@ def test_two_pictures_by_hand():
     boxes = [torch.tensor([[1.0, 1.0, 9.0, 9.0]]), torch.tensor([[3.0, 3.0, 5.0, 5.0]])]
     metric = MaxBoxAcc(size=None)
     metric.update(maps, boxes, [(10, 10)] * 2)
-    # boxes 1..9, 2..7, 3..5 have areas 81, 36, 9 (with + 1); picture 0: IoU 1, 36/81, 9/81; picture 1: 9/81, 9/36, 1
+    # boxes 1..9, 2..7, 3..5 have areas 81, 36, 9 (with + 1); image 0: IoU 1, 36/81, 9/81; image 1: 9/81, 9/36, 1
     curve = metric.curve()
     at = {tau: curve.accuracy[round(tau * 1000)].item() for tau in (0.0, 0.19, 0.21, 0.59, 0.61, 0.99)}
     assert at == {0.0: 50.0, 0.19: 50.0, 0.21: 0.0, 0.59: 0.0, 0.61: 50.0, 0.99: 50.0}
@@ -72,7 +72,7 @@ def test_two_pictures_by_hand():
     several = MaxBoxAccV2(size=None)
     several.update(maps, boxes, [(10, 10)] * 2)
     assert several.per_iou() == {0.3: 50.0, 0.5: 50.0, 0.7: 50.0}
-    # an object of one pixel, alone above .2, which only V2 takes; the other picture's IoU is then 36/81
+    # an object of one pixel, alone above .2, which only V2 takes; the other image's IoU is then 36/81
     maps[1, 9, 9] = 1.0
     boxes[1] = torch.tensor([[9.0, 9.0, 9.0, 9.0]])
     assert max_box_acc(maps, boxes, [(10, 10)] * 2, size=None)[0] == 50.0
@@ -119,7 +119,7 @@ def test_metrics_can_be_pickled_and_cloned():
     for copy in (pickle.loads(pickle.dumps(metric)), metric.clone()):
         assert copy.compute().equal(metric.compute())
         copy.update(maps, boxes, sizes)
-        assert copy.pictures == 6 and metric.pictures == 3
+        assert copy.images == 6 and metric.images == 3
 
 
 def test_numba_is_imported_by_the_first_boxes_only():
@@ -222,7 +222,7 @@ PROCESS = textwrap.dedent(
     if __name__ == "__main__":
         rank, meeting_point, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
         distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
-        # at 9 the second process has no picture at all
+        # at 9 the second process has no image at all
         found = [evaluate(slice(0, split) if rank == 0 else slice(split, None)) for split in (5, 9)]
         with open(out, "w") as file:
             json.dump(found, file)

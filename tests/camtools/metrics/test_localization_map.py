@@ -99,7 +99,7 @@ def test_half_open_boxes_have_the_devkits_iou():
 
 
 def test_precision_at_101_recalls_equals_pycocotools():
-    """Where truths of a picture don't overlap, none competes for a detection, and COCO matches as VOC does."""
+    """Where truths of an image don't overlap, none competes for a detection, and COCO matches as VOC does."""
     pytest.importorskip("pycocotools")
     from torchmetrics.detection import MeanAveragePrecision
 
@@ -261,7 +261,7 @@ def test_box_iou():
 @pytest.mark.parametrize(
     ("preds", "target", "message"),
     [
-        ([one([BOX], [0.5])], [], "preds has 1 pictures and target 0: give one of each"),
+        ([one([BOX], [0.5])], [], "preds has 1 images and target 0: give one of each"),
         ([one([BOX])], [one([BOX])], r"preds\[0\]: expected a dict with .*'scores'\], and there is no 'scores'"),
         ([one([BOX], [0.5])], [{"boxes": []}], r"target\[0\]: expected a dict with .*there is no 'labels'"),
         ([one([BOX], [0.5])], [torch.tensor(BOX)], r"target\[0\]: expected a dict"),

@@ -54,7 +54,7 @@ def test_without_ignoring():
     assert set(semantic_iou(PREDS, TARGET.clamp(max=2), 3, ignore_index=0)[1]) == {1, 2}  # a class may be ignored
 
 
-def test_pictures_of_different_sizes_and_types():
+def test_images_of_different_sizes_and_types():
     preds, target = scene(3)
     sides = [(15, 20), (9, 4), (1, 20)]
     cut = [[part[i, :h, :w] for i, (h, w) in enumerate(sides)] for part in (preds, target)]
@@ -115,11 +115,11 @@ def test_on_its_device(device):
 @pytest.mark.parametrize(
     ("preds", "target", "message"),
     [
-        (PREDS, TARGET[:0], "preds has 1 pictures and target 0: give one of each a picture"),
-        (PREDS[:, :1], TARGET, r"picture 0: the prediction is \(1, 1, 3\) and the truth \(1, 2, 3\); resize"),
-        ([PREDS[0], PREDS[0, :1]], [TARGET[0]] * 2, r"picture 1: the prediction is \(1, 3\) and the truth \(2, 3\)"),
-        (PREDS.float(), TARGET, "picture 0: expected integers.* the prediction is torch.float32. From scores"),
-        (PREDS, TARGET > 0, "picture 0: expected integers.* the truth is torch.bool"),
+        (PREDS, TARGET[:0], "preds has 1 images and target 0: give one of each an image"),
+        (PREDS[:, :1], TARGET, r"image 0: the prediction is \(1, 1, 3\) and the truth \(1, 2, 3\); resize"),
+        ([PREDS[0], PREDS[0, :1]], [TARGET[0]] * 2, r"image 1: the prediction is \(1, 3\) and the truth \(2, 3\)"),
+        (PREDS.float(), TARGET, "image 0: expected integers.* the prediction is torch.float32. From scores"),
+        (PREDS, TARGET > 0, "image 0: expected integers.* the truth is torch.bool"),
         (PREDS + 1, TARGET, "preds: value 3 is no class: expected 0 to 2"),
         (PREDS, TARGET - 1, "target: value -1 is no class: expected 0 to 2.*ignore_index=255"),
     ],

@@ -45,14 +45,14 @@ def reference_pxap(maps, masks, ignore):
 
 def reference_ious(maps, masks, ignore):
     """Mean IoU at each of the 1,000 thresholds, one by one."""
-    per_picture = []
+    per_image = []
     for score_map, mask, left_out in zip(maps, masks, ignore, strict=True):
         levels = (normalised(score_map) * 255).astype(np.uint8)
         mask = np.asarray(mask)
         counted = mask | ~np.asarray(left_out)
         kept = [(levels > int(tau * levels.max())) & counted for tau in THRESHOLDS]
-        per_picture.append([(k & mask).sum() / (k | mask).sum() for k in kept])
-    return np.mean(per_picture, axis=0)
+        per_image.append([(k & mask).sum() / (k | mask).sum() for k in kept])
+    return np.mean(per_image, axis=0)
 
 
 # --- PxAP
@@ -174,7 +174,7 @@ def test_mask_ious_one_by_one():
     assert mask_ious(levels, masks).equal(mask_ious(levels.long(), masks, torch.zeros_like(masks)))
 
 
-def test_a_picture_without_an_object_has_no_iou():
+def test_an_image_without_an_object_has_no_iou():
     maps, masks, _ = batch(2)
     masks[1] = False
     assert mask_ious(scoremaps(maps, None), masks).isnan().tolist() == [[False] * 256, [True] * 256]

@@ -149,7 +149,7 @@ def test_pointing_map_hand_worked():
     ]
     given = maps, boxes, [(100, 80)] * 6, [0, 0, 0, 0, 1, 2], [0.9, 0.8, 0.7, 0.6, 0.1, 0.9]
     mean, per_class = pointing_average_precision(*given)
-    assert per_class == {0: pytest.approx(100 * (1 + 2 / 3) / 3), 1: 100.0}  # class 2 is in no picture
+    assert per_class == {0: pytest.approx(100 * (1 + 2 / 3) / 3), 1: 100.0}  # class 2 is in no image
     assert mean.item() == pytest.approx(sum(per_class.values()) / 2)
     _, eleven = pointing_average_precision(*given, interpolation="11-point")
     assert eleven[0] == pytest.approx(100 * (4 * 1 + 3 * 2 / 3) / 11)

@@ -1,4 +1,4 @@
-"""The states reduce over processes: two that share the pictures out between them find what one alone finds."""
+"""The states reduce over processes: two that share the images out between them find what one alone finds."""
 
 import json
 import multiprocessing
@@ -51,7 +51,7 @@ SOURCE = textwrap.dedent(
 
     def work(rank, meeting_point, out):
         distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
-        # at 9 the second process has no picture at all
+        # at 9 the second process has no image at all
         found = [evaluate(slice(0, split) if rank == 0 else slice(split, None)) for split in (5, 9)]
         with open(out, "w") as file:
             json.dump(found, file)

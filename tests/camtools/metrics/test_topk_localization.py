@@ -93,17 +93,17 @@ BOXES = [torch.tensor([[1.0, 1.0, 3.0, 3.0]])]
         (lambda: TopKLocalization(top=(0,)), r"top=\(0,\)\): expected positive integers"),
         (lambda: class_ranks(torch.rand(3), [0]), r"logits: expected a tensor of shape \(B, K\), got \(3,\)"),
         (lambda: class_ranks([[0.1]], [0]), r"logits: .* got list"),
-        (lambda: class_ranks(torch.rand(2, 3), [0]), r"labels: expected 2 integers, one a picture, got \(1,\)"),
+        (lambda: class_ranks(torch.rand(2, 3), [0]), r"labels: expected 2 integers, one per image, got \(1,\)"),
         (lambda: class_ranks(torch.rand(1, 3), [0.5]), r"labels: expected 1 integers, .* torch.float32"),
         (lambda: class_ranks(torch.rand(1, 3), [3]), r"labels: expected classes in \[0, 2\] for 3 logits, got 3 to 3"),
         (lambda: class_ranks(torch.tensor([[torch.nan, 1]]), [1]), r"logits\[0\] has a NaN, which has no rank"),
         (
             lambda: TopKLocalization().update_boxes(torch.rand(4), BOXES, [(4, 4)], torch.rand(1, 3), [0]),
-            r"predicted: expected \(B, 4\), one box a picture and NaN for none, got \(4,\)",
+            r"predicted: expected \(B, 4\), one box per image and NaN for none, got \(4,\)",
         ),
         (
             lambda: TopKLocalization().update_boxes(torch.rand(1, 4), BOXES, [(4, 4)], torch.rand(2, 3), [0, 1]),
-            r"got boxes of 1 pictures, \(1, 256\), and 2 rows of logits",
+            r"got boxes of 1 images, \(1, 256\), and 2 rows of logits",
         ),
     ],
 )

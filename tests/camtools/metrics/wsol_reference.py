@@ -39,7 +39,7 @@ def contour_boxes(levels: np.ndarray, threshold: int) -> tuple[list[int], list[l
 
 
 def scaled(boxes: np.ndarray, size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
-    """Scale boxes of a picture (width, height) to a map (width, height), truncated."""
+    """Scale boxes of an image (width, height) to a map (width, height), truncated."""
     factor = [shape[0], shape[1]] * 2
     return np.array(
         [[int(float(v) * f / s) for v, f, s in zip(box, factor, [*size, *size], strict=True)] for box in boxes]
@@ -133,7 +133,7 @@ FAMILIES = {
 
 
 def true_boxes(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return one to three boxes (N, 4) in pixels of a picture."""
+    """Return one to three boxes (N, 4) in pixels of an image."""
     count = rng.integers(1, 4)
     x, y = (np.sort(rng.uniform(0, side, (count, 2)), 1) for side in (width, height))
     return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)

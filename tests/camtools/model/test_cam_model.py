@@ -237,12 +237,12 @@ def test_targets(tiny, targets, indices):
         ([0, 5], "class index 5 is out of range"),
         (
             [0, 1, 2],
-            "targets of shape (3,) do not go with 2 pictures; pass one index, one per picture (2,), or several",
+            "targets of shape (3,) do not go with 2 images; pass one index, one per image (2,), or several",
         ),
-        ([[0, 1, 2]], "targets of shape (1, 3) do not go with 2 pictures"),
-        ([[], []], "targets of shape (2, 0) do not go with 2 pictures"),
-        ([], "targets of shape (0,) do not go with 2 pictures"),
-        ([[[0]], [[1]]], "targets of shape (2, 1, 1) do not go with 2 pictures"),
+        ([[0, 1, 2]], "targets of shape (1, 3) do not go with 2 images"),
+        ([[], []], "targets of shape (2, 0) do not go with 2 images"),
+        ([], "targets of shape (0,) do not go with 2 images"),
+        ([[[0]], [[1]]], "targets of shape (2, 1, 1) do not go with 2 images"),
         (1.0, "targets must be whole numbers, got torch.float32; pass class indices"),
         (torch.tensor([True, False]), "targets must be whole numbers, got torch.bool"),
         ("tabby", "targets must be whole numbers, got 'tabby'"),
@@ -261,7 +261,7 @@ def test_wrong_targets(tiny, targets, words):
 
 @pytest.mark.parametrize("linearised", [False, True])
 def test_gradients_of_maps_are_right(make_tiny, linearised):
-    """Finite differences in float64, through backbone and head parameters and the picture."""
+    """Finite differences in float64, through backbone and head parameters and the image."""
     model = make_tiny().double()
     model.relu = nn.Softplus()
     if linearised:

@@ -39,7 +39,7 @@ def net(function, *, channels=4, body=None, **layers):
 
 
 def by_jacobian(head, f):
-    """h·w · sum_c dlogit_k / dF_c · F_c, of one picture at a time, for F in NCHW: (B, K, h, w)."""
+    """h·w · sum_c dlogit_k / dF_c · F_c, of one image at a time, for F in NCHW: (B, K, h, w)."""
     maps = []
     for one in f.detach().split(1):
         weights = jacobian(lambda t: head(t)[0], one)[:, 0]  # (K, C, h, w)
@@ -205,7 +205,7 @@ def test_a_function_before_the_pooling_of_a_linearised_head():
 
 
 class Patches(nn.Module):
-    """A picture into tokens, a class token in front."""
+    """An image into tokens, a class token in front."""
 
     def __init__(self, channels=8, prefix=1):
         super().__init__()
@@ -251,11 +251,11 @@ def test_class_token(prefix, grad):
         found = wrap(model, spec=spec).activations(X)
         maps = found.maps([[0], [2]])
     tokens = model.blocks[0](model.patches(X)).detach()
-    for picture, target in enumerate((0, 2)):
-        one = tokens[picture : picture + 1]
+    for image, target in enumerate((0, 2)):
+        one = tokens[image : image + 1]
         weights = jacobian(lambda t, k=target: model.tail(t)[0, k], one)
         want = (weights * one).sum(2)[0, prefix:].unflatten(0, (4, 5)) * 20
-        torch.testing.assert_close(maps[picture, 0], want, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(maps[image, 0], want, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(found.features, tokens[:, prefix:].transpose(1, 2).unflatten(2, (4, 5)))
     assert not found.decomposition.exact
 

@@ -92,7 +92,7 @@ def test_auxiliary_heads(name, training):
             m.track_running_stats, m.running_mean, m.running_var = False, None, None
         elif isinstance(m, nn.Dropout):
             m.p = 0.0
-    if name == "inception_v3":  # its own needs pictures of 299 x 299
+    if name == "inception_v3":  # its own needs images of 299 x 299
         model.AuxLogits = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(768, 5))
     model.train(training)
     x = torch.randn(2, 3, 128, 128)
@@ -249,7 +249,7 @@ def test_channels_last(model, want):
     check(wrap(model.to(memory_format=torch.channels_last)), want, X.to(memory_format=torch.channels_last))
 
 
-def test_a_batch_is_its_pictures_one_at_a_time(model):
+def test_a_batch_is_its_images_one_at_a_time(model):
     cam_model = wrap(model)
     x = torch.randn(5, 3, 24, 16)
     one_at_a_time = torch.cat([cam_model.maps(one) for one in x.split(1)])

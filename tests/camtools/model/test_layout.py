@@ -4,7 +4,7 @@ import torch
 from camtools.errors import ModelError
 from camtools.model.layout import Layout, is_grid, to_nchw, token_grid
 
-GRID = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)  # 2 pictures, 3 channels, 4 rows, 5 columns
+GRID = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)  # 2 images, 3 channels, 4 rows, 5 columns
 SIZE = (64, 80)
 
 
@@ -65,7 +65,7 @@ def test_grid_of_tokens(tokens, size, grid):
         (49, 64, (224, 224), False),  # tokens and channels
         (8, 10, (299, 299), False),
         (64, 7, (224, 224), False),
-        (300, 300, (224, 224), False),  # larger than the picture
+        (300, 300, (224, 224), False),  # larger than the image
         (9, 13, (288, 416), True),
         (8, 12, (299, 427), True),  # convolutions without padding lose cells
     ],

@@ -18,7 +18,7 @@ from camtools.model.pyramid import Observer, StageCapture, StageSpec
 
 
 class Stepped(nn.Module):
-    """Four convolutions that halve the picture; the ReLU after the second changes its output in place."""
+    """Four convolutions that halve the image; the ReLU after the second changes its output in place."""
 
     def __init__(self, classes=3):
         super().__init__()
@@ -101,7 +101,7 @@ def test_of_torchvision(name, layers, grids):
         ("test_efficientnet", 160, ["blocks.3", "blocks.2", "blocks.1"], [10, 20, 40], {}),
         ("test_convnext", 160, ["stages.2", "stages.1", "stages.0"], [10, 20, 40], {}),
         ("test_mambaout", 160, ["stages.2*", "stages.1*", "stages.0*"], [10, 20, 40], {}),
-        # attention of 49 tokens in a window that is the whole grid, a picture of 49 x 49
+        # attention of 49 tokens in a window that is the whole grid, an image of 49 x 49
         (
             "swin_tiny_patch4_window7_224",
             224,
@@ -279,7 +279,7 @@ def test_a_layer_that_did_not_run_is_left_out():
     assert len(capture.tensors((8, 8))) == 1 and capture.tensors((8, 8))[0].equal(out)
 
 
-def test_a_picture_does_not_depend_on_its_batch():
+def test_an_image_does_not_depend_on_its_batch():
     model = camtools.wrap(Stepped().eval())
     x = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
@@ -288,8 +288,8 @@ def test_a_picture_does_not_depend_on_its_batch():
         torch.testing.assert_close(one[1:2], other, atol=1e-6, rtol=1e-5)
 
 
-def test_windows_and_tables_are_not_pictures():
-    """An observer looks at one picture, so that what has another first axis is no tensor of pictures."""
+def test_windows_and_tables_are_not_images():
+    """An observer looks at one image, so that what has another first axis is no tensor of images."""
     observer = Observer(nn.ModuleDict({"a": nn.Identity()}), (64, 64))
     with observer:
         for shape in [(4, 16, 16, 8), (1, 4), (1, 64, 8), (1, 3, 1, 1)]:

@@ -30,7 +30,7 @@ class OnFeatures(Step):
 
 
 class OnImage(Step):
-    """A refine step on the picture's pixels that reads it: maps times mean brightness."""
+    """A refine step on the image's pixels that reads it: maps times mean brightness."""
 
     stage = Stage.REFINE
     resolution = "image"
@@ -234,7 +234,7 @@ def test_features_then_image_is_the_call():
         assert getattr(whole, name).equal(getattr(parts, name))
 
 
-def test_one_batch_of_features_for_pictures_of_two_sizes():
+def test_one_batch_of_features_for_images_of_two_sizes():
     pipeline = Pipeline([NWC()])
     state = a_state().replace(resize=None)
     middle = pipeline.features(state)
@@ -252,7 +252,7 @@ def test_one_batch_of_features_for_pictures_of_two_sizes():
         torch.testing.assert_close(result.maps, alone.maps)
 
 
-def test_steps_that_read_the_picture_get_it():
+def test_steps_that_read_the_image_get_it():
     images = torch.rand(2, 3, 8, 10, generator=torch.Generator().manual_seed(0))
     state = a_state(images=images)
     expected = MinMax()(State(maps=double(CAM()(state).maps) * images.mean(1, keepdim=True))).maps

@@ -39,7 +39,7 @@ class Plus(Step):
 
 
 class Gamma(Plus):
-    """Someone else's refine step, on the picture's pixels."""
+    """Someone else's refine step, on the image's pixels."""
 
     resolution = "image"
 
@@ -196,7 +196,7 @@ def noise(height, width, seed):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-PICTURES = [noise(50, 70, 0), noise(40, 40, 1), noise(50, 70, 2), noise(33, 90, 3), noise(40, 40, 4)]
+IMAGES = [noise(50, 70, 0), noise(40, 40, 1), noise(50, 70, 2), noise(33, 90, 3), noise(40, 40, 4)]
 STEPS = [NWC(), Plus(0.5), MinMax(), Gamma(0.5), PaS(90)]
 
 
@@ -204,9 +204,9 @@ STEPS = [NWC(), Plus(0.5), MinMax(), Gamma(0.5), PaS(90)]
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 def test_the_result_is_the_same_bit_for_bit(make_tiny, pipeline, batch_size):
     options = {"transform": PLAIN, "batch_size": batch_size}
-    plain = Explainer(make_tiny(5), pipeline, **options)(PICTURES, top_k=3)
+    plain = Explainer(make_tiny(5), pipeline, **options)(IMAGES, top_k=3)
     traced = Explainer(make_tiny(5), pipeline, trace=True, **options)
-    for found in (traced(PICTURES, top_k=3), list(traced.stream(iter(PICTURES), top_k=3))):
+    for found in (traced(IMAGES, top_k=3), list(traced.stream(iter(IMAGES), top_k=3))):
         for one, other in zip(chain(*plain), chain(*found), strict=True):
             assert one.trace == () and len(other.trace) >= 4
             assert (one.label, one.score, one.threshold) == (other.label, other.score, other.threshold)
@@ -217,16 +217,14 @@ def test_the_result_is_the_same_bit_for_bit(make_tiny, pipeline, batch_size):
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
 def test_each_explanation_has_its_own_trace(make_tiny, batch_size):
     explainer = Explainer(make_tiny(5), STEPS, transform=PLAIN, trace=True, batch_size=batch_size)
-    for found, picture in zip(explainer(PICTURES, top_k=3), PICTURES, strict=True):
+    for found, image in zip(explainer(IMAGES, top_k=3), IMAGES, strict=True):
         for exp in found:
-            alone = camtools.explain(
-                make_tiny(5), picture, target=exp.label, pipeline=STEPS, transform=PLAIN, trace=True
-            )
+            alone = camtools.explain(make_tiny(5), image, target=exp.label, pipeline=STEPS, transform=PLAIN, trace=True)
             assert [one.step for one in exp.trace] == [one.step for one in alone.trace]
             for one, other in zip(exp.trace, alone.trace, strict=True):
                 torch.testing.assert_close(one.map, other.map)
             by_step = {one.step: one for one in exp.trace}
-            grid, pixels = (8, 8), picture.shape[:2]
+            grid, pixels = (8, 8), image.shape[:2]
             assert [tuple(one.map.shape) for one in exp.trace] == [grid] * 4 + [pixels] * 4
             assert torch.equal(by_step["CAM(relu=False)"].map, exp.raw_map)
             assert torch.equal(by_step["Plus(amount=0.5)"].map, exp.raw_map + 0.5)
@@ -235,7 +233,7 @@ def test_each_explanation_has_its_own_trace(make_tiny, batch_size):
 
 
 def test_an_explanation_keeps_neither_the_batch_nor_a_map_twice(make_tiny):
-    found = Explainer(make_tiny(5), "rcam", transform=PLAIN, trace=True)(PICTURES, top_k=3)
+    found = Explainer(make_tiny(5), "rcam", transform=PLAIN, trace=True)(IMAGES, top_k=3)
     for exp in chain(*found):
         for one in exp.trace:
             assert one.map.untyped_storage().nbytes() == one.map.numel() * 4
@@ -244,7 +242,7 @@ def test_an_explanation_keeps_neither_the_batch_nor_a_map_twice(make_tiny):
 
 
 def test_cpu_takes_the_trace_along(make_tiny):
-    exp = camtools.explain(make_tiny(), PICTURES[0], transform=PLAIN, trace=True)
+    exp = camtools.explain(make_tiny(), IMAGES[0], transform=PLAIN, trace=True)
     moved = exp.cpu()
     assert [one.step for one in moved.trace] == [one.step for one in exp.trace]
     assert all(one.map is other.map for one, other in zip(moved.trace, exp.trace, strict=True))
@@ -252,7 +250,7 @@ def test_cpu_takes_the_trace_along(make_tiny):
 
 @pytest.mark.gpu
 def test_traces_on_a_gpu(make_tiny, cuda):
-    exp = camtools.explain(make_tiny(), PICTURES[0], pipeline="rcam", transform=PLAIN, trace=True, device=cuda)
+    exp = camtools.explain(make_tiny(), IMAGES[0], pipeline="rcam", transform=PLAIN, trace=True, device=cuda)
     assert {one.map.device.type for one in exp.trace} == {"cuda"}
     moved = exp.cpu()
     assert {one.map.device.type for one in moved.trace} == {moved.trace[-1].mask.device.type} == {"cpu"}

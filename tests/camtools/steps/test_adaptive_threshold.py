@@ -53,7 +53,7 @@ def naive(image, select, interval):
 
 
 def test_hand_worked_line():
-    # Every pixel of a one-row picture is a boundary pixel, so V is the mean of what is above the level.
+    # Every pixel of a one-row image is a boundary pixel, so V is the mean of what is above the level.
     #   eta   0      0.25   0.5   0.75   1
     #   V     .6333  .6333  .8    1      -      D  0  .1667  .2  -    mean of D .1222
     maps = torch.tensor([0.0, 0.3, 0.6, 1.0]).view(1, 1, 1, 4)
@@ -94,7 +94,7 @@ def test_equals_the_naive_loop(kind, interval, device):
                 assert result.thresholds[b, k].item() == pytest.approx(level, abs=1e-7)
 
 
-def test_outside_the_picture_is_background():
+def test_outside_the_image_is_background():
     maps = torch.ones(1, 1, 4, 5)
     maps[..., 1:3, 1:4] = 0.5  # not next to the outside
     assert boundary_means(maps, torch.zeros(1, 1, 1)).item() == 1.0

@@ -57,7 +57,7 @@ def unit(x):
 
 
 def by_the_formula(cam, stages, power, grid):
-    """M'_i of one picture and class in float64: cam (h, w), stages (C, h', w') each, on a grid."""
+    """M'_i of one image and class in float64: cam (h, w), stages (C, h', w') each, on a grid."""
     vectors = []
     for stage in stages:
         if stage.shape[1] >= grid[0]:
@@ -192,7 +192,7 @@ def test_values_stay_in_the_maps_range():
     assert (found.std((2, 3)) < before.std((2, 3))).all()
 
 
-def test_each_picture_and_class_is_on_its_own():
+def test_each_image_and_class_is_on_its_own():
     maps, *stages = noise()
     whole = run(maps, *stages)
     for b in range(3):
@@ -223,7 +223,7 @@ def test_a_map_that_is_not_finite_becomes_zeros_and_alone(bad):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_stage_that_is_not_finite_makes_its_picture_zeros(bad):
+def test_a_stage_that_is_not_finite_makes_its_image_zeros(bad):
     maps, *stages = noise()
     whole = run(maps, *stages)
     stages[1][1, 0, 2, 3] = bad
@@ -314,12 +314,12 @@ def test_a_state_without_maps_is_refused():
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 4, 4), (6, 4, 4)])
-def test_stages_of_other_pictures_are_refused(shape):
+def test_stages_of_other_images_are_refused(shape):
     with pytest.raises(PipelineError) as error:
         run(torch.rand(3, 1, 2, 2), torch.rand(shape))
     assert str(error.value) == (
         f"Affinity(levels=2, power=3.0, cells=1024): a stage is {shape} and maps (3, 1, 2, 2): expected (B, C, h, w) "
-        "of the same 3 pictures."
+        "of the same 3 images."
     )
 
 
@@ -358,7 +358,7 @@ def test_in_a_pipeline():
 
 
 class Coloured(nn.Module):
-    """F is the picture's red and green in cells of 16 pixels; an earlier stage has all colours in cells of 8."""
+    """F is the image's red and green in cells of 16 pixels; an earlier stage has all colours in cells of 8."""
 
     def __init__(self):
         super().__init__()
@@ -377,16 +377,16 @@ class Coloured(nn.Module):
 
 def test_explain_spreads_the_map_over_what_looks_alike():
     """A blue bar with a red end: red's map has its peak at the end, and spreads over the bar but not beyond."""
-    picture = torch.zeros(1, 3, 64, 64)
-    picture[:, 1] = 0.5
-    picture[:, :, 16:32] = torch.tensor([0.0, 0.0, 1.0])[:, None, None]
-    picture[:, 0, 16:32] = 0.4
-    picture[:, 0, 16:32, 48:] = 1.0
-    plain = camtools.explain(Coloured(), picture, target=0)[0]
-    spread = camtools.explain(Coloured(), picture, target=0, pipeline=[Affinity(1)])[0]
+    image = torch.zeros(1, 3, 64, 64)
+    image[:, 1] = 0.5
+    image[:, :, 16:32] = torch.tensor([0.0, 0.0, 1.0])[:, None, None]
+    image[:, 0, 16:32] = 0.4
+    image[:, 0, 16:32, 48:] = 1.0
+    plain = camtools.explain(Coloured(), image, target=0)[0]
+    spread = camtools.explain(Coloured(), image, target=0, pipeline=[Affinity(1)])[0]
     assert plain.map[24, 8] < 0.5 < spread.map[24, 8]
     assert spread.map[48, 56] < 0.01
-    model = camtools.wrap(Coloured()).activations(picture, stages=1)
+    model = camtools.wrap(Coloured()).activations(image, stages=1)
     assert model.stages[0].shape == (1, 3, 8, 8)
     expected = run(model.maps(0), *model.stages, levels=1)
     torch.testing.assert_close(
@@ -395,13 +395,13 @@ def test_explain_spreads_the_map_over_what_looks_alike():
     torch.testing.assert_close(spread.raw_map, model.maps(0)[0, 0])
 
 
-def test_pictures_of_several_sizes_in_a_batch_keep_their_own_stages():
+def test_images_of_several_sizes_in_a_batch_keep_their_own_stages():
     generator = np.random.default_rng(0)
-    pictures = [generator.integers(0, 256, (height, 90, 3), dtype=np.uint8) for height in (70, 80, 70, 100)]
+    images = [generator.integers(0, 256, (height, 90, 3), dtype=np.uint8) for height in (70, 80, 70, 100)]
     settings = {"target": 0, "pipeline": [Affinity(1)], "transform": camtools.Preprocess.imagenet(64)}
-    together = camtools.explain(Coloured(), pictures, **settings)
-    for one, picture in zip(together, pictures, strict=True):
-        torch.testing.assert_close(one.map, camtools.explain(Coloured(), picture, **settings).map)
+    together = camtools.explain(Coloured(), images, **settings)
+    for one, image in zip(together, images, strict=True):
+        torch.testing.assert_close(one.map, camtools.explain(Coloured(), image, **settings).map)
 
 
 @pytest.mark.gpu

@@ -5,7 +5,7 @@ import torch
 from camtools.errors import PipelineError
 from camtools.steps import CAM, Stage, State
 
-FEATURES = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[0.0, 1.0], [0.0, 2.0]]]])  # one picture, two channels, 2 x 2
+FEATURES = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[0.0, 1.0], [0.0, 2.0]]]])  # one image, two channels, 2 x 2
 
 
 def random_state(batch, weights_batch, classes, *, positions=False, dtype=torch.float32):

@@ -32,7 +32,7 @@ def noise(seed=0, shape=(3, 2, 8, 5, 6)):
 
 
 def from_the_paper(f, cam, iterations, sigma, delta, start=None, calibrate=True, add_cam=True):
-    """Eq. 3-12 for one picture and class in float64: f (N, C), cam (N,). Also the log-likelihood at every E-step."""
+    """Eq. 3-12 for one image and class in float64: f (N, C), cam (N,). Also the log-likelihood at every E-step."""
     inside = cam > delta * cam.max()
     v_fg, v_bg = (f[inside].mean(0), f[~inside].mean(0)) if start is None else start
     a_fg = a_bg = 0.5
@@ -220,7 +220,7 @@ def test_what_is_not_finite_counts_as_zeros_and_alone(bad, where):
     torch.testing.assert_close(found[[0, 2]], whole[[0, 2]])
 
 
-def test_missing_classes_start_from_the_picture():
+def test_missing_classes_start_from_the_image():
     features, maps, _ = noise()
     labels = torch.tensor([[0, 1], [1, 0], [1, 1]])
     bank = ContextBank(torch.ones(2, 8), -torch.ones(2, 8), torch.tensor([[3, 3], [3, 0]]))
@@ -230,7 +230,7 @@ def test_missing_classes_start_from_the_picture():
     assert not own[labels == 0].allclose(all_own[labels == 0], atol=1e-2)
 
 
-def test_each_picture_and_class_is_on_its_own():
+def test_each_image_and_class_is_on_its_own():
     features, maps, labels = noise()
     bank = ContextBank(*torch.randn(2, 4, 8), torch.ones(4, 2, dtype=torch.int64))
     for chosen in (None, bank):
@@ -265,10 +265,10 @@ def test_in_a_pipeline_the_raw_maps_stay():
 
 def test_explain_hands_the_classes_on(tiny):
     bank = bank_of([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0]], [[0.0, 0, 0, 1]] * 3)
-    pictures = torch.rand(2, 3, 32, 32)
-    found = camtools.explain(tiny, pictures, target=[[0, 2], [1, 0]], pipeline=[CREAM(bank, add_cam=False)])
+    images = torch.rand(2, 3, 32, 32)
+    found = camtools.explain(tiny, images, target=[[0, 2], [1, 0]], pipeline=[CREAM(bank, add_cam=False)])
     with torch.no_grad():
-        model = camtools.wrap(tiny).activations(pictures)
+        model = camtools.wrap(tiny).activations(images)
         labels = torch.tensor([[0, 2], [1, 0]])
         state = State(features=model.features, maps=model.maps(labels), labels=labels)
     expected = MinMax()(CREAM(bank, add_cam=False)(state)).maps

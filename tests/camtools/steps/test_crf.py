@@ -16,11 +16,11 @@ BACKENDS = ["torch", pytest.param("pydensecrf", marks=needs_pydensecrf)]
 TINY = {"gaussian": (1, 2), "bilateral": (8, 20, 3)}
 
 
-def batch(pictures=2, classes=3, size=(24, 20), seed=0):
-    """Smooth pictures and normalised maps."""
+def batch(input_images=2, classes=3, size=(24, 20), seed=0):
+    """Smooth images and normalised maps."""
     generator = torch.Generator().manual_seed(seed)
-    images = F.interpolate(torch.rand(pictures, 3, 4, 4, generator=generator), size, mode="bilinear")
-    maps = F.interpolate(torch.randn(pictures, classes, 4, 4, generator=generator), size, mode="bicubic")
+    images = F.interpolate(torch.rand(input_images, 3, 4, 4, generator=generator), size, mode="bilinear")
+    maps = F.interpolate(torch.randn(input_images, classes, 4, 4, generator=generator), size, mode="bicubic")
     return MinMax()(State(maps=maps, images=images))
 
 
@@ -118,7 +118,7 @@ def test_maps_without_contrast_or_not_finite_count_as_zeros(backend, bad):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("level", [0.0, 1.0])
-def test_one_colour_pictures(backend, level):
+def test_one_colour_images(backend, level):
     state = batch()
     result = CRF(backend=backend, **TINY)(state.replace(images=torch.full_like(state.images, level))).maps
     assert result.isfinite().all() and result.min() >= 0 and result.max() <= 1

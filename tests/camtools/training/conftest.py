@@ -1,4 +1,4 @@
-"""Pictures of one colour, a network that tells colours, and a recipe that needs no head."""
+"""Images of one colour, a network that tells colours, and a recipe that needs no head."""
 
 from __future__ import annotations
 

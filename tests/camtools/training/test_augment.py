@@ -1,4 +1,4 @@
-"""Augmentation: seeded by picture, and what each kind does to pixels."""
+"""Augmentation: seeded by image, and what each kind does to pixels."""
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ def test_the_plain_transform_squashes_and_normalises():
     torch.testing.assert_close(x.mean((1, 2)), torch.tensor([2.0, -1.0, -0.3]))
 
 
-def test_no_augmentation_gives_the_picture_itself():
+def test_no_augmentation_gives_the_image_itself():
     x = training_transform(TrainConfig(augment=()), UNIT)(ramp())
     torch.testing.assert_close(x[0, 0] * 255, torch.arange(8.0) * 10)
 
@@ -52,7 +52,7 @@ def test_flips_are_flips():
     assert seen == {tuple(range(0, 80, 10)), tuple(range(70, -10, -10))}
 
 
-def test_a_crop_is_a_window_of_the_resized_picture():
+def test_a_crop_is_a_window_of_the_resized_image():
     transform = training_transform(TrainConfig(augment=("crop",), resize=12), UNIT)
     corners = set()
     for number in range(40):

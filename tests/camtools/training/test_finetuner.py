@@ -1,4 +1,4 @@
-"""`finetune` from end to end on tiny pictures: what is learnt, written, refused, and left alone."""
+"""`finetune` from end to end on tiny images: what is learnt, written, refused, and left alone."""
 
 import csv
 import json
@@ -50,8 +50,8 @@ def test_files_of_a_run(net, colours, plain, options, tmp_path):
         assert {k: float(v) for k, v in row.items() if v} == pytest.approx(truth, rel=1e-5)
     config = json.loads((run / "config.json").read_text())
     assert (config["recipe"], config["lr"], config["classes"]) == ("plain", 0.05, ["red", "green", "blue"])
-    with Image.open(run / "examples.png") as picture:
-        assert picture.width > 3 * 160 and picture.height > 6 * 160
+    with Image.open(run / "examples.png") as image:
+        assert image.width > 3 * 160 and image.height > 6 * 160
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "tensorboard")).Reload()
@@ -91,7 +91,7 @@ def test_one_step_is_sgd_by_hand(net, colours, plain, options):
     config = {"epochs": 1, "augment": (), "momentum": 0.0, "weight_decay": 0.0, "head_lr_factor": 10.0, "lr": 0.01}
     data = colours(6)
     found = camtools.finetune(plain(**config), net, data, **options).model
-    x = torch.stack([options["transform"](camtools.images.read.read_picture(data[i].image))[0] for i in range(6)])
+    x = torch.stack([options["transform"](camtools.images.read.read_image(data[i].image))[0] for i in range(6)])
     net.train()
     loss = nn.functional.cross_entropy(net(x), torch.tensor([0, 1, 2, 0, 1, 2]))
     loss.backward()
@@ -162,7 +162,7 @@ def test_other_classes_get_a_fresh_classifier(net, colours, plain, options, caps
     result = camtools.finetune(plain(), net, data, data, **{**options, "progress": True})
     said = capsys.readouterr().err
     assert "the model has 3 classes, the data 4: a fresh linear classifier takes the old one's place" in said
-    assert "1 classes have no training picture (none)" in said
+    assert "1 classes have no training image (none)" in said
     assert result.model.fc.out_features == 4 and result.class_names == ("red", "green", "blue", "none")
     renamed = camtools.finetune(plain(epochs=1), net, colours(classes=("a", "b", "c")), **{**options, "progress": True})
     assert "have other names than the data's" in capsys.readouterr().err
@@ -179,7 +179,7 @@ def test_classes_in_another_order_keep_the_models(net, colours, plain, options, 
 
 def test_a_subset_and_no_validation(net, colours, plain, options):
     result = camtools.finetune(plain(), net, Subset(colours(), range(12)), **options)
-    assert result.best_epoch == 2 and result.settings["pictures"] == 12
+    assert result.best_epoch == 2 and result.settings["images"] == 12
     assert set(result.history[0]) == {"epoch", "lr", "loss", "accuracy"}
 
 
@@ -234,13 +234,13 @@ def test_a_full_disk_says_so_and_spares_the_checkpoint(net, colours, plain, opti
 
 def test_mistakes(net, colours, plain, options, tmp_path):
     several = colours(6, labels=[[0]] * 5 + [[1, 2]])
-    with pytest.raises(InputError, match=r"plain learns one class a picture, but 005 has 2: .* wildcat or excam"):
+    with pytest.raises(InputError, match=r"plain learns one class per image, but 005 has 2: .* wildcat or excam"):
         camtools.finetune(plain(), net, several, **options)
     with pytest.raises(InputError, match="002 has no class: expected at least one"):
         camtools.finetune(plain(), net, colours(6, labels=[[0], [1], [], [0], [1], [2]]), **options)
-    with pytest.raises(InputError, match="a training picture cannot be read: 003: OSError: image file is truncated"):
+    with pytest.raises(InputError, match="a training image cannot be read: 003: OSError: image file is truncated"):
         camtools.finetune(plain(), net, colours(broken=3), **options)
-    with pytest.raises(InputError, match="a training picture cannot be read: 003: OSError"):
+    with pytest.raises(InputError, match="a training image cannot be read: 003: OSError"):
         camtools.finetune(plain(workers=1), net, colours(broken=3), **options)
     with pytest.raises(InputError, match="best='PxAP' needs a validation set"):
         camtools.finetune(plain(best="PxAP"), net, colours(), **options)

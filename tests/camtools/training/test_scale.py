@@ -18,7 +18,7 @@ SETTINGS = {"freeze_bn": True, "lr": 0.01, "input_size": 64}  # statistics of ha
 
 @pytest.fixture
 def two(tmp_path, repo):
-    """The folder of a run of two processes, four pictures a step each."""
+    """The folder of a run of two processes, four images per step each."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     settings = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
     command = [*launcher, "-m", "camtools", "finetune", "gap", *WORDS, *settings, "--batch-size", "4"]

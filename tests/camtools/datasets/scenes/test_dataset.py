@@ -35,7 +35,7 @@ def digest(scenes, index):
     ids=["test", "train", "several"],
 )
 def test_the_same_on_every_machine(scenes, digests, first_box):
-    # A difference here means that pictures are no longer those that published figures were measured on.
+    # A difference here means that images are no longer those that published figures were measured on.
     assert [digest(scenes, i) for i in range(3)] == digests
     assert scenes[0].boxes[0].tolist() == first_box
 
@@ -110,7 +110,7 @@ def test_classes_are_even_and_independent_of_the_body():
     assert ((counts - 250) ** 2 / 250).sum() < 24.3  # chi-squared, 7 degrees of freedom, 99.9 %
 
 
-def test_one_class_a_picture():
+def test_one_class_an_image():
     mixed, same = Scenes("test", n=40, objects=3), Scenes("test", n=40, objects=3, mixed=False)
     assert all(len(same[i].labels) == 3 and len(same[i].classes) == 1 for i in range(10))
     assert any(len(set(mixed.labels_of(i))) > 1 for i in range(10))
@@ -120,8 +120,8 @@ def test_one_class_a_picture():
 
 def test_targets_for_training():
     scenes = Scenes("train", n=6, target="label", transform=lambda image: torch.from_numpy(np.array(image)))
-    pictures, labels = next(iter(DataLoader(scenes, batch_size=6)))
-    assert pictures.shape == (6, 128, 128, 3)
+    images, labels = next(iter(DataLoader(scenes, batch_size=6)))
+    assert images.shape == (6, 128, 128, 3)
     assert labels.tolist() == [scenes.labels_of(i)[0] for i in range(6)]
     _, many = Scenes("train", n=6, objects=3, target="labels")[0]
     assert many.nonzero().flatten().tolist() == sorted(set(Scenes("train", n=6, objects=3).labels_of(0)))
@@ -133,7 +133,7 @@ def test_lengths_and_indices():
     assert [len(Scenes(split)) for split in ("train", "val", "test")] == [10_000, 1_000, 1_000]
     scenes = Scenes("test", n=3)
     assert scenes[-1].id == scenes[2].id
-    with pytest.raises(IndexError, match="Scenes has 3 pictures"):
+    with pytest.raises(IndexError, match="Scenes has 3 images"):
         scenes[3]
     assert len(list(scenes)) == 3
     assert repr(scenes) == "Scenes('test', n=3, size=128, seed=0, objects=(1, 1))"
@@ -162,7 +162,7 @@ def test_by_one_line_of_text():
         ({"objects": 5}, "objects=5: expected a whole number of at least 1 and at most 4"),
         ({"objects": (1, 2, 3)}, r"objects=\(1, 2, 3\): expected a whole number"),
         ({"target": "box"}, "target='box': expected one of 'record', 'label', 'labels'"),
-        ({"transform": str}, "a transform would part the picture from its boxes"),
+        ({"transform": str}, "a transform would part the image from its boxes"),
     ],
 )
 def test_wrong_arguments(arguments, message):

@@ -14,7 +14,7 @@ from camtools.datasets.scenes.network import WEIGHTS
 from camtools.errors import WeightsError
 
 RECIPE = Recipe(
-    pictures=40, close_up_epochs=1, epochs=2, batch_size=8, lr=1e-3, weight_decay=0.05, bf16=False, device="cpu"
+    images=40, close_up_epochs=1, epochs=2, batch_size=8, lr=1e-3, weight_decay=0.05, bf16=False, device="cpu"
 )
 
 
@@ -69,13 +69,13 @@ def test_close_ups_show_the_head():
         assert np.abs(middle - head.mean(axis=0)).max() < 70  # the middle of the close-up has the head's colours
 
 
-def test_batches_hold_every_picture_once_turned_or_mirrored():
-    pictures = torch.arange(16 * 3 * 4 * 4, dtype=torch.float32).reshape(16, 3, 4, 4)
-    found = list(batches(pictures, torch.arange(16), RECIPE, np.random.RandomState(1)))
+def test_batches_hold_every_image_once_turned_or_mirrored():
+    images = torch.arange(16 * 3 * 4 * 4, dtype=torch.float32).reshape(16, 3, 4, 4)
+    found = list(batches(images, torch.arange(16), RECIPE, np.random.RandomState(1)))
     assert torch.cat([y for _, y in found]).sort().values.tolist() == list(range(16))
     for x, y in found:
-        assert torch.equal(x.flatten(1).sort(dim=1).values, pictures[y].flatten(1))
-    assert any(not torch.equal(x, pictures[y]) for x, y in found)
+        assert torch.equal(x.flatten(1).sort(dim=1).values, images[y].flatten(1))
+    assert any(not torch.equal(x, images[y]) for x, y in found)
 
 
 def test_normalised():

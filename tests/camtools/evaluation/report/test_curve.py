@@ -38,13 +38,13 @@ def test_lines_are_the_result_s_curves_and_maxima_are_marked(make):
     assert list(drawn) == ["cam", "rcam"]
     for name, expected in zip(result.pipelines, accuracy, strict=True):
         np.testing.assert_array_equal(drawn[name].get_xydata(), np.stack([thresholds, expected], 1))
-    assert accuracy[0, 200] == 50 and accuracy[0, 205] == 0  # two of four pictures, up to level 51
+    assert accuracy[0, 200] == 50 and accuracy[0, 205] == 0  # two of four images, up to level 51
     assert marks(axes) == [(0.0, 50.0), (0.0, 50.0)]  # the first of equal thresholds
 
 
 def test_the_maximum_is_labelled_with_value_and_threshold(make):
     result = make()
-    result.rows.v1[0, 2, 30:40] = 0.7  # from level 30, that is from threshold 0.118, three pictures are found
+    result.rows.v1[0, 2, 30:40] = 0.7  # from level 30, that is from threshold 0.118, three images are found
     figure = curve_figure(result)
     assert marks(figure.axes[0])[0] == (pytest.approx(0.118), 75.0)
     assert "cam  75.0 at 0.118" in texts(figure) and "rcam  50.0 at 0.000" in texts(figure)
@@ -84,7 +84,7 @@ def test_v2_has_a_panel_for_each_iou_and_the_mean(make):
 def test_pxap_is_a_precision_recall_curve(make):
     result = make(masks=True)
     (panel,) = panels(result, "PxAP")
-    # From the top, of each picture: 3 pixels on objects; then 1 more and 1 beside; then 5 beside.
+    # From the top, of each image: 3 pixels on objects; then 1 more and 1 beside; then 5 beside.
     curve = np.stack([panel.lines[0].x, panel.lines[0].y], 1)
     np.testing.assert_allclose(np.unique(curve, axis=0), [[75, 100], [100, 40], [100, 80]])
     assert panel.lines[0].label == f"{75 + 25 * 0.8:.1f}" and not panel.lines[0].marked
@@ -112,12 +112,12 @@ def test_peak_iou_and_what_there_is(make):
     assert panel.lines[0].at == (0.0, pytest.approx(100 * (0.9 + 0.6 + 0.2) / 8))
 
 
-def test_the_count_names_pictures_and_classes(make):
+def test_the_count_names_images_and_classes(make):
     result = make()
-    assert counted(result, "MaxBoxAcc") == "4 pictures"  # the fifth has no box
+    assert counted(result, "MaxBoxAcc") == "4 images"  # the fifth has no box
     twice = replace(result, rows=replace(result.rows, index=np.array([0, 0, 1, 2, 3])))
-    assert counted(twice, "MaxBoxAcc") == "4 classes in 3 pictures"
-    assert "4 pictures" in texts(curve_figure(result))
+    assert counted(twice, "MaxBoxAcc") == "4 classes in 3 images"
+    assert "4 images" in texts(curve_figure(result))
 
 
 def labels(figure):
@@ -179,7 +179,7 @@ def test_names_are_not_read_as_formulas_and_long_ones_are_cut(make):
     assert figure.legends[0].get_window_extent(figure.canvas.get_renderer()).x1 <= figure.bbox.x1
 
 
-def test_the_picture_is_rgb_and_says_its_title(make):
+def test_the_image_is_rgb_and_says_its_title(make):
     found = plot_curve(make(), title="CUB $x$")
     assert found.mode == "RGB" and 1000 < found.width < 1200
     assert np.asarray(found)[0, 0].tolist() == [255, 255, 255]

@@ -1,4 +1,4 @@
-"""Contact sheets: which pictures in which order, their boxes, maps and IoU, and what is refused."""
+"""Contact sheets: which images in which order, their boxes, maps and IoU, and what is refused."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def where(image, colour):
     return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
 
 
-# Which pictures -------------------------------------------------------------------------------------------------------
+# Which images -------------------------------------------------------------------------------------------------------
 
 
 def test_best_and_worst_are_in_order_without_ties_changing_it():
@@ -148,7 +148,7 @@ def test_strips_keep_their_proportions_and_sheets_their_width(make, records):
     assert sheet.mode == "RGB" and sheet.width <= 1900
 
 
-def test_a_section_without_pictures_says_so(make, records, written):
+def test_a_section_without_images_says_so(make, records, written):
     result = make(base=(BASE[0], BASE[0]))
     change_sheet(result, records, MAPS, "rcam")
     assert "rcam: largest gains against cam, 0 of 0: none" in written
@@ -203,9 +203,9 @@ def test_wrong_arguments(make, records):
         contact_sheet(result, records, MAPS, "pas")
     with pytest.raises(InputError, match="pipeline='cam' is the baseline"):
         change_sheet(result, records, MAPS, "cam")
-    with pytest.raises(InputError, match=r"best=-1: expected how many pictures"):
+    with pytest.raises(InputError, match=r"best=-1: expected how many images"):
         contact_sheet(result, records, MAPS, best=-1)
-    with pytest.raises(InputError, match=r"lost=1\.5: expected how many pictures"):
+    with pytest.raises(InputError, match=r"lost=1\.5: expected how many images"):
         change_sheet(result, records, MAPS, "rcam", lost=1.5)
     with pytest.raises(InputError, match="by='worst': expected 'own'"):
         contact_sheet(result, records, MAPS, by="worst")

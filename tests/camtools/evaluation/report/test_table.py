@@ -54,7 +54,7 @@ def test_an_interval_that_only_just_leaves_zero_out_shows_it(make):
 
 def test_calibrated_values_stand_next_to_the_best(make):
     values = {"cam": {"MaxBoxAcc": Value(50.0, 0.1, calibrated=49.25, calibrated_threshold=0.15)}}
-    result = make(("cam",), values=values, settings={"calibration": {"data": "val", "pictures": 9}})
+    result = make(("cam",), values=values, settings={"calibration": {"data": "val", "images": 9}})
     heading, _, row = rows(markdown(result))
     assert heading == ["Metric", "Pipeline", "Value", "Threshold", "Calibrated", "Its threshold"]
     assert row == ["MaxBoxAcc", "cam", "50.0", "0.100", "49.2", "0.150"]
@@ -75,17 +75,17 @@ def test_the_caption_has_counts_failures_and_settings(make):
     caption = text.split("\n\n", 1)[1]
     first, *_, last = caption.strip().split("\n")
     listed = ", ".join(f"{number}\\_a.jpg" for number in range(10))
-    assert first.strip() == f"Per cent; 5 pictures, 1,200 failed ({listed} and 1,190 more)."
+    assert first.strip() == f"Per cent; 5 images, 1,200 failed ({listed} and 1,190 more)."
     assert last == "Settings: data cub:x; protocol wsol; seed 0."
-    assert "95 % interval: paired bootstrap over pictures; \\* leaves 0 out." in caption
+    assert "95 % interval: paired bootstrap over images; \\* leaves 0 out." in caption
     open_values = {"cam": {"MaxBoxAcc": Value(50.0)}, "rcam": {"MaxBoxAcc": Value(51.0, None, 1.0, -1.0, 2.0)}}
-    assert "95 % interval: paired bootstrap over pictures." in markdown(make(values=open_values))
+    assert "95 % interval: paired bootstrap over images." in markdown(make(values=open_values))
 
 
 def test_the_terminal_s_table_has_the_same_numbers_and_colours_for_what_is_certain(make):
     found = table(make(values=VALUES))
     text = shown(found)
-    for words in ("62.1", "0.203", "+1.9*", "−1.6*", "−2.5 to −0.7", "0.100 / 0.250 / 0.300", "5 pictures, 0 failed"):
+    for words in ("62.1", "0.203", "+1.9*", "−1.6*", "−2.5 to −0.7", "0.100 / 0.250 / 0.300", "5 images, 0 failed"):
         assert words in text
     deltas = list(found.columns[4].cells)
     assert [str(cell.style) for cell in deltas] == ["", "bold green", "", "bold red", "", ""]

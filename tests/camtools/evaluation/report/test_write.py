@@ -35,7 +35,7 @@ def test_the_files_are_what_the_functions_return(make, records, tmp_path):
     same(tmp_path / "changes-rcam.png", change_sheet(result, records, MAPS, "rcam", gained=1, lost=2))
 
 
-def test_without_pictures_there_are_no_sheets_and_names_become_file_names(make, records, tmp_path):
+def test_without_images_there_are_no_sheets_and_names_become_file_names(make, records, tmp_path):
     assert [path.name for path in write_report(make(), tmp_path / "new" / "one")] == ["table.md", *CURVES]
     names = ("a/b c", "A-b-c", "..")
     base = np.full((3, 4), 0.7)

@@ -19,7 +19,7 @@ DEVICES = [
 
 
 def problem(batch=2, classes=3, size=(16, 16), seed=0):
-    """Noise of several scales as pictures and scores: (unary, images)."""
+    """Noise of several scales as images and scores: (unary, images)."""
     generator = torch.Generator().manual_seed(seed)
     images = F.interpolate(torch.rand(batch, 3, 5, 5, generator=generator), size, mode="bilinear")
     images = (images + 0.1 * torch.randn(batch, 3, *size, generator=generator)).clamp(0, 1)
@@ -29,8 +29,8 @@ def problem(batch=2, classes=3, size=(16, 16), seed=0):
 
 def real(size=64):
     """Two photographs and a foreground blob on each: (unary, images)."""
-    pictures = [data.chelsea(), data.astronaut()]
-    images = np.stack([resize(p, (size, size), anti_aliasing=True) for p in pictures]).transpose(0, 3, 1, 2)
+    input_images = [data.chelsea(), data.astronaut()]
+    images = np.stack([resize(p, (size, size), anti_aliasing=True) for p in input_images]).transpose(0, 3, 1, 2)
     grid = torch.linspace(-1, 1, size)
     blob = (4 * (0.7 - (grid[:, None] ** 2 + (grid - 0.1) ** 2).sqrt())).sigmoid().expand(2, 1, -1, -1)
     # Even odds at a probability of .27: at .5 the background takes nearly all, and there is little to compare.
@@ -158,7 +158,7 @@ def test_agrees_with_pydensecrf_within_what_the_lattice_allows(gaussian, bilater
     assert (exact.argmax(1) != approximate.argmax(1)).float().mean().item() <= share
 
 
-def test_pictures_of_a_batch_are_on_their_own():
+def test_images_of_a_batch_are_on_their_own():
     unary, images = problem(batch=3)
     together = mean_field(unary, images, scale=1.0)
     for b in range(3):
@@ -183,14 +183,14 @@ def test_indifferent_unary_stays_so():
     assert difference(mean_field(torch.ones(2, 2, 16, 16), images), torch.full((2, 2, 16, 16), 0.5)) <= 1e-6
 
 
-def test_one_colour_pictures_know_only_positions():
+def test_one_colour_images_know_only_positions():
     unary, _ = problem()
     for level in (0.0, 0.5, 1.0):
         images = torch.full((2, 3, 16, 16), level)
         assert difference(mean_field(unary, images), brute_force(unary, images)) <= 1e-4
 
 
-def test_reduced_inference_agrees_on_real_pictures():
+def test_reduced_inference_agrees_on_real_images():
     unary, images = real(96)
     exact = mean_field(unary, images).argmax(1).bool()
     for scale, least in ((0.5, 0.98), (0.25, 0.97)):
@@ -198,7 +198,7 @@ def test_reduced_inference_agrees_on_real_pictures():
         assert ((exact & reduced).sum((1, 2)) / (exact | reduced).sum((1, 2))).min() >= least
 
 
-def test_scale_none_is_exact_for_small_pictures():
+def test_scale_none_is_exact_for_small_images():
     unary, images = problem()
     assert mean_field(unary, images, scale=None).equal(mean_field(unary, images))
 

@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 
 from camtools import InputError
-from camtools.datasets.pictures import check_size, fit_boxes, mask_boxes, read_image, read_levels, resize_masks
+from camtools.datasets.images import check_size, fit_boxes, mask_boxes, read_annotated, read_levels, resize_masks
 
 
 @pytest.fixture
 def turned(tmp_path):
-    """A picture stored 6 x 4 with its left half red, that EXIF says to turn by 90 degrees, so 4 x 6 upright."""
+    """An image stored 6 x 4 with its left half red, that EXIF says to turn by 90 degrees, so 4 x 6 upright."""
     image = Image.new("RGB", (6, 4), "blue")
     image.paste("red", (0, 0, 3, 4))
     exif = Image.Exif()
@@ -33,7 +33,7 @@ def turned(tmp_path):
     ],
 )
 def test_the_annotations_size_decides_between_stored_and_upright(turned, size, upright, expected):
-    assert read_image(turned, size, upright).size == expected
+    assert read_annotated(turned, size, upright).size == expected
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -41,22 +41,22 @@ def test_every_orientation_is_undone(tmp_path, orientation):
     stored = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.fromarray(stored).save(path, exif=exif)
-    assert np.array_equal(np.asarray(read_image(path)), stored)
+    assert np.array_equal(np.asarray(read_annotated(path)), stored)
 
 
-def test_a_broken_picture_is_named(tmp_path, draw):
+def test_a_broken_image_is_named(tmp_path, draw):
     whole = draw(tmp_path / "whole.jpg", (40, 30)).read_bytes()
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"broken\.jpg.*truncated"):
-        read_image(broken)
+        read_annotated(broken)
     with pytest.raises(InputError, match=r"missing\.jpg.*does not exist"):
-        read_image(tmp_path / "missing.jpg")
+        read_annotated(tmp_path / "missing.jpg")
 
 
-def test_boxes_are_scaled_with_the_picture(tmp_path):
+def test_boxes_are_scaled_with_the_image(tmp_path):
     boxes = torch.tensor([[10.0, 20.0, 30.0, 60.0]])
     there = Image.new("RGB", (50, 40))
     assert fit_boxes(boxes, None, there, tmp_path) is boxes
@@ -92,10 +92,10 @@ def test_wrong_masks_are_named(tmp_path, draw):
     colour = draw(tmp_path / "colour.png", (3, 2))
     with pytest.raises(InputError, match=r"colour\.png is of mode 'RGB': expected a mask of one 8-bit channel"):
         read_levels(colour, palette=True)
-    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "text.png").write_text("not an image")
     with pytest.raises(InputError, match=r"text\.png' cannot be read"):
         read_levels(tmp_path / "text.png", palette=False)
-    with pytest.raises(InputError, match=r"is 3 x 2 pixels, but its picture is 4 x 2"):
+    with pytest.raises(InputError, match=r"is 3 x 2 pixels, but its image is 4 x 2"):
         check_size(np.zeros((2, 3), dtype=np.uint8), Image.new("RGB", (4, 2)), colour)
 
 

@@ -1,4 +1,4 @@
-"""A data set's pictures and masks, and its boxes in the pixels of the picture that is there."""
+"""A data set's images and masks, and its boxes in the pixels of the image that is there."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from camtools.errors import InputError
-from camtools.images.read import read_picture
+from camtools.images.read import read_image
 
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error)
 _ORIENTATION = 0x0112  # the EXIF tag
-_UNDO = {  # what takes an upright picture back to how it is stored, by EXIF orientation
+_UNDO = {  # what takes an upright image back to how it is stored, by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -27,11 +27,11 @@ _UNDO = {  # what takes an upright picture back to how it is stored, by EXIF ori
 }
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None, upright: bool = False) -> Image.Image:
-    """Read a picture in the orientation that its annotations are in.
+def read_annotated(path: Path, size: tuple[int, int] | None = None, upright: bool = False) -> Image.Image:
+    """Read an image in the orientation that its annotations are in.
 
     The public data sets are annotated, and evaluated by everybody, in the pixels as stored, whatever EXIF says;
-    pictures of one's own are usually annotated as viewers show them. The annotation's own size, if known, decides.
+    images of one's own are usually annotated as viewers show them. The annotation's own size, if known, decides.
 
     Args:
         path: The file.
@@ -39,17 +39,17 @@ def read_image(path: Path, size: tuple[int, int] | None = None, upright: bool = 
         upright: Which orientation to take where the size fits both, or is not known: as EXIF says, or as stored.
 
     Returns:
-        RGB, see `camtools.images.read.read_picture`.
+        RGB, see `camtools.images.read.read_image`.
 
     Raises:
-        InputError: The picture is missing or cannot be read; names the file.
+        InputError: The image is missing or cannot be read; names the file.
     """
-    image = read_picture(path).image
+    image = read_image(path).image
     assert image is not None  # a path never gives a ready tensor
     try:
         with Image.open(path) as opened:
             undo = _UNDO.get(opened.getexif().get(_ORIENTATION, 1))
-    except _BROKEN:  # unreadable metadata: `read_picture` left the picture as it is stored, too
+    except _BROKEN:  # unreadable metadata: `read_image` left the image as it is stored, too
         undo = None
     if undo is None:
         return image
@@ -61,17 +61,17 @@ def read_image(path: Path, size: tuple[int, int] | None = None, upright: bool = 
 def fit_boxes(
     boxes: Tensor, stated: tuple[int, int] | None, image: Image.Image, path: Path, squashed: bool = False
 ) -> Tensor:
-    """Bring boxes from the size of picture that they were drawn on to the picture that is there.
+    """Bring boxes from the size of image that they were drawn on to the image that is there.
 
     Args:
-        boxes: (N, 4) x0, y0, x1, y1 in pixels of a picture of the stated size.
-        stated: (width, height) that the annotation states; None for the picture's own.
-        image: The picture.
+        boxes: (N, 4) x0, y0, x1, y1 in pixels of an image of the stated size.
+        stated: (width, height) that the annotation states; None for the image's own.
+        image: The image.
         path: Its file, for the message.
-        squashed: Whether a picture of another aspect ratio is the same one squashed, not a crop.
+        squashed: Whether an image of another aspect ratio is the same one squashed, not a crop.
 
     Returns:
-        (N, 4) in pixels of the picture.
+        (N, 4) in pixels of the image.
 
     Raises:
         InputError: The sizes differ by more than scaling by one factor and rounding to whole pixels can explain.
@@ -86,7 +86,7 @@ def fit_boxes(
     if not (same_aspect or squashed):
         raise InputError(
             f"{path} is {there_x} x {there_y} pixels, but its annotation is for {width} x {height}, of another aspect "
-            f"ratio: expected the picture that was annotated, or that one scaled. Take the original picture"
+            f"ratio: expected the image that was annotated, or that one scaled. Take the original image"
         )
     return boxes * torch.tensor([there_x / width, there_y / height] * 2)
 
@@ -95,11 +95,11 @@ def read_levels(path: Path, palette: bool) -> NDArray[np.uint8]:
     """Read a mask file as (H, W) uint8.
 
     Args:
-        path: A picture of one channel, such as a PNG.
-        palette: Whether the values of a palette picture are wanted (classes, instances), or its grey levels, 0 to 255.
+        path: An image of one channel, such as a PNG.
+        palette: Whether the values of a palette image are wanted (classes, instances), or its grey levels, 0 to 255.
 
     Raises:
-        InputError: The file is missing, not a picture, or has several channels where values are wanted.
+        InputError: The file is missing, not an image, or has several channels where values are wanted.
     """
     try:
         with Image.open(path) as opened:
@@ -109,20 +109,20 @@ def read_levels(path: Path, palette: bool) -> NDArray[np.uint8]:
     except _BROKEN as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"the mask {str(path)!r} cannot be read ({error}): expected a picture file") from error
+        raise InputError(f"the mask {str(path)!r} cannot be read ({error}): expected an image file") from error
 
 
 def check_size(levels: NDArray[np.uint8], image: Image.Image, path: Path) -> None:
-    """Raise an InputError if a mask, (H, W), is of another size than its picture."""
+    """Raise an InputError if a mask, (H, W), is of another size than its image."""
     if levels.shape != (image.height, image.width):
         raise InputError(
-            f"the mask {str(path)!r} is {levels.shape[1]} x {levels.shape[0]} pixels, but its picture is "
+            f"the mask {str(path)!r} is {levels.shape[1]} x {levels.shape[0]} pixels, but its image is "
             f"{image.width} x {image.height}: expected the same size"
         )
 
 
 def resize_masks(masks: Tensor, image: Image.Image) -> Tensor:
-    """Bring masks, (N, h, w) bool, to the size of the picture by the nearest pixel, (N, H, W) bool."""
+    """Bring masks, (N, h, w) bool, to the size of the image by the nearest pixel, (N, H, W) bool."""
     size = (image.height, image.width)
     if masks.shape[1:] == size or not len(masks):
         return masks if len(masks) else masks.new_zeros((0, *size))
