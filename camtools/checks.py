@@ -1,32 +1,87 @@
-"""TODO camtools.checks."""
+"""Arguments that are numbers or flags: the one place that says what was expected of them.
+
+All take the argument's name and value, and `owner` and `error` by name: whose argument it is, such as "CREAM", for
+"CREAM(delta=2): delta must be ..." instead of "delta=2: expected ..."; and the error to raise.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from numbers import Integral, Real
+from typing import Any, NoReturn
 
-from camtools.errors import InputError
+from camtools.errors import CamtoolsError, InputError
 
-if TYPE_CHECKING:
-    pass
+_Error = type[CamtoolsError]
 
 
-def check_whole(**values: Any) -> None:
-    """Refuse what is not a whole number of at least 1.
+def whole(
+    name: str, value: Any, least: int = 1, most: int | None = None, *, owner: str = "", error: _Error = InputError
+) -> int:
+    """Return an argument that must be a whole number from `least` to `most`; True and 2.0 are none.
 
     Raises:
-        InputError: One is not.
+        CamtoolsError: It is something else; of the type `error`.
     """
+    if _is(value, Integral) and least <= value and (most is None or value <= most):
+        return int(value)
+    _refuse(name, value, f"a whole number of at least {least}{f' and at most {most}' if most else ''}", owner, error)
+
+
+def number(name: str, value: Any, interval: str = "(0, inf)", *, owner: str = "", error: _Error = InputError) -> float:
+    """Return an argument that must be a finite number within an interval: of "[0, 1)", 0 is part and 1 is not.
+
+    Raises:
+        CamtoolsError: It is something else; of the type `error`.
+    """
+    low, high = interval[1:-1].split(", ")
+    with_low, with_high = interval[0] == "[", interval[-1] == "]"
+    if _is(value, Real):
+        above = value >= float(low) if with_low else value > float(low)
+        if above and (value <= float(high) if with_high else value < float(high)):
+            return float(value)
+    if high == "inf":
+        expected = f"a finite number {'of at least' if with_low else 'above'} {low}"
+    else:
+        expected = f"a number, {low} {'<=' if with_low else '<'} {name} {'<=' if with_high else '<'} {high}"
+    _refuse(name, value, expected, owner, error)
+
+
+def share(name: str, value: Any, *, owner: str = "", error: _Error = InputError) -> float:
+    """Return an argument that must be a number in [0, 1).
+
+    Raises:
+        CamtoolsError: It is something else; of the type `error`.
+    """
+    return number(name, value, "[0, 1)", owner=owner, error=error)
+
+
+def flag(name: str, value: Any, *, owner: str = "", error: _Error = InputError) -> bool:
+    """Return an argument that must be True or False; 1 and "yes" are neither.
+
+    Raises:
+        CamtoolsError: It is something else; of the type `error`.
+    """
+    if not isinstance(value, bool):
+        _refuse(name, value, "True or False", owner, error)
+    return value
+
+
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _refuse(name: str, value: Any, expected: str, owner: str, error: _Error) -> NoReturn:
+    if owner:
+        raise error(f"{owner}({name}={value!r}): {name} must be {expected}.")
+    raise error(f"{name}={value!r}: expected {expected}")
+
+
+def check_whole(**values: Any) -> None:  # until its last callers say `whole`
+    """Refuse what is not a whole number of at least 1."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name}={value!r}: expected a whole number of at least 1")
+        whole(name, value)
 
 
-def whole(value: object, name: str, least: int = 1) -> None:
-    """Refuse what is not a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name}={value!r}: expected a whole number of at least {least}")
-
-
-def is_share(value: object) -> bool:
-    """Tell whether a value is a number in [0, 1)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
+def is_share(value: Any) -> bool:  # likewise, `share`
+    """Whether a value is a number in [0, 1)."""
+    return _is(value, Real) and 0 <= value < 1

@@ -70,7 +70,7 @@ def compare(
         >>> found = [camtools.explain(model, "bird.jpg", pipeline=name) for name in ("cam", "rcam")]
         >>> camtools.plot.compare(found, truth=torch.tensor([[30, 12, 200, 180]]), image=True).save("bird.png")
     """
-    whole(height, "height", 16)
+    whole("height", height, 16)
     rows, grid = _rows(explanations)
     count = len(rows) if grid else len(rows[0])
     true = _for_each(truth, count, "truth", grid, _boxes)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +45,45 @@ def shared() -> Path:
     if not (path / "data").is_dir():
         pytest.skip("needs the shared images and weights (../shared), which are not here")
     return path
+
+
+@pytest.fixture(scope="session")
+def popen() -> Callable[..., subprocess.Popen[str]]:
+    """Starts Python with arguments, pipes, and default signals: a suite in the background may ignore Ctrl-C itself.
+
+    `popen(script, folder, env={"PAUSE": "1"})`: `env` is added to this process's environment, and the options of
+    `subprocess.Popen` are taken.
+    """
+
+    def start(*arguments: object, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
+        ignored = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is signal.SIG_IGN]
+        for number in ignored:
+            signal.signal(number, signal.SIG_DFL)
+        try:
+            return subprocess.Popen([sys.executable, *map(str, arguments)], **{"env": environment} | pipes | options)
+        finally:
+            for number in ignored:
+                signal.signal(number, signal.SIG_IGN)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_python(popen: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs Python with arguments to its end, as `popen` starts it: `run_python("-c", code).stdout`."""
+
+    def run(*arguments: object, timeout: float = 300, **options: Any) -> subprocess.CompletedProcess[str]:
+        with popen(*arguments, **options) as process:
+            try:
+                stdout, stderr = process.communicate(timeout=timeout)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The package as installed: entry points, metadata, and what importing it brings."""
 
 import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -98,3 +99,13 @@ def test_a_wheel_holds_all_three_packages(repo, tmp_path):
         assert {path.relative_to(root).as_posix() for path in (repo / package).rglob("*.py")} <= held
         assert f"{Path(package).name}/py.typed" in held
     assert not [name for name in held if name.startswith(("tests", "docs", "build"))]
+
+
+def test_children_of_tests_take_signals_even_where_the_suite_ignores_them(run_python):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        child = run_python("-c", "import signal; print(signal.getsignal(signal.SIGINT).__name__)")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert child.stdout == "default_int_handler\n"

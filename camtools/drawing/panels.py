@@ -109,7 +109,7 @@ def in_rows(panels: Sequence[Panel], columns: int | None, size: int) -> list[Seq
         InputError: `columns` is not a whole number of at least 1.
     """
     if columns is not None:
-        whole(columns, "columns")
+        whole("columns", columns)
         return [panels[k : k + columns] for k in range(0, len(panels), columns)]
     widths = [_width(panel, size) + size for panel in panels]
     low, high = max(widths), max(WIDTH - size, *widths)

@@ -45,7 +45,7 @@ def plot_trace(
             "this explanation has no trace: the map after every step was not kept. Explain with trace=True: "
             "explain(model, image, trace=True) or Explainer(model, trace=True)"
         )
-    whole(height, "height", 16)
+    whole("height", height, 16)
     image = explanation.image
     image = image.resize(fit(image.width, image.height, height), Image.Resampling.LANCZOS)
     facts = f"{explanation.size[0]} × {explanation.size[1]}\nscore {explanation.score:.1%}"

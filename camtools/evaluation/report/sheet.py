@@ -73,7 +73,7 @@ class Sheets:
     colormap: str = "inferno"
 
     def __post_init__(self) -> None:
-        whole(self.height, "height", 32)
+        whole("height", self.height, 32)
         missing = [name for name in self.result.pipelines if name not in self.maps]
         if missing:
             known = ", ".join(map(repr, self.maps)) or "none"

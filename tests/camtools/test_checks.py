@@ -1,0 +1,54 @@
+"""Whole numbers, numbers within an interval, shares and flags: what passes, and what the error says of the rest."""
+
+import math
+
+import numpy as np
+import pytest
+
+from camtools import InputError, PipelineError
+from camtools.checks import flag, number, share, whole
+
+
+def test_what_passes_comes_back_as_pythons_own():
+    assert [whole("n", value, 0, 8) for value in (0, 8, np.int64(3))] == [0, 8, 3]
+    assert type(whole("n", np.int64(3))) is int
+    assert [number("x", value) for value in (1, 0.5, np.float32(0.25))] == [1.0, 0.5, 0.25]
+    assert type(number("x", 1)) is float
+    assert (number("x", 0, "[0, 1]"), number("x", 1, "[0, 1]")) == (0.0, 1.0)
+    assert (share("x", 0), flag("f", True), flag("f", False)) == (0.0, True, False)
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 2.0, "3", None, [1]])
+def test_no_whole_number(value):
+    with pytest.raises(InputError) as error:
+        whole("n", value)
+    assert str(error.value) == f"n={value!r}: expected a whole number of at least 1"
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "expected"),
+    [
+        (0, "(0, inf)", "a finite number above 0"),
+        (math.inf, "(0, inf)", "a finite number above 0"),
+        (math.nan, "[0, inf)", "a finite number of at least 0"),
+        (1, "[0, 1)", "a number, 0 <= x < 1"),
+        (0.0, "(0, 1]", "a number, 0 < x <= 1"),
+        (True, "[0, 1]", "a number, 0 <= x <= 1"),
+        ("0.5", "[0.1, 0.9]", "a number, 0.1 <= x <= 0.9"),
+    ],
+)
+def test_no_such_number(value, interval, expected):
+    with pytest.raises(InputError) as error:
+        number("x", value, interval)
+    assert str(error.value) == f"x={value!r}: expected {expected}"
+
+
+def test_the_owner_is_named_and_the_error_chosen():
+    with pytest.raises(PipelineError) as error:
+        share("delta", 1, owner="CREAM", error=PipelineError)
+    assert str(error.value) == "CREAM(delta=1): delta must be a number, 0 <= delta < 1."
+    with pytest.raises(PipelineError) as error:
+        whole("steps", 9, 1, 8, owner="CREAM", error=PipelineError)
+    assert str(error.value) == "CREAM(steps=9): steps must be a whole number of at least 1 and at most 8."
+    with pytest.raises(InputError, match=r"^trace=1: expected True or False$"):
+        flag("trace", 1)
