@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from itertools import groupby, islice
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
@@ -17,6 +18,8 @@ from camtools.images.geometry import Geometry
 from camtools.images.preprocess import Preprocess, Transform
 from camtools.images.read import InputImage, read_image
 
+T = TypeVar("T")
+R = TypeVar("R")
 READERS = 4  # threads
 _ONE_READER = Lock()  # PIL images load their files when asked to, which two threads must not do at once
 
@@ -51,10 +54,43 @@ class Batch(NamedTuple):
     tensor: Tensor
 
 
+def read_ahead(
+    function: Callable[[T], R], items: Iterable[T], workers: int = READERS, ahead: int = 16
+) -> Generator[R | Exception, None, None]:
+    """Yield what a function makes of every item, in order, worked out in threads before it is asked for.
+
+    Closing the generator (`contextlib.closing`) cancels what has not begun and waits for what has.
+
+    Args:
+        function: Called in `workers` threads at once.
+        items: Its arguments; drawn in the caller's thread.
+        workers: Threads.
+        ahead: How many items may be under way or wait to be asked for.
+
+    Yields:
+        The function's result; where it raised an exception, the exception.
+    """
+    remaining = iter(items)
+    futures: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while True:
+                futures += [pool.submit(function, item) for item in islice(remaining, ahead - len(futures))]
+                if not futures:
+                    return
+                try:
+                    result: R | Exception = futures.popleft().result()
+                except Exception as error:
+                    result = error
+                yield result
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
 def read_batches(
     images: Iterable[tuple[int | None, Any]], targets: Iterable[Any], transform: Transform, batch_size: int
 ) -> Iterator[Batch]:
-    """Yield images batch by batch, read `2 * batch_size` ahead.
+    """Yield images batch by batch; those of the next batch are read meanwhile.
 
     Args:
         images: Images as `read_image` takes them, with their number; None for a single one.
@@ -66,30 +102,25 @@ def read_batches(
         InputError: An image cannot be used; batches of those before it have been yielded by then.
     """
     paired = zip(images, targets, strict=False)
-    ahead: list[Future[Ready]] = []
-    failure: BaseException | None = None
-    with ThreadPoolExecutor(READERS) as pool:
-        while failure is None:
-            more = islice(paired, 2 * batch_size - len(ahead))
-            ahead += [pool.submit(_prepare, *image, target, transform) for image, target in more]
-            if not ahead:
-                return
-            ready = []
-            for future in ahead[:batch_size]:
-                failure = future.exception()
-                if failure is not None:
+    with closing(read_ahead(lambda pair: _prepare(*pair[0], pair[1], transform), paired, ahead=batch_size)) as results:
+        failure: Exception | None = None
+        while failure is None and (chunk := list(islice(results, batch_size))):
+            sound: list[Ready] = []
+            for result in chunk:
+                if isinstance(result, Exception):
+                    failure = result
                     break
-                ready.append(future.result())
-            ahead = ahead[batch_size:]
-            for _, same in groupby(ready, key=lambda one: one.tensor.shape):
+                sound.append(result)
+            for _, same in groupby(sound, key=lambda ready: ready.tensor.shape):
                 batch = list(same)
                 home = batch[0].tensor.device  # ready tensors may come from anywhere
                 yield Batch(batch, torch.stack([ready.tensor.to(home) for ready in batch]))
-    raise failure
+        if failure is not None:
+            raise failure
 
 
 def is_ready_batch(images: Any, transform: Transform) -> bool:
-    """Tell whether `images` is one sound tensor (B, C, H, W), ready for the model as it is."""
+    """Return whether `images` is one sound tensor (B, C, H, W), ready for the model as it is."""
     channels = transform.channels if isinstance(transform, Preprocess) else None
     return (
         isinstance(images, Tensor)
