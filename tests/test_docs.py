@@ -41,8 +41,8 @@ class Block:
 def blocks(document: Path) -> list[Block]:
     source = document.read_text(encoding="utf-8")
     return [
-        Block(found["language"], found["title"], found["text"], source[: found.start("text")].count("\n"))
-        for found in FENCE.finditer(source)
+        Block(match["language"], match["title"], match["text"], source[: match.start("text")].count("\n"))
+        for match in FENCE.finditer(source)
     ]
 
 

@@ -58,9 +58,9 @@ class Pipeline(Sequence[Step]):
         return any(step.needs_image for step in self._steps)
 
     @property
-    def needs_stages(self) -> int:
+    def needs_pyramid(self) -> int:
         """How many of `State.stages` the steps look at."""
-        return max(step.needs_stages for step in self._steps)
+        return max(step.needs_pyramid for step in self._steps)
 
     @property
     def scale(self) -> float:
@@ -158,8 +158,8 @@ class Pipeline(Sequence[Step]):
             trace: A list to which the maps after every step are appended, see `trace`.
 
         Returns:
-            The state with normalised `maps` (B, K', H, W), `masks` and `thresholds`. Its `resize` is None: it has been
-            applied, and is not a second time.
+            The state with normalised `maps` (B, K', H, W), `masks` and `thresholds`. Its `resize` is None, so that it
+            is not applied twice.
 
         Raises:
             PipelineError: There are no maps, or a step needs `images` and there are none.
@@ -196,8 +196,8 @@ class Pipeline(Sequence[Step]):
     def _preview(self, state: State, step: Step) -> Tensor:
         """Return the maps that the weights so far would make: CAM's, or those of a map step of another kind."""
         state.require("weights", step)  # the step that lacks them is named, not CAM
-        own = next(one for one in self._steps if one.stage == Stage.MAP)
-        maker = CAM() if isinstance(own, CAM) else own
+        map_step = next(own for own in self._steps if own.stage == Stage.MAP)
+        maker = CAM() if isinstance(map_step, CAM) else map_step
         return maker(state).require("maps", maker)
 
     @overload
@@ -221,7 +221,7 @@ def _normalises(step: Step) -> bool:
 
 
 def _brief(step: Step) -> str:
-    """Write a step shorter than its repr does: numbers and words by position, flags by name and only where set."""
+    """Write a step in short: numbers and words by position, flags by name and only where set."""
     name = type(step).__name__
     values = {key: getattr(step, key, None) for key in inspect.signature(type(step)).parameters}
     plain = {key: value for key, value in values.items() if isinstance(value, (int, float, str))}
@@ -235,7 +235,7 @@ def _on_image(step: Step) -> bool:
 
 
 def _checked(steps: Any) -> list[Step]:
-    """Return the steps as a list, or say what is wrong with them."""
+    """Return the steps as a list, all of them steps and in a possible order."""
     if isinstance(steps, Step):
         steps = [steps]
     if isinstance(steps, str | type) or not isinstance(steps, Iterable):
@@ -250,7 +250,7 @@ def _checked(steps: Any) -> list[Step]:
 
 
 def _check_order(before: Step, after: Step) -> None:
-    """Refuse two neighbours that can't follow each other."""
+    """Check that two neighbours can follow each other."""
     if before.stage == after.stage == Stage.INPUT:
         raise PipelineError(
             f"{before!r} and {after!r} both choose the input; a pipeline has one such step. Remove one."
@@ -272,7 +272,7 @@ def _check_order(before: Step, after: Step) -> None:
 
 
 def _not_a_step(item: object) -> str:
-    """Say what was given instead of a step, and what was probably meant."""
+    """Return words for what was given instead of a step, and what was probably meant."""
     if isinstance(item, type) and issubclass(item, Step):
         return f"Got the class {item.__name__} itself; write {item.__name__}(), with parentheses."
     got = f"Got {item!r} ({type(item).__name__}). "

@@ -1,4 +1,4 @@
-"""Pipelines by name, and the one place where anything a caller may name becomes a pipeline."""
+"""Presets, pipelines that have a name; and `as_pipeline`, which accepts all that a caller may give for a pipeline."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def preset(name: str) -> Pipeline:
         name: A key of `PRESETS`.
 
     Raises:
-        PipelineError: There is no preset of that name; says which there are and which is closest.
+        PipelineError: There is no preset of that name; lists the presets and names the closest.
     """
     if name in PRESETS:
         return PRESETS[name].factory()
@@ -109,7 +109,7 @@ def preset(name: str) -> Pipeline:
 
 
 def as_pipeline(pipeline: str | Pipeline | Step | Iterable[Step]) -> Pipeline:
-    """Return the pipeline that a caller means.
+    """Return the pipeline that a name or steps stand for.
 
     Args:
         pipeline: A preset's name; a pipeline, which is returned as it is; one step; or several. What steps leave out is

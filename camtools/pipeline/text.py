@@ -1,4 +1,4 @@
-"""Pipelines by name: presets, objects, and steps written as text."""
+"""Pipelines by name, from presets, objects, and steps written as text."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def named_pipelines(given: Any) -> dict[str, Pipeline]:
             it is one pipeline's steps, and so is a list of steps alone); or a mapping from names to any of these.
 
     Raises:
-        PipelineError: There is none, one is impossible, or two have the same name.
+        PipelineError: None is given, a pipeline is impossible, or two have the same name.
     """
-    found: dict[str, Pipeline] = {}
+    pipelines: dict[str, Pipeline] = {}
     for name, pipeline in _pairs(given):
-        if name in found:
+        if name in pipelines:
             raise PipelineError(
                 f"There are two pipelines {name!r}. Give each a name of its own: name=steps, or a dict."
             )
-        found[name] = pipeline
-    if not found:
+        pipelines[name] = pipeline
+    if not pipelines:
         raise PipelineError("No pipeline is given. Name at least one, such as 'cam'.")
-    return found
+    return pipelines
 
 
 def parse_pipelines(text: str) -> list[tuple[str, Pipeline]]:
@@ -44,36 +44,37 @@ def parse_pipelines(text: str) -> list[tuple[str, Pipeline]]:
     Raises:
         PipelineError: An entry is neither.
     """
-    found = []
+    pipelines = []
     for entry in filter(None, (part.strip() for part in text.split(";"))):
-        words = [word.strip() for word in entry.split(",") if word.strip()]
-        if all((word in PRESETS or word.isidentifier()) and word not in _known() for word in words):
-            found += [(word, as_pipeline(word)) for word in words]
+        names = [name.strip() for name in entry.split(",") if name.strip()]
+        if all((name in PRESETS or name.isidentifier()) and name not in _known() for name in names):
+            pipelines += [(name, as_pipeline(name)) for name in names]
             continue
         label, equals, body = entry.partition("=")
         named = equals and label.strip().replace("-", "_").isidentifier()
-        found.append((label.strip(), _parse_steps(body)) if named else (entry.replace(" ", ""), _parse_steps(entry)))
-    return found
+        name, body = (label.strip(), body) if named else (entry.replace(" ", ""), entry)
+        pipelines.append((name, _parse_steps(body)))
+    return pipelines
 
 
 def _pairs(given: Any) -> Iterable[tuple[str, Pipeline]]:
     if isinstance(given, str):
         return parse_pipelines(given)
     if isinstance(given, Mapping):
-        return [(str(name), _one(value)) for name, value in given.items()]
+        return [(str(name), _single(value)) for name, value in given.items()]
     if isinstance(given, Pipeline | Step):
         return [(as_pipeline(given).summary, as_pipeline(given))]
     if not isinstance(given, Sequence):
         raise PipelineError(f"pipeline={given!r}: expected a preset's name, a Pipeline, steps, or a list of pipelines.")
     if given and all(isinstance(item, Step) for item in given):
         return [(Pipeline(given).summary, Pipeline(given))]
-    found: list[tuple[str, Pipeline]] = []
+    pairs: list[tuple[str, Pipeline]] = []
     for item in given:
-        found += parse_pipelines(item) if isinstance(item, str) else [(_one(item).summary, _one(item))]
-    return found
+        pairs += parse_pipelines(item) if isinstance(item, str) else [(_single(item).summary, _single(item))]
+    return pairs
 
 
-def _one(value: Any) -> Pipeline:
+def _single(value: Any) -> Pipeline:
     if isinstance(value, str) and value not in PRESETS:
         ((_, pipeline),) = parse_pipelines(value) or [("", as_pipeline(value))]
         return pipeline
@@ -102,14 +103,14 @@ def _parse_step(node: ast.expr) -> Step:
     if name not in _known():
         raise ValueError(f"{ast.unparse(node)!r} is no step")
     arguments = [ast.literal_eval(value) for value in call.args]
-    if any(word.arg is None for word in call.keywords):
-        raise ValueError("** is not taken")
-    options = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    if any(keyword.arg is None for keyword in call.keywords):
+        raise ValueError("** is not allowed")
+    options = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     step: Step = getattr(step_classes, name)(*arguments, **options)
     return step
 
 
 def _known() -> list[str]:
-    """The names of all steps that can be built."""
-    found = {name: getattr(step_classes, name) for name in step_classes.__all__}
-    return [n for n, one in found.items() if isinstance(one, type) and issubclass(one, Step) and one is not Step]
+    """Return the names of all steps that can be built."""
+    public = {name: getattr(step_classes, name) for name in step_classes.__all__}
+    return [n for n, item in public.items() if isinstance(item, type) and issubclass(item, Step) and item is not Step]

@@ -1,4 +1,4 @@
-"""What a map looked like after every step of its pipeline."""
+"""The map after every step of its pipeline."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class TraceStep:
     before them.
 
     Attributes:
-        step: The step as it is written, such as "NWC()"; or what was not a step: "weights as trained", "maps as given",
-            "resize".
+        step: The step as it is written, such as "NWC()"; or, where no step acted, "weights as trained",
+            "maps as given" or "resize".
         stage: Where the pipeline was: "weights", "map", "refine", "resize" or "threshold".
         map: (h, w) signed up to the resize, (H, W) from there on. After a weights step, the map that the weights so far
             would make.
         mask: (H, W) bool after the threshold step, None before.
-        normalised: Whether a step has normalised the map yet, so that it is in [0, 1].
+        normalised: Whether a step has normalised the map, so that it is in [0, 1].
     """
 
     step: str
@@ -31,7 +31,7 @@ class TraceStep:
     normalised: bool = False
 
     def cpu(self) -> TraceStep:
-        """Return the same with its tensors on the CPU."""
+        """Return a copy with its tensors on the CPU."""
         return replace(self, map=self.map.cpu(), mask=None if self.mask is None else self.mask.cpu())
 
     def __repr__(self) -> str:
@@ -42,7 +42,7 @@ class TraceStep:
 class Cut:
     """Takes one image and class out of a batch's tensors: a clone of each, the same one for the same tensor.
 
-    Who keeps one explanation must not keep the whole batch, nor hold the same map twice.
+    So an explanation does not keep the whole batch alive, nor the same map twice.
 
     Args:
         label: Position of the class, in the second dimension.
@@ -61,6 +61,6 @@ class Cut:
     def steps(self, trace: list[TraceStep], row: int) -> tuple[TraceStep, ...]:
         """Return a batch's trace for one of its images and classes."""
         return tuple(
-            replace(one, map=self(one.map, row), mask=None if one.mask is None else self(one.mask, row))
-            for one in trace
+            replace(entry, map=self(entry.map, row), mask=None if entry.mask is None else self(entry.mask, row))
+            for entry in trace
         )

@@ -1,4 +1,4 @@
-"""The steps a pipeline is made of, one file a mechanism."""
+"""The steps a pipeline is made of, one file per mechanism."""
 
 from camtools.steps.absolute_negative import AbsoluteNegative
 from camtools.steps.adaptive_threshold import AdaptiveThreshold

@@ -1,4 +1,4 @@
-"""CREAM (Xu): every position is asked whether it looks more like the object or like what is around it."""
+"""CREAM (Xu): is a position more like the object or like what is around it? `UnitFeatures` prepares features for it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class CREAM(Step):
     section 3.2, eq. 5-12; the two switches are rows of its Table 5.
 
     Args:
-        bank: Where the clusters start; None, and for classes that it lacks, from the image's own means.
+        bank: Where the clusters start. With None, and for classes that it lacks, they start from the image's own means.
         iterations: E-steps, at least 1. The paper finds 2 best and maps too smooth beyond.
         sigma: Steepness, above 0.
         delta: Share of its maximum above which the CAM counts as foreground, in [0, 1).
@@ -108,14 +108,14 @@ class CREAM(Step):
             features = _relative(features, mean[..., None, None])
         foreground, background, ready = self._centres(state, features, mask, mean)
         logit = self._posterior(features.flatten(2), foreground, background).unflatten(-1, maps.shape[-2:])
-        found = logit.sigmoid()
+        result = logit.sigmoid()
         if self.calibrate:
             other, inside = (-logit).sigmoid(), mask.flatten(2)  # z_bg, as exact near 0 as z_fg
             telling = inside.any(-1) & ~inside.all(-1)  # a mask of everything would tell which cluster is larger
-            swap = telling[..., None, None] & ((mask * (other - found)).sum((-2, -1), keepdim=True) > 0)
-            found = torch.where(swap, other, found)
+            swap = telling[..., None, None] & ((mask * (other - result)).sum((-2, -1), keepdim=True) > 0)
+            result = torch.where(swap, other, result)
         cam = MinMax()(state.replace(maps=maps)).require("maps", self)
-        result = torch.where(ready[..., None, None], found + cam if self.add_cam else found, cam)
+        result = torch.where(ready[..., None, None], result + cam if self.add_cam else result, cam)
         sound = (result.isfinite() & maps.isfinite()).all(-1, keepdim=True).all(-2, keepdim=True)
         return state.replace(maps=torch.where(sound, result, 0.0))
 
@@ -126,9 +126,9 @@ class CREAM(Step):
 
         `mean`, (B, C), was taken from the features already.
         """
-        means, there = mean_features(features, torch.cat([mask, ~mask], dim=1))
+        means, present = mean_features(features, torch.cat([mask, ~mask], dim=1))
         foreground, background = means.chunk(2, dim=1)
-        ready = there.unflatten(1, (2, -1)).all(1)
+        ready = present.unflatten(1, (2, -1)).all(1)
         if self.bank is None:
             return foreground, background, ready
         channels = self.bank.foreground.shape[1]
@@ -146,8 +146,8 @@ class CREAM(Step):
         of_class = [part.to(features.device) for part in self.bank.vectors(labels)]
         known = of_class[2][..., None]
         foreground, background = (
-            torch.where(known, theirs.float() if mean is None else theirs.float() - mean[:, None], mine)
-            for theirs, mine in zip(of_class[:2], (foreground, background), strict=True)
+            torch.where(known, of_bank.float() if mean is None else of_bank.float() - mean[:, None], of_image)
+            for of_bank, of_image in zip(of_class[:2], (foreground, background), strict=True)
         )
         return foreground, background, ready | known[..., 0]
 
@@ -175,6 +175,28 @@ class CREAM(Step):
                 f"{self!r}: features are {tuple(features.shape)} and maps {tuple(maps.shape)}: expected (B, C, h, w) "
                 "and (B, K', h, w) of the same images and grid."
             )
+
+
+class UnitFeatures(Step):
+    """Scale the feature of every position to length 1, for the steps after it: F <- F / |F|; zeros stay.
+
+    Before `CREAM`, and with a bank of such features, the clusters' means are mean directions. Positions are compared to
+    them by cosine, and a plain mean (eq. 4 and 9) of vectors of very different length has the direction of the longest
+    few. The mean direction is what maximises the expected cosine likelihood.
+
+    Maps made before stay as they are. Reads and replaces `State.features`, (B, C, h, w).
+
+    Raises:
+        PipelineError: When called on a state without features.
+    """
+
+    stage = Stage.REFINE
+    resolution = "feature"
+
+    def __call__(self, state: State) -> State:
+        """Return the state with features of length 1."""
+        features = state.require("features", self).float()
+        return state.replace(features=features / _or_one(features.norm(dim=1, keepdim=True)))
 
 
 def foreground_mask(maps: Tensor, delta: float) -> Tensor:
@@ -220,28 +242,5 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _or_one(lengths: Tensor) -> Tensor:
-    """Return lengths to divide by: 1 in the place of 0."""
+    """Return lengths to divide by: 1 in place of 0."""
     return torch.where(lengths > 0, lengths, 1.0)
-
-
-class UnitFeatures(Step):
-    """Scale the feature of every position to length 1, for the steps after it: F <- F / |F|; zeros stay.
-
-    Before `CREAM`, with a bank of such features, it makes the clusters' means those of directions. The clusters are
-    compared by cosine, and of vectors of very different length a plain mean (eq. 4 and 9) is the direction of the
-    longest few. The mean direction is what maximises the expected cosine likelihood.
-
-    Maps that were made already stay as they are. Reads and replaces `State.features`, (B, C, h, w).
-
-    Raises:
-        PipelineError: When called on a state without features.
-    """
-
-    stage = Stage.REFINE
-    resolution = "feature"
-
-    def __call__(self, state: State) -> State:
-        """Return the state with features of length 1."""
-        features = state.require("features", self).float()
-        lengths = features.norm(dim=1, keepdim=True)
-        return state.replace(features=features / lengths.where(lengths > 0, lengths.new_ones(())))

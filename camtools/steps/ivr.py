@@ -13,7 +13,7 @@ class IVR(Step):
 
     A few exceptionally low values shift all others when the minimum is the zero point; here everything below the
     percentile becomes 0 instead. The maps are float32 within [0, 1]. A map whose maximum is not above its
-    percentile counts as zeros, and so does one with a NaN or an infinity in it. Use it in the place of `MinMax`.
+    percentile counts as zeros, and so does one with a NaN or an infinity in it. Use it instead of `MinMax`.
 
     Reads and replaces `State.maps`, (B, K', H, W), at the original image's resolution.
 
@@ -21,7 +21,7 @@ class IVR(Step):
     is that of the authors' released code (GenDisc/IVR, `config.py`, `--percentile 0.45`).
 
     Args:
-        percentile: What becomes 0, in percent of the map's pixels, from 0 (min-max normalisation) up to but not
+        percentile: The share that becomes 0, in percent of the map's pixels, from 0 (min-max normalisation) up to but not
             including 100. Interpolated linearly, as by `numpy.percentile`; the authors' code takes the next value
             above instead, which differs by less than one pixel's rank.
 

@@ -43,12 +43,12 @@ def percentile_of(maps: Tensor, percentile: float) -> Tensor:
 
 
 def check_percentile(value: object, owner: str, *, below_100: bool = False) -> None:
-    """Refuse anything that is no percentile.
+    """Check that a value is a percentile.
 
     Args:
-        value: What a caller gave.
-        owner: Whose parameter it is; named in the error.
-        below_100: Whether 100 itself is refused too.
+        value: The value that a caller gave.
+        owner: The step or function whose parameter it is; named in the error.
+        below_100: Whether 100 itself is out of range.
 
     Raises:
         PipelineError: `value` is not a number in [0, 100], or in [0, 100) with `below_100`.

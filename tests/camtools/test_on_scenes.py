@@ -25,7 +25,7 @@ def records(scenes):
 
 
 @pytest.fixture(scope="module", params=["cam", "rcam", "adaptive"])
-def found(request, records):
+def explained(request, records):
     explainer = Explainer(scene_classifier(), request.param, batch_size=50)
     return request.param, explainer([r.image for r in records], target=[r.label for r in records])
 
@@ -39,20 +39,20 @@ def ious(explanations, records):
     )
 
 
-def test_how_well_boxes_fit(found, records):
-    name, explanations = found
+def test_how_well_boxes_fit(explained, records):
+    name, explanations = explained
     low, high = {"cam": (0.26, 0.31), "rcam": (0.24, 0.30), "adaptive": (0.34, 0.40)}[name]
     assert low < ious(explanations, records).mean() < high
 
 
-def test_plain_cam_misses_the_body(found, records):
-    name, explanations = found
+def test_plain_cam_misses_the_body(explained, records):
+    name, explanations = explained
     share = (ious(explanations, records) >= 0.5).float().mean()
     assert share < (0.2 if name == "adaptive" else 0.04)
 
 
-def test_the_maximum_lies_on_the_head(found, scenes):
-    _, explanations = found
+def test_the_maximum_lies_on_the_head(explained, scenes):
+    _, explanations = explained
     hits = [
         torch.from_numpy(scenes.draw(i).creatures[0].head).flatten()[exp.map.argmax()]
         for i, exp in enumerate(explanations)
@@ -60,8 +60,8 @@ def test_the_maximum_lies_on_the_head(found, scenes):
     assert torch.stack(hits).float().mean() > 0.93
 
 
-def test_a_box_holds_the_head_and_little_else(found, scenes, records):
-    name, explanations = found
+def test_a_box_holds_the_head_and_little_else(explained, scenes, records):
+    name, explanations = explained
     heads, bodies = [], []
     for i, exp in enumerate(explanations):
         head = torch.from_numpy(scenes.draw(i).creatures[0].head)
@@ -78,9 +78,9 @@ def test_several_creatures_of_one_image_have_maps_of_their_own():
     scenes = Scenes("test", n=60, objects=2)
     explainer = Explainer(scene_classifier(), "cam", batch_size=60)
     pairs = [(scenes[i], scenes.draw(i).creatures) for i in range(60) if len(set(scenes.labels_of(i))) == 2]
-    found = explainer([record.image for record, _ in pairs], target=[record.labels.tolist() for record, _ in pairs])
+    explained = explainer([record.image for record, _ in pairs], target=[record.labels.tolist() for record, _ in pairs])
     own = []
-    for (_, creatures), explanations in zip(pairs, found, strict=True):
+    for (_, creatures), explanations in zip(pairs, explained, strict=True):
         for creature, exp in zip(creatures, explanations, strict=True):
             inside = [exp.map[torch.from_numpy(other.head)].mean() for other in creatures]
             own.append(inside[creatures.index(creature)] == max(inside))

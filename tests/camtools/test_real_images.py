@@ -65,10 +65,10 @@ def iou(a, b):
 def test_dogs_are_recognised_and_boxed(classifier, dogs, name, pipeline, right, overlap):
     explainer = Explainer(classifier(name), pipeline)
     files, classes, boxes = zip(*dogs, strict=True)
-    found = explainer(files, [[cls] for cls in classes])
+    explanations = explainer(files, [[cls] for cls in classes])
     best = list(explainer.stream(files))
     assert sum(exp.label == cls for exp, cls in zip(best, classes, strict=True)) >= right
-    overlaps = [iou(ones[0].box.tolist(), box) for ones, box in zip(found, boxes, strict=True)]
+    overlaps = [iou(of_image[0].box.tolist(), box) for of_image, box in zip(explanations, boxes, strict=True)]
     assert np.mean(overlaps) >= overlap
     for file, exp in zip(files, best, strict=True):
         with Image.open(file) as image:
@@ -117,10 +117,10 @@ def test_a_dog_and_a_cup_are_found_where_they_are(classifier, dogs, axis):
     cup = np.asarray(Image.fromarray(skimage.data.coffee()).resize((240, 240)))
     for images, classes in (([dog, cup], [dogs[0][1], "espresso"]), ([cup, dog], ["espresso", dogs[0][1]])):
         image = np.concatenate(images, axis)
-        found = camtools.explain(
+        explanations = camtools.explain(
             classifier("mobilenet_v2"), image, target=classes, pipeline="rcam", transform=transform
         )
-        for half, exp in enumerate(found):
+        for half, exp in enumerate(explanations):
             assert np.unravel_index(int(exp.map.argmax()), exp.map.shape)[axis] // 240 == half
             halves = [int(part.sum()) for part in exp.mask.split(240, dim=axis)]
             assert halves[half] > 3 * halves[1 - half]

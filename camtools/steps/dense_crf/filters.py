@@ -11,7 +11,7 @@ PAIRS = 2**26
 
 
 class SpatialFilter:
-    """The smoothness kernel exp(-|pi - pj|^2 / (2 sxy^2)), normalised symmetrically; one small matrix an axis.
+    """The smoothness kernel exp(-|pi - pj|^2 / (2 sxy^2)), normalised symmetrically; one small matrix per axis.
 
     As in pydensecrf (`NORMALIZE_SYMMETRIC`) a pixel counts itself, and the result is
     sum_j k_ij (n_i n_j)^(-1/2) q_j with n_i = sum_j k_ij. Kernel and norm are products over the axes.
@@ -84,10 +84,10 @@ class FeatureFilter:
         # Values: those given, 1 for a true sender, 1 for the extra one.
         padded = F.pad(torch.cat([values, values.new_ones(*values.shape[:2], 1)], -1), (0, 1, 0, 1))
         padded[:, -1, -1] = 1
-        found = _attend(receivers, senders, padded)
-        share = found[..., -2:-1]
-        tiny = torch.finfo(found.dtype).tiny
-        return share / found[..., -1:].clamp_min(tiny), found[..., :-2] / share.clamp_min(tiny)
+        averages = _attend(receivers, senders, padded)
+        share = averages[..., -2:-1]
+        tiny = torch.finfo(averages.dtype).tiny
+        return share / averages[..., -1:].clamp_min(tiny), averages[..., :-2] / share.clamp_min(tiny)
 
 
 def _receivers(features: Tensor) -> Tensor:

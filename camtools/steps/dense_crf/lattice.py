@@ -19,7 +19,7 @@ def available() -> bool:
 
 
 def require_available(who: str) -> None:
-    """Refuse to go on without pydensecrf.
+    """Raise an error where pydensecrf is missing.
 
     Raises:
         PipelineError: It is not installed; says how to get it, and what works without it.

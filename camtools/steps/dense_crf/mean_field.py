@@ -41,8 +41,8 @@ def mean_field(
 
     Below `scale` 1 the iterations run at the reduced size, on unaries averaged over each cell and the colour of the
     pixel in its middle (averaged colours lose their spread, and with it the masks), with positions still in the full
-    image's pixels. The last iteration is joint: every pixel of the full size, with its
-    own colour, position and unary, gathers from the reduced pixels, so that edges come back at full resolution.
+    image's pixels. The last iteration is joint: every pixel of the full size, with its own colour, position and unary,
+    gathers from the reduced pixels, so that edges come back at full resolution.
 
     Source: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", NIPS
     2011, algorithm 1; parameters as of pydensecrf's `addPairwiseGaussian` and `addPairwiseBilateral`.
@@ -120,7 +120,7 @@ def infer(
 
 
 class Field:
-    """Where a batch of images' pixels lie in space and colour, and the kernels between them.
+    """The positions and colours of the pixels of a batch of images, and the kernels between them.
 
     Args:
         images: (B, 3, h, w) in [0, 1].
@@ -161,7 +161,7 @@ class Field:
         return features.flatten(2).mT
 
     def messages(self, belief: Tensor, receivers: Field) -> Tensor:
-        """Return what the receivers' pixels are told: (B, C, h, w) -> (B, C, H, W), compatibilities included."""
+        """Return the messages to the receivers' pixels: (B, C, h, w) -> (B, C, H, W), compatibilities included."""
         height, width = receivers.images.shape[-2:]
         total = belief.new_zeros(*belief.shape[:2], height, width)
         same = receivers is self
@@ -170,10 +170,10 @@ class Field:
         if self.bilateral:
             values = belief.flatten(2).mT
             if same:
-                found = self.appearance(values)
+                message = self.appearance(values)
             else:
-                found = self.appearance.at(receivers.raw_features() - self.centre, values)
-            total = total + self.bilateral[2] * found.mT.unflatten(2, (height, width))
+                message = self.appearance.at(receivers.raw_features() - self.centre, values)
+            total = total + self.bilateral[2] * message.mT.unflatten(2, (height, width))
         return total
 
 
@@ -186,10 +186,10 @@ def reduced_size(size: torch.Size, scale: float | None, device: str) -> tuple[in
 
 
 def check_parameters(who: str, gaussian: object, bilateral: object, iterations: object, scale: object) -> None:
-    """Refuse parameters of `mean_field` that are out of range.
+    """Check that the parameters of `mean_field` are in range.
 
     Raises:
-        PipelineError: Names the value and what was expected.
+        PipelineError: One is not; names the value and what was expected.
     """
     kernels = (("gaussian", gaussian, "(sxy, compat)"), ("bilateral", bilateral, "(sxy, srgb, compat)"))
     for name, value, form in kernels:

@@ -66,8 +66,8 @@ def a_state(batch=2, classes=3, **fields):
     generator = torch.Generator().manual_seed(5)
     features = torch.rand(batch, 6, 4, 5, generator=generator)
     weights = torch.randn(1, classes, 6, generator=generator)
-    stages = tuple(torch.rand(batch, 3, 4 * n, 5 * n, generator=generator) for n in (2, 4))
-    return State(features=features, weights=weights, resize=double, stages=stages, **fields)
+    pyramid = tuple(torch.rand(batch, 3, 4 * n, 5 * n, generator=generator) for n in (2, 4))
+    return State(features=features, weights=weights, resize=double, pyramid=pyramid, **fields)
 
 
 # --- building -------------------------------------------------------------------------------------------------------
@@ -243,11 +243,11 @@ def test_one_batch_of_features_for_images_of_two_sizes():
         def resize(maps, size=size):
             return F.interpolate(maps, size, mode="bilinear")
 
-        one = middle.replace(
+        single = middle.replace(
             features=None, maps=middle.maps[index][None], raw_maps=middle.raw_maps[index][None], resize=resize
         )
         alone = pipeline(state.replace(features=state.features[index][None], resize=resize))
-        result = pipeline.image(one)
+        result = pipeline.image(single)
         assert result.maps.shape == (1, 3, *size)
         torch.testing.assert_close(result.maps, alone.maps)
 
@@ -327,8 +327,8 @@ CLOSE = sorted(name for name in PRESETS if not preset(name).needs_image)
 def test_presets_on_cuda_equal_the_cpu(name, dtype):
     state = a_state()
     state = state.replace(features=state.features.to(dtype))
-    stages = tuple(one.cuda() for one in state.stages)
-    there = state.replace(features=state.features.cuda(), weights=state.weights.cuda(), stages=stages)
+    pyramid = tuple(stage.cuda() for stage in state.pyramid)
+    there = state.replace(features=state.features.cuda(), weights=state.weights.cuda(), pyramid=pyramid)
     on_gpu = preset(name)(there)
     assert on_gpu.masks.is_cuda and on_gpu.maps.dtype == torch.float32
     tolerance = 1e-4 if dtype == torch.float32 else 5e-2

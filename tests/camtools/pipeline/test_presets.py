@@ -50,7 +50,7 @@ def test_every_preset_runs_is_fresh_and_described(name):
     state = State(
         features=random(2, 6, 7, 7),
         weights=torch.randn(1, 3, 6, generator=generator),
-        stages=(random(2, 4, 14, 14), random(2, 3, 28, 28)),
+        pyramid=(random(2, 4, 14, 14), random(2, 3, 28, 28)),
         images=random(2, 3, 56, 56),
         resize=Geometry.identity((56, 56)).resize,
     )

@@ -14,11 +14,11 @@ def summaries(given):
 
 
 def test_presets_and_steps_in_one_text():
-    found = summaries("cam, rcam; NWC, IVR(45) ;mine=AbsoluteNegative,PaS(percentile=90)")
-    assert list(found) == ["cam", "rcam", "NWC,IVR(45)", "mine"]
-    assert found["cam"] == preset("cam").summary
-    assert found["NWC,IVR(45)"] == "NWC, CAM, IVR(45), FixedThreshold(0.2)"
-    assert found["mine"] == Pipeline([*named_pipelines("AbsoluteNegative,PaS(90)")["AbsoluteNegative,PaS(90)"]]).summary
+    named = summaries("cam, rcam; NWC, IVR(45) ;mine=AbsoluteNegative,PaS(percentile=90)")
+    assert list(named) == ["cam", "rcam", "NWC,IVR(45)", "mine"]
+    assert named["cam"] == preset("cam").summary
+    assert named["NWC,IVR(45)"] == "NWC, CAM, IVR(45), FixedThreshold(0.2)"
+    assert named["mine"] == Pipeline([*named_pipelines("AbsoluteNegative,PaS(90)")["AbsoluteNegative,PaS(90)"]]).summary
 
 
 def test_every_preset_in_one_text():

@@ -68,10 +68,10 @@ def a_state(batch=2, classes=3, **fields):
     return State(features=features, weights=weights, resize=double, **fields)
 
 
-def same(one, other):
+def same(state, other):
     """Whether two states hold the same tensors, bit for bit."""
     names = ("features", "weights", "maps", "raw_maps", "masks", "thresholds")
-    pairs = [(getattr(one, name), getattr(other, name)) for name in names]
+    pairs = [(getattr(state, name), getattr(other, name)) for name in names]
     return all((a is None and b is None) or torch.equal(a, b) for a, b in pairs)
 
 
@@ -99,17 +99,17 @@ def test_every_entry_is_what_the_pipelines_beginning_gives():
         ("Gamma(amount=0.5)", "refine", gamma(minmax(resized))),
         ("PaS(percentile=90, threshold=0.45)", "threshold", pas(gamma(minmax(resized)))),
     ]
-    assert [(one.step, one.stage) for one in trace] == [(step, stage) for step, stage, _ in expected]
-    for one, (_, _, after) in zip(trace, expected, strict=True):
-        assert torch.equal(one.map, after.maps), one.step
-    assert [one.normalised for one in trace] == [False] * 6 + [True] * 3
-    assert [one.mask is None for one in trace] == [True] * 8 + [False]
+    assert [(entry.step, entry.stage) for entry in trace] == [(step, stage) for step, stage, _ in expected]
+    for entry, (_, _, after) in zip(trace, expected, strict=True):
+        assert torch.equal(entry.map, after.maps), entry.step
+    assert [entry.normalised for entry in trace] == [False] * 6 + [True] * 3
+    assert [entry.mask is None for entry in trace] == [True] * 8 + [False]
     assert torch.equal(trace[-1].mask, done.masks)
 
 
 def test_without_weights_steps_it_starts_with_the_map():
     done, trace = Pipeline([]).trace(a_state())
-    assert [one.step for one in trace] == ["CAM(relu=False)", "resize", "MinMax()", "FixedThreshold(theta=0.2)"]
+    assert [entry.step for entry in trace] == ["CAM(relu=False)", "resize", "MinMax()", "FixedThreshold(theta=0.2)"]
     assert torch.equal(trace[0].map, done.raw_maps)
 
 
@@ -120,10 +120,10 @@ def test_maps_that_the_caller_brings():
     done, trace = pipeline.trace(state)
     assert same(done, pipeline(state))
     names = ["maps as given", "Plus(amount=1.0)", "resize", "IVR(percentile=45)", "FixedThreshold(theta=0.3)"]
-    assert [one.step for one in trace] == names
+    assert [entry.step for entry in trace] == names
     assert torch.equal(trace[0].map, maps) and torch.equal(trace[1].map, maps + 1)
     assert torch.equal(trace[2].map, double(maps + 1)) and torch.equal(trace[3].map, done.maps)
-    assert [one.step for one in Pipeline([]).trace(State(maps=maps))[1]] == [
+    assert [entry.step for entry in Pipeline([]).trace(State(maps=maps))[1]] == [
         "maps as given", "MinMax()", "FixedThreshold(theta=0.2)",
     ]  # fmt: skip
 
@@ -145,7 +145,7 @@ def test_weights_that_vary_over_positions():
 def test_one_step_object_twice():
     gamma = Gamma(2.0)
     _, trace = Pipeline([gamma, MinMax(), gamma]).trace(a_state())
-    assert [one.normalised for one in trace] == [False, False, False, True, True, True]
+    assert [entry.normalised for entry in trace] == [False, False, False, True, True, True]
 
 
 def test_what_is_missing_is_named_by_its_step():
@@ -206,26 +206,26 @@ def test_the_result_is_the_same_bit_for_bit(make_tiny, pipeline, batch_size):
     options = {"transform": PLAIN, "batch_size": batch_size}
     plain = Explainer(make_tiny(5), pipeline, **options)(IMAGES, top_k=3)
     traced = Explainer(make_tiny(5), pipeline, trace=True, **options)
-    for found in (traced(IMAGES, top_k=3), list(traced.stream(iter(IMAGES), top_k=3))):
-        for one, other in zip(chain(*plain), chain(*found), strict=True):
-            assert one.trace == () and len(other.trace) >= 4
-            assert (one.label, one.score, one.threshold) == (other.label, other.score, other.threshold)
+    for explanations in (traced(IMAGES, top_k=3), list(traced.stream(iter(IMAGES), top_k=3))):
+        for exp, other in zip(chain(*plain), chain(*explanations), strict=True):
+            assert exp.trace == () and len(other.trace) >= 4
+            assert (exp.label, exp.score, exp.threshold) == (other.label, other.score, other.threshold)
             for name in ("map", "raw_map", "mask", "boxes", "logits"):
-                assert torch.equal(getattr(one, name), getattr(other, name)), name
+                assert torch.equal(getattr(exp, name), getattr(other, name)), name
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
 def test_each_explanation_has_its_own_trace(make_tiny, batch_size):
     explainer = Explainer(make_tiny(5), STEPS, transform=PLAIN, trace=True, batch_size=batch_size)
-    for found, image in zip(explainer(IMAGES, top_k=3), IMAGES, strict=True):
-        for exp in found:
+    for explanations, image in zip(explainer(IMAGES, top_k=3), IMAGES, strict=True):
+        for exp in explanations:
             alone = camtools.explain(make_tiny(5), image, target=exp.label, pipeline=STEPS, transform=PLAIN, trace=True)
-            assert [one.step for one in exp.trace] == [one.step for one in alone.trace]
-            for one, other in zip(exp.trace, alone.trace, strict=True):
-                torch.testing.assert_close(one.map, other.map)
-            by_step = {one.step: one for one in exp.trace}
+            assert [entry.step for entry in exp.trace] == [entry.step for entry in alone.trace]
+            for entry, other in zip(exp.trace, alone.trace, strict=True):
+                torch.testing.assert_close(entry.map, other.map)
+            by_step = {entry.step: entry for entry in exp.trace}
             grid, pixels = (8, 8), image.shape[:2]
-            assert [tuple(one.map.shape) for one in exp.trace] == [grid] * 4 + [pixels] * 4
+            assert [tuple(entry.map.shape) for entry in exp.trace] == [grid] * 4 + [pixels] * 4
             assert torch.equal(by_step["CAM(relu=False)"].map, exp.raw_map)
             assert torch.equal(by_step["Plus(amount=0.5)"].map, exp.raw_map + 0.5)
             assert torch.equal(exp.trace[-1].map, exp.map) and torch.equal(exp.trace[-1].mask, exp.mask)
@@ -233,10 +233,10 @@ def test_each_explanation_has_its_own_trace(make_tiny, batch_size):
 
 
 def test_an_explanation_keeps_neither_the_batch_nor_a_map_twice(make_tiny):
-    found = Explainer(make_tiny(5), "rcam", transform=PLAIN, trace=True)(IMAGES, top_k=3)
-    for exp in chain(*found):
-        for one in exp.trace:
-            assert one.map.untyped_storage().nbytes() == one.map.numel() * 4
+    explanations = Explainer(make_tiny(5), "rcam", transform=PLAIN, trace=True)(IMAGES, top_k=3)
+    for exp in chain(*explanations):
+        for entry in exp.trace:
+            assert entry.map.untyped_storage().nbytes() == entry.map.numel() * 4
         assert exp.trace[-1].map is exp.map and exp.trace[-2].map is exp.map and exp.trace[-1].mask is exp.mask
         assert exp.mask.untyped_storage().nbytes() == exp.mask.numel()
 
@@ -244,16 +244,16 @@ def test_an_explanation_keeps_neither_the_batch_nor_a_map_twice(make_tiny):
 def test_cpu_takes_the_trace_along(make_tiny):
     exp = camtools.explain(make_tiny(), IMAGES[0], transform=PLAIN, trace=True)
     moved = exp.cpu()
-    assert [one.step for one in moved.trace] == [one.step for one in exp.trace]
-    assert all(one.map is other.map for one, other in zip(moved.trace, exp.trace, strict=True))
+    assert [entry.step for entry in moved.trace] == [entry.step for entry in exp.trace]
+    assert all(entry.map is other.map for entry, other in zip(moved.trace, exp.trace, strict=True))
 
 
 @pytest.mark.gpu
 def test_traces_on_a_gpu(make_tiny, cuda):
     exp = camtools.explain(make_tiny(), IMAGES[0], pipeline="rcam", transform=PLAIN, trace=True, device=cuda)
-    assert {one.map.device.type for one in exp.trace} == {"cuda"}
+    assert {entry.map.device.type for entry in exp.trace} == {"cuda"}
     moved = exp.cpu()
-    assert {one.map.device.type for one in moved.trace} == {moved.trace[-1].mask.device.type} == {"cpu"}
+    assert {entry.map.device.type for entry in moved.trace} == {moved.trace[-1].mask.device.type} == {"cpu"}
     assert np.array_equal(np.asarray(exp.plot_trace()), np.asarray(moved.plot_trace()))
 
 

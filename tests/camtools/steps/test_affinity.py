@@ -12,8 +12,8 @@ from camtools.errors import PipelineError
 from camtools.steps import NWC, Affinity, MinMax, State
 
 
-def run(maps, *stages, **settings):
-    return Affinity(**settings)(State(maps=maps, stages=stages)).maps
+def run(maps, *pyramid, **settings):
+    return Affinity(**settings)(State(maps=maps, pyramid=pyramid)).maps
 
 
 def noise(seed=0, batch=3, classes=2, grid=(5, 7), levels=2):
@@ -56,10 +56,10 @@ def unit(x):
     return x / np.maximum(np.linalg.norm(x, axis=0, keepdims=True), 1e-12)
 
 
-def by_the_formula(cam, stages, power, grid):
+def by_the_formula(cam, pyramid, power, grid):
     """M'_i of one image and class in float64: cam (h, w), stages (C, h', w') each, on a grid."""
     vectors = []
-    for stage in stages:
+    for stage in pyramid:
         if stage.shape[1] >= grid[0]:
             rows, columns = stage.shape[1] // grid[0], stage.shape[2] // grid[1]
             vectors.append(unit(stage.reshape(-1, grid[0], rows, grid[1], columns).mean((2, 4))))
@@ -68,24 +68,24 @@ def by_the_formula(cam, stages, power, grid):
     g = unit(np.concatenate(vectors)).reshape(sum(map(len, vectors)), -1)
     normal = (cam - cam.min()) / (cam.max() - cam.min())
     m = resized(normal[None], grid, keys, 2).clip(0, 1).ravel()
-    found = np.zeros(len(m))
+    result = np.zeros(len(m))
     for i in range(len(m)):
         a = np.maximum(g.T @ g[:, i], 0) ** power
-        found[i] = (a * m).sum() / a.sum()
-    return found.reshape(grid)
+        result[i] = (a * m).sum() / a.sum()
+    return result.reshape(grid)
 
 
 @pytest.mark.parametrize("power", [0.5, 1, 3.0, 8])
 @pytest.mark.parametrize(("levels", "cells", "grid"), [(1, 1024, (10, 14)), (2, 1024, (20, 28)), (2, 200, (10, 14))])
 def test_equals_the_formula_in_float64(power, levels, cells, grid):
-    maps, *stages = noise()
-    found = run(maps, *stages, levels=levels, power=power, cells=cells)
-    assert found.shape == (3, 2, *grid) and found.dtype == torch.float32
+    maps, *pyramid = noise()
+    result = run(maps, *pyramid, levels=levels, power=power, cells=cells)
+    assert result.shape == (3, 2, *grid) and result.dtype == torch.float32
     for b in range(3):
         for k in range(2):
-            features = [one[b].double().numpy() for one in stages[:levels]]
+            features = [stage[b].double().numpy() for stage in pyramid[:levels]]
             expected = by_the_formula(maps[b, k].double().numpy(), features, power, grid)
-            np.testing.assert_allclose(found[b, k].numpy(), expected, atol=1e-5)
+            np.testing.assert_allclose(result[b, k].numpy(), expected, atol=1e-5)
 
 
 # --- by hand --------------------------------------------------------------------------------------------------------
@@ -116,16 +116,16 @@ def test_by_hand_cells_of_a_finer_stage_are_averaged():
 
 def test_by_hand_opposite_features_do_not_count():
     stage = torch.tensor([[[[1.0, -1.0], [1.0, -1.0]]]])  # one channel: columns are opposite
-    found = run(torch.tensor([[[[4.0, 0.0], [0.0, 2.0]]]]), stage, levels=1)
-    torch.testing.assert_close(found.flatten(), torch.tensor([0.5, 0.25, 0.5, 0.25]))
+    result = run(torch.tensor([[[[4.0, 0.0], [0.0, 2.0]]]]), stage, levels=1)
+    torch.testing.assert_close(result.flatten(), torch.tensor([0.5, 0.25, 0.5, 0.25]))
 
 
 def test_by_hand_two_stages_count_alike():
     """Columns alike in one, rows in the other, whatever their length: cosines of 1, 1/2 and, on the diagonal, 0."""
     columns = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]]])
-    found = run(HAND_MAP, columns * 100, columns.mT, levels=2, power=1)
+    result = run(HAND_MAP, columns * 100, columns.mT, levels=2, power=1)
     # neighbours count 1/2, the diagonal 0: (1 + 0 + 0) / 2, (0 + 1/2 + 1/4) / 2 twice, 1/2 / 2
-    torch.testing.assert_close(found.flatten(), torch.tensor([0.5, 0.375, 0.375, 0.25]))
+    torch.testing.assert_close(result.flatten(), torch.tensor([0.5, 0.375, 0.375, 0.25]))
 
 
 # --- invariants -----------------------------------------------------------------------------------------------------
@@ -138,8 +138,8 @@ def upsampled(maps, grid):
 
 def test_one_look_everywhere_gives_the_mean():
     maps, *_ = noise()
-    found = run(maps, torch.rand(3, 6, 1, 1).expand(3, 6, 10, 14) + 0.1, levels=1)
-    torch.testing.assert_close(found, upsampled(maps, (10, 14)).mean((2, 3), keepdim=True).expand_as(found))
+    result = run(maps, torch.rand(3, 6, 1, 1).expand(3, 6, 10, 14) + 0.1, levels=1)
+    torch.testing.assert_close(result, upsampled(maps, (10, 14)).mean((2, 3), keepdim=True).expand_as(result))
 
 
 def test_no_two_alike_leaves_the_map():
@@ -156,9 +156,9 @@ def test_high_powers_leave_the_map(power):
 
 def test_power_towards_zero_counts_all_at_acute_angles_alike():
     maps, stage, _ = noise()
-    found = run(maps, stage.abs() + 0.1, levels=1, power=1e-9)  # all angles are acute
+    result = run(maps, stage.abs() + 0.1, levels=1, power=1e-9)  # all angles are acute
     mean = upsampled(maps, (10, 14)).mean((2, 3), keepdim=True)
-    torch.testing.assert_close(found, mean.expand_as(found), atol=1e-5, rtol=0)
+    torch.testing.assert_close(result, mean.expand_as(result), atol=1e-5, rtol=0)
 
 
 def test_a_permutation_of_positions_permutes_the_map():
@@ -174,30 +174,30 @@ def test_a_permutation_of_positions_permutes_the_map():
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_the_features_scale_does_not_matter(scale):
-    maps, *stages = noise()
-    torch.testing.assert_close(run(maps, stages[0] * scale, stages[1]), run(maps, *stages))
+    maps, *pyramid = noise()
+    torch.testing.assert_close(run(maps, pyramid[0] * scale, pyramid[1]), run(maps, *pyramid))
 
 
 def test_the_maps_scale_and_offset_do_not_matter():
-    maps, *stages = noise()
-    torch.testing.assert_close(run(30 * maps - 5, *stages), run(maps, *stages), atol=1e-5, rtol=0)
+    maps, *pyramid = noise()
+    torch.testing.assert_close(run(30 * maps - 5, *pyramid), run(maps, *pyramid), atol=1e-5, rtol=0)
 
 
 def test_values_stay_in_the_maps_range():
-    maps, *stages = noise(seed=3)
-    found = run(maps, *stages)
+    maps, *pyramid = noise(seed=3)
+    result = run(maps, *pyramid)
     before = upsampled(maps, (20, 28))
-    assert (found.amin((2, 3)) >= before.amin((2, 3)) - 1e-6).all()
-    assert (found.amax((2, 3)) <= before.amax((2, 3)) + 1e-6).all()
-    assert (found.std((2, 3)) < before.std((2, 3))).all()
+    assert (result.amin((2, 3)) >= before.amin((2, 3)) - 1e-6).all()
+    assert (result.amax((2, 3)) <= before.amax((2, 3)) + 1e-6).all()
+    assert (result.std((2, 3)) < before.std((2, 3))).all()
 
 
 def test_each_image_and_class_is_on_its_own():
-    maps, *stages = noise()
-    whole = run(maps, *stages)
+    maps, *pyramid = noise()
+    whole = run(maps, *pyramid)
     for b in range(3):
         for k in range(2):
-            alone = run(maps[b : b + 1, k : k + 1], *(one[b : b + 1] for one in stages))
+            alone = run(maps[b : b + 1, k : k + 1], *(stage[b : b + 1] for stage in pyramid))
             torch.testing.assert_close(alone[0, 0], whole[b, k])
 
 
@@ -206,29 +206,29 @@ def test_each_image_and_class_is_on_its_own():
 
 @pytest.mark.parametrize("value", [-2.0, 0.0, 2.0])
 def test_a_constant_map_becomes_zeros(value):
-    _, *stages = noise()
-    assert run(torch.full((3, 2, 5, 7), value), *stages).eq(0).all()
+    _, *pyramid = noise()
+    assert run(torch.full((3, 2, 5, 7), value), *pyramid).eq(0).all()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_map_that_is_not_finite_becomes_zeros_and_alone(bad):
-    maps, *stages = noise()
-    whole = run(maps, *stages)
+    maps, *pyramid = noise()
+    whole = run(maps, *pyramid)
     maps[1, 0, 2, 3] = bad
-    found = run(maps, *stages)
-    assert found[1, 0].eq(0).all()
+    result = run(maps, *pyramid)
+    assert result[1, 0].eq(0).all()
     keep = torch.ones(3, 2, dtype=torch.bool)
     keep[1, 0] = False
-    assert found[keep].equal(whole[keep])
+    assert result[keep].equal(whole[keep])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_stage_that_is_not_finite_makes_its_image_zeros(bad):
-    maps, *stages = noise()
-    whole = run(maps, *stages)
-    stages[1][1, 0, 2, 3] = bad
-    found = run(maps, *stages)
-    assert found[1].eq(0).all() and found[[0, 2]].equal(whole[[0, 2]])
+    maps, *pyramid = noise()
+    whole = run(maps, *pyramid)
+    pyramid[1][1, 0, 2, 3] = bad
+    result = run(maps, *pyramid)
+    assert result[1].eq(0).all() and result[[0, 2]].equal(whole[[0, 2]])
 
 
 def test_zero_features_leave_the_map():
@@ -238,14 +238,14 @@ def test_zero_features_leave_the_map():
 
 def test_a_position_of_zeros_keeps_its_value_and_counts_for_no_other():
     stage = torch.tensor([[[[1.0, 1.0], [0.0, 1.0]]]])
-    found = run(HAND_MAP, stage, levels=1)
-    torch.testing.assert_close(found.flatten(), torch.tensor([0.5, 0.5, 0.0, 0.5]))
+    result = run(HAND_MAP, stage, levels=1)
+    torch.testing.assert_close(result.flatten(), torch.tensor([0.5, 0.5, 0.0, 0.5]))
     high = run(torch.tensor([[[[0.0, 0.0], [4.0, 2.0]]]]), stage, levels=1)
     torch.testing.assert_close(high.flatten(), torch.tensor([1 / 6, 1 / 6, 1.0, 1 / 6]))
 
 
 def test_without_finer_stages_nothing_changes():
-    state = State(maps=torch.randn(2, 3, 4, 4), stages=())
+    state = State(maps=torch.randn(2, 3, 4, 4), pyramid=())
     assert Affinity()(state) is state
 
 
@@ -269,16 +269,16 @@ def test_single_cell_maps_become_zeros():
     ],
 )
 def test_the_finest_grid_that_has_room(cells, grid):
-    maps, *stages = noise(levels=3)
-    assert run(maps, *stages, levels=3, cells=cells).shape == (3, 2, *grid)
+    maps, *pyramid = noise(levels=3)
+    assert run(maps, *pyramid, levels=3, cells=cells).shape == (3, 2, *grid)
 
 
 def test_levels_count_from_the_coarsest():
-    maps, *stages = noise(levels=3)
-    two = run(maps, *stages[:2], levels=2)
-    assert run(maps, *stages, levels=2).equal(two)
-    assert run(maps, *stages[:2], levels=5).equal(two), "fewer than asked for are all there are"
-    assert not run(maps, *stages, levels=1).equal(two)
+    maps, *pyramid = noise(levels=3)
+    two = run(maps, *pyramid[:2], levels=2)
+    assert run(maps, *pyramid, levels=2).equal(two)
+    assert run(maps, *pyramid[:2], levels=5).equal(two), "fewer than asked for are all there are"
+    assert not run(maps, *pyramid, levels=1).equal(two)
 
 
 # --- parameters -----------------------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def test_a_state_without_stages_is_refused_with_the_way_out():
 
 def test_a_state_without_maps_is_refused():
     with pytest.raises(PipelineError, match=r"Affinity\(levels=2, power=3.0, cells=1024\) needs maps"):
-        Affinity()(State(stages=()))
+        Affinity()(State(pyramid=()))
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 4, 4), (6, 4, 4)])
@@ -327,12 +327,12 @@ def test_stages_of_other_images_are_refused(shape):
 
 
 def test_input_untouched_and_float32():
-    maps, *stages = noise()
-    kept = [one.clone() for one in (maps, *stages)]
-    found = run(maps.double(), *(one.half() for one in stages))
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, run(maps, *stages), atol=5e-3, rtol=0)
-    assert all(one.equal(before) for one, before in zip((maps, *stages), kept, strict=True))
+    maps, *pyramid = noise()
+    kept = [tensor.clone() for tensor in (maps, *pyramid)]
+    result = run(maps.double(), *(stage.half() for stage in pyramid))
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, run(maps, *pyramid), atol=5e-3, rtol=0)
+    assert all(tensor.equal(before) for tensor, before in zip((maps, *pyramid), kept, strict=True))
 
 
 def test_gradients_reach_the_maps():
@@ -344,17 +344,17 @@ def test_gradients_reach_the_maps():
 
 
 def test_in_a_pipeline():
-    _, *stages = noise()
-    state = State(features=torch.randn(3, 8, 5, 7), weights=torch.randn(1, 2, 8), stages=tuple(stages))
+    _, *pyramid = noise()
+    state = State(features=torch.randn(3, 8, 5, 7), weights=torch.randn(1, 2, 8), pyramid=tuple(pyramid))
     pipeline = Pipeline([NWC(), Affinity(1)])
-    assert pipeline.needs_stages == 1 and Pipeline([NWC()]).needs_stages == 0
-    assert Pipeline([Affinity(1), Affinity(3)]).needs_stages == 3
+    assert pipeline.needs_pyramid == 1 and Pipeline([NWC()]).needs_pyramid == 0
+    assert Pipeline([Affinity(1), Affinity(3)]).needs_pyramid == 3
     assert pipeline.summary == "NWC, CAM, Affinity(1, 3.0, 1024), MinMax, FixedThreshold(0.2)"
     done = pipeline(state)
     torch.testing.assert_close(
         done.raw_maps, torch.einsum("bchw,okc->bkhw", state.features, state.weights.clamp_min(0))
     )
-    torch.testing.assert_close(done.maps, MinMax()(State(maps=run(done.raw_maps, stages[0], levels=1))).maps)
+    torch.testing.assert_close(done.maps, MinMax()(State(maps=run(done.raw_maps, pyramid[0], levels=1))).maps)
 
 
 class Coloured(nn.Module):
@@ -386,9 +386,9 @@ def test_explain_spreads_the_map_over_what_looks_alike():
     spread = camtools.explain(Coloured(), image, target=0, pipeline=[Affinity(1)])[0]
     assert plain.map[24, 8] < 0.5 < spread.map[24, 8]
     assert spread.map[48, 56] < 0.01
-    model = camtools.wrap(Coloured()).activations(image, stages=1)
-    assert model.stages[0].shape == (1, 3, 8, 8)
-    expected = run(model.maps(0), *model.stages, levels=1)
+    model = camtools.wrap(Coloured()).activations(image, pyramid=1)
+    assert model.pyramid[0].shape == (1, 3, 8, 8)
+    expected = run(model.maps(0), *model.pyramid, levels=1)
     torch.testing.assert_close(
         spread.map, MinMax()(State(maps=interpolate(expected, size=(64, 64), mode="bilinear"))).maps[0, 0]
     )
@@ -400,13 +400,13 @@ def test_images_of_several_sizes_in_a_batch_keep_their_own_stages():
     images = [generator.integers(0, 256, (height, 90, 3), dtype=np.uint8) for height in (70, 80, 70, 100)]
     settings = {"target": 0, "pipeline": [Affinity(1)], "transform": camtools.Preprocess.imagenet(64)}
     together = camtools.explain(Coloured(), images, **settings)
-    for one, image in zip(together, images, strict=True):
-        torch.testing.assert_close(one.map, camtools.explain(Coloured(), image, **settings).map)
+    for exp, image in zip(together, images, strict=True):
+        torch.testing.assert_close(exp.map, camtools.explain(Coloured(), image, **settings).map)
 
 
 @pytest.mark.gpu
 def test_on_cuda_equals_the_cpu(cuda):
-    maps, *stages = noise()
-    found = run(maps.to(cuda), *(one.to(cuda) for one in stages))
-    assert found.is_cuda
-    torch.testing.assert_close(found.cpu(), run(maps, *stages), atol=1e-4, rtol=0)
+    maps, *pyramid = noise()
+    result = run(maps.to(cuda), *(stage.to(cuda) for stage in pyramid))
+    assert result.is_cuda
+    torch.testing.assert_close(result.cpu(), run(maps, *pyramid), atol=1e-4, rtol=0)

@@ -59,8 +59,8 @@ HAND_SIGMA = 2.5 * math.log(2)
 
 
 def test_first_iteration_by_hand():
-    found = run(HAND_F, HAND_M, iterations=1, sigma=HAND_SIGMA, add_cam=False)
-    torch.testing.assert_close(found.flatten(), torch.tensor([2 / 3, 2 / 3, 1 / 5, 1 / 5]))
+    result = run(HAND_F, HAND_M, iterations=1, sigma=HAND_SIGMA, add_cam=False)
+    torch.testing.assert_close(result.flatten(), torch.tensor([2 / 3, 2 / 3, 1 / 5, 1 / 5]))
 
 
 def test_second_iteration_by_hand():
@@ -69,8 +69,8 @@ def test_second_iteration_by_hand():
     first = HAND_SIGMA * (25 / math.sqrt(661) - 25 / math.sqrt(2929)) + prior
     second = HAND_SIGMA * (6 / math.sqrt(661) - 48 / math.sqrt(2929)) + prior
     z = [1 / (1 + math.exp(-value)) for value in (first, first, second, second)]
-    found = run(HAND_F, HAND_M, sigma=HAND_SIGMA, add_cam=False)
-    torch.testing.assert_close(found.flatten(), torch.tensor(z))
+    result = run(HAND_F, HAND_M, sigma=HAND_SIGMA, add_cam=False)
+    torch.testing.assert_close(result.flatten(), torch.tensor(z))
     summed = run(HAND_F, HAND_M, sigma=HAND_SIGMA)  # the normalised CAM is 1, 1/8, 0, 0
     torch.testing.assert_close(summed.flatten(), torch.tensor(z) + torch.tensor([1.0, 0.125, 0.0, 0.0]))
 
@@ -83,13 +83,13 @@ def test_equals_the_paper_in_float64(iterations, calibrate, add_cam, with_bank):
     generator = torch.Generator().manual_seed(1)
     bank = ContextBank(*torch.randn(2, 4, 8, generator=generator), torch.ones(4, 2, dtype=torch.int64))
     settings = {"iterations": iterations, "sigma": 8.0, "delta": 0.2, "calibrate": calibrate, "add_cam": add_cam}
-    found = run(features, maps, labels if with_bank else None, bank=bank if with_bank else None, **settings)
+    result = run(features, maps, labels if with_bank else None, bank=bank if with_bank else None, **settings)
     for b in range(len(maps)):
         for k in range(maps.shape[1]):
             f, cam = features[b].flatten(1).T.double().numpy(), maps[b, k].flatten().double().numpy()
             start = [v[labels[b, k]].double().numpy() for v in (bank.foreground, bank.background)]
             expected = from_the_paper(f, cam, start=start if with_bank else None, **settings).map
-            np.testing.assert_allclose(found[b, k].flatten().numpy(), expected, atol=2e-5)
+            np.testing.assert_allclose(result[b, k].flatten().numpy(), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 4])
@@ -98,14 +98,14 @@ def test_centred_equals_the_paper_on_what_the_mean_leaves(iterations, with_bank)
     features, maps, labels = noise()
     bank = ContextBank(*torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(1)), torch.ones(4, 2).long())
     settings = {"iterations": iterations, "sigma": 8.0, "delta": 0.2}
-    found = run(features, maps, labels, bank=bank if with_bank else None, centre=True, **settings)
+    result = run(features, maps, labels, bank=bank if with_bank else None, centre=True, **settings)
     for b in range(len(maps)):
         for k in range(maps.shape[1]):
             f, cam = features[b].flatten(1).T.double().numpy(), maps[b, k].flatten().double().numpy()
             mean = f.mean(0)
             start = [v[labels[b, k]].double().numpy() - mean for v in (bank.foreground, bank.background)]
             expected = from_the_paper(f - mean, cam, start=start if with_bank else None, **settings).map
-            np.testing.assert_allclose(found[b, k].flatten().numpy(), expected, atol=2e-5)
+            np.testing.assert_allclose(result[b, k].flatten().numpy(), expected, atol=2e-5)
 
 
 def test_centred_does_not_see_what_all_features_share():
@@ -113,18 +113,18 @@ def test_centred_does_not_see_what_all_features_share():
     shared = torch.linspace(0, 20, 8)
     bank = ContextBank(*torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(1)), torch.ones(4, 2).long())
     moved = ContextBank(bank.foreground + shared, bank.background + shared, bank.counts)
-    for one, other in ((None, None), (bank, moved)):
-        plain = run(features, maps, labels, bank=one, centre=True)
-        found = run(features + shared[:, None, None], maps, labels, bank=other, centre=True)
-        torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4)
-        uncentred = run(features + shared[:, None, None], maps, labels, bank=other)
+    for original, shifted in ((None, None), (bank, moved)):
+        plain = run(features, maps, labels, bank=original, centre=True)
+        result = run(features + shared[:, None, None], maps, labels, bank=shifted, centre=True)
+        torch.testing.assert_close(result, plain, atol=1e-4, rtol=1e-4)
+        uncentred = run(features + shared[:, None, None], maps, labels, bank=shifted)
         assert (uncentred - plain).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
 def test_centred_constant_features_give_one_half(value):
-    found = run(torch.full((1, 3, 5, 5), value), noise()[1][:1, :1, :5, :5], add_cam=False, centre=True)
-    torch.testing.assert_close(found, torch.full((1, 1, 5, 5), 0.5))
+    result = run(torch.full((1, 3, 5, 5), value), noise()[1][:1, :1, :5, :5], add_cam=False, centre=True)
+    torch.testing.assert_close(result, torch.full((1, 1, 5, 5), 0.5))
 
 
 def test_calibration_takes_the_larger_map():
@@ -141,13 +141,13 @@ def test_calibration_takes_the_larger_map():
 @pytest.mark.parametrize("sigma", [1e-6, 100, 1e6, 1e30, 1e300])
 def test_no_sigma_overflows(sigma):
     features, maps, _ = noise()
-    found = run(features, maps, sigma=sigma, iterations=5, add_cam=False)
-    assert found.isfinite().all() and found.min() >= 0 and found.max() <= 1
+    result = run(features, maps, sigma=sigma, iterations=5, add_cam=False)
+    assert result.isfinite().all() and result.min() >= 0 and result.max() <= 1
 
 
 def test_steepest_is_the_nearest_centre():
-    found = run(HAND_F, HAND_M, sigma=1e6, add_cam=False)
-    assert found.flatten().tolist() == [1, 1, 0, 0]
+    result = run(HAND_F, HAND_M, sigma=1e6, add_cam=False)
+    assert result.flatten().tolist() == [1, 1, 0, 0]
 
 
 def test_likelihood_never_falls_where_all_features_have_one_length():
@@ -173,15 +173,15 @@ def test_likelihood_may_fall_otherwise():
 @pytest.mark.parametrize("add_cam", [True, False])
 def test_without_foreground_the_cam_stays(add_cam):
     maps = torch.tensor([[[[-4.0, -1.0], [-2.0, -3.0]]]])
-    found = run(HAND_F, maps, add_cam=add_cam)
-    torch.testing.assert_close(found.flatten(), torch.tensor([0.0, 1.0, 2 / 3, 1 / 3]))
+    result = run(HAND_F, maps, add_cam=add_cam)
+    torch.testing.assert_close(result.flatten(), torch.tensor([0.0, 1.0, 2 / 3, 1 / 3]))
 
 
 @pytest.mark.parametrize("add_cam", [True, False])
 def test_without_background_the_cam_stays(add_cam):
     maps = torch.tensor([[[[4.0, 1.0], [2.0, 3.0]]]])  # all above 0.2 of the maximum
-    found = run(HAND_F, maps, add_cam=add_cam)
-    torch.testing.assert_close(found.flatten(), torch.tensor([1.0, 0.0, 1 / 3, 2 / 3]))
+    result = run(HAND_F, maps, add_cam=add_cam)
+    torch.testing.assert_close(result.flatten(), torch.tensor([1.0, 0.0, 1 / 3, 2 / 3]))
 
 
 @pytest.mark.parametrize("value", [-2.0, 0.0, 2.0])
@@ -193,13 +193,13 @@ def test_constant_cam_counts_as_zeros(value):
 def test_a_bank_works_where_the_cam_says_nothing(value):
     labels = torch.zeros(1, 1, dtype=torch.int64)
     bank = bank_of([[1.0, 0.0]], [[0.0, 1.0]])
-    found = run(HAND_F, torch.full((1, 1, 2, 2), value), labels, bank=bank).flatten()
-    assert (found[:2] > 0.99).all() and (found[2:] < 0.01).all()
+    result = run(HAND_F, torch.full((1, 1, 2, 2), value), labels, bank=bank).flatten()
+    assert (result[:2] > 0.99).all() and (result[2:] < 0.01).all()
 
 
 def test_zero_features_give_one_half():
-    found = run(torch.zeros(1, 2, 2, 2), HAND_M, add_cam=False)
-    assert found.eq(0.5).all()
+    result = run(torch.zeros(1, 2, 2, 2), HAND_M, add_cam=False)
+    assert result.eq(0.5).all()
     assert run(torch.zeros(1, 2, 2, 2), HAND_M).flatten().tolist() == [1.5, 0.625, 0.5, 0.5]
 
 
@@ -215,9 +215,9 @@ def test_what_is_not_finite_counts_as_zeros_and_alone(bad, where):
     features, maps, _ = noise()
     whole = run(features, maps)
     {"maps": maps, "features": features}[where][1, 0, 2, 3] = bad
-    found = run(features, maps)
-    assert found[1, 0].eq(0).all() and found.isfinite().all()
-    torch.testing.assert_close(found[[0, 2]], whole[[0, 2]])
+    result = run(features, maps)
+    assert result[1, 0].eq(0).all() and result.isfinite().all()
+    torch.testing.assert_close(result[[0, 2]], whole[[0, 2]])
 
 
 def test_missing_classes_start_from_the_image():
@@ -237,8 +237,8 @@ def test_each_image_and_class_is_on_its_own():
         together = run(features, maps, labels, bank=chosen)
         for b in range(3):
             for k in range(2):
-                one = run(features[b : b + 1], maps[b : b + 1, k : k + 1], labels[b : b + 1, k : k + 1], bank=chosen)
-                torch.testing.assert_close(together[b, k], one[0, 0], atol=1e-5, rtol=1e-5)
+                alone = run(features[b : b + 1], maps[b : b + 1, k : k + 1], labels[b : b + 1, k : k + 1], bank=chosen)
+                torch.testing.assert_close(together[b, k], alone[0, 0], atol=1e-5, rtol=1e-5)
 
 
 def test_features_scale_does_not_matter():
@@ -266,7 +266,7 @@ def test_in_a_pipeline_the_raw_maps_stay():
 def test_explain_hands_the_classes_on(tiny):
     bank = bank_of([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0]], [[0.0, 0, 0, 1]] * 3)
     images = torch.rand(2, 3, 32, 32)
-    found = camtools.explain(tiny, images, target=[[0, 2], [1, 0]], pipeline=[CREAM(bank, add_cam=False)])
+    result = camtools.explain(tiny, images, target=[[0, 2], [1, 0]], pipeline=[CREAM(bank, add_cam=False)])
     with torch.no_grad():
         model = camtools.wrap(tiny).activations(images)
         labels = torch.tensor([[0, 2], [1, 0]])
@@ -274,11 +274,11 @@ def test_explain_hands_the_classes_on(tiny):
     expected = MinMax()(CREAM(bank, add_cam=False)(state)).maps
     for b in range(2):
         for k in range(2):
-            assert found[b][k].label == labels[b, k]
+            assert result[b][k].label == labels[b, k]
             back = torch.nn.functional.interpolate(
                 CREAM(bank, add_cam=False)(state).maps, (32, 32), mode="bilinear", align_corners=False
             )
-            torch.testing.assert_close(found[b][k].map, MinMax()(State(maps=back)).maps[b, k], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(result[b][k].map, MinMax()(State(maps=back)).maps[b, k], atol=1e-4, rtol=1e-4)
     assert not expected[0, 0].allclose(expected[1, 1])
 
 

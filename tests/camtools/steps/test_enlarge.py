@@ -29,7 +29,7 @@ def test_a_pipeline_knows_its_scale():
     assert Pipeline([Enlarge(2), NWC()]).scale == 2
     assert Pipeline([Enlarge(0.5)]).scale == 0.5
     assert Pipeline([NWC()]).scale == 1.0
-    assert Pipeline([Enlarge(2), Affinity(3)]).needs_stages == 3
+    assert Pipeline([Enlarge(2), Affinity(3)]).needs_pyramid == 3
 
 
 def test_the_rest_of_the_pipeline_is_filled_in():

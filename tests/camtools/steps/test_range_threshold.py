@@ -8,10 +8,10 @@ from camtools.steps import IVR, FixedThreshold, RangeThreshold, State
 
 def test_by_hand():
     maps = torch.tensor([[[[0.0, 0.1, 0.2, 0.3, 1.0]], [[0.5, 0.5, 0.5, 0.5, 0.5]]]])
-    found = RangeThreshold(percentile=50, theta=0.1)(State(maps=maps))
-    torch.testing.assert_close(found.thresholds, torch.tensor([[0.28, 0.5]]))  # 0.2 + 0.1 * 0.8
-    assert found.masks.tolist() == [[[[False, False, False, True, True]], [[False] * 5]]]
-    assert found.maps is maps
+    result = RangeThreshold(percentile=50, theta=0.1)(State(maps=maps))
+    torch.testing.assert_close(result.thresholds, torch.tensor([[0.28, 0.5]]))  # 0.2 + 0.1 * 0.8
+    assert result.masks.tolist() == [[[[False, False, False, True, True]], [[False] * 5]]]
+    assert result.maps is maps
 
 
 @pytest.mark.parametrize(("percentile", "theta"), [(0, 0.0), (0, 0.2), (30, 0.22), (45, 0.25), (99, 0.9)])

@@ -89,11 +89,11 @@ def test_one_iteration_by_hand():
 def test_equals_brute_force(classes, gaussian, bilateral, device):
     unary, images = problem(classes=classes)
     expected = brute_force(unary, images, gaussian, bilateral)
-    found = mean_field(unary.to(device), images.to(device), gaussian=gaussian, bilateral=bilateral)
-    assert found.device.type == device and found.dtype == torch.float32
+    result = mean_field(unary.to(device), images.to(device), gaussian=gaussian, bilateral=bilateral)
+    assert result.device.type == device and result.dtype == torch.float32
     # Eleven classes of noise come near ties, which ten iterations amplify: float32 rounding of the unary alone then
     # moves the float64 result by 2e-4. So these are held to the limit over one iteration, and in float64 over ten.
-    assert classes == 11 or difference(found, expected) <= 1e-4
+    assert classes == 11 or difference(result, expected) <= 1e-4
     once = mean_field(unary.to(device), images.to(device), gaussian=gaussian, bilateral=bilateral, iterations=1)
     assert difference(once, brute_force(unary, images, gaussian, bilateral, 1)) <= 2e-5
     exact = mean_field(unary.double().to(device), images.to(device).double(), gaussian=gaussian, bilateral=bilateral)
@@ -137,11 +137,11 @@ def test_receiver_like_no_sender_gets_nothing():
 def test_spatial_filter_at_other_positions():
     senders, receivers = torch.tensor([0.5, 2.5], dtype=torch.float64), torch.arange(4, dtype=torch.float64)
     values = torch.rand(1, 1, 2, 2, generator=torch.Generator().manual_seed(0)).double()
-    found = SpatialFilter(senders, senders, 1.5)(values, receivers, receivers)
+    result = SpatialFilter(senders, senders, 1.5)(values, receivers, receivers)
     s, r = torch.cartesian_prod(senders, senders), torch.cartesian_prod(receivers, receivers)
     own, across = torch.exp(-(torch.cdist(s, s) ** 2) / 4.5), torch.exp(-(torch.cdist(r, s) ** 2) / 4.5)
     expected = across.sum(1).rsqrt() * (across @ (values.flatten() * own.sum(1).rsqrt()))
-    torch.testing.assert_close(found.flatten(), expected)
+    torch.testing.assert_close(result.flatten(), expected)
 
 
 @pytest.mark.skipif(not lattice.available(), reason="pydensecrf is not installed (pip install 'camtools[crf]')")
@@ -167,9 +167,9 @@ def test_images_of_a_batch_are_on_their_own():
 
 def test_probabilities():
     unary, images = problem()
-    found = mean_field(unary, images, scale=0.5)
-    torch.testing.assert_close(found.sum(1), torch.ones(2, 16, 16))
-    assert found.min() >= 0 and found.max() <= 1
+    result = mean_field(unary, images, scale=0.5)
+    torch.testing.assert_close(result.sum(1), torch.ones(2, 16, 16))
+    assert result.min() >= 0 and result.max() <= 1
 
 
 def test_a_constant_in_the_unary_changes_nothing():
@@ -224,8 +224,8 @@ def test_inputs_stay_and_no_gradient():
 def test_autocast_changes_nothing():
     unary, images = problem()
     with torch.autocast("cpu", torch.bfloat16):
-        found = mean_field(unary, images)
-    assert found.equal(mean_field(unary, images))
+        result = mean_field(unary, images)
+    assert result.equal(mean_field(unary, images))
 
 
 @pytest.mark.parametrize(
