@@ -1,4 +1,4 @@
-"""Files that are written all or none: staged in a hidden directory, then moved to their place."""
+"""Files that are written whole or not at all: one by one, or several staged in a hidden directory and then moved."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from camtools.errors import InputError
+
+_PARTIAL = ".part-"
 
 
 @contextmanager
@@ -71,10 +74,12 @@ def swap(stage: Path, target: Path, names: Sequence[str]) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a path to write to; what was written becomes `path` at the end, at once, and after an error nothing does.
 
+    The path is in the same folder, has the same suffix, and is this thread's own.
+
     Raises:
         InputError: It cannot be written: the disk is full, say.
     """
-    partial = path.with_name(f".{path.name}.part")
+    partial = path.with_name(f"{_PARTIAL}{os.getpid()}-{threading.get_ident()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -87,13 +92,19 @@ def replacing(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError | RuntimeError):  # torch.save turns some of the former into the latter
             raise InputError(
                 f"{path} cannot be written: {' '.join(str(error).split())}. What was there before is unharmed: make "
-                "room, and go on with resume (--resume)"
+                "room or choose another place, and try again (a long run goes on with --resume)"
             ) from error
         raise
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what killed processes left of files that they were writing to a folder."""
+    for path in folder.glob(f"{_PARTIAL}*"):
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.
+    """Write a text file in UTF-8, whole or not at all.
 
     Raises:
         InputError: It cannot be written.
@@ -102,27 +113,10 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_with(path: Path, write: Callable[[Path], object]) -> None:
-    """Let a function write a file, whole or not at all.
-
-    Args:
-        path: Where it ends up.
-        write: Called with a path of the same suffix in the same folder.
+def write_json(data: Any, path: Path) -> None:
+    """Write a JSON file, whole or not at all.
 
     Raises:
         InputError: It cannot be written.
     """
-    with replacing(path) as partial:
-        named = partial.with_name(f".part{path.suffix}")
-        try:
-            write(named)
-            named.replace(partial)
-        finally:
-            named.unlink(missing_ok=True)
-
-
-def write_json(data: Any, path: Path) -> None:
-    """Write a JSON file all or nothing."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")

@@ -1,73 +1,55 @@
-"""The progress bar of an evaluation, with images per second."""
+"""The progress bar of everything that takes long: on stderr, with a rate, and nothing where that is no terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class Advance(Protocol):
+    """What moves a bar on."""
+
+    def __call__(self, count: int = 1, text: str = "") -> None:
+        """Add so many units, with a text behind the label; "" keeps the one that is there."""
 
 
 @contextmanager
-def progress_bar(total: int, words: str, shown: bool) -> Iterator[Callable[[int], None]]:
+def progress_bar(total: int, label: str, shown: bool = True, unit: str = "images") -> Iterator[Advance]:
     """Show a bar on stderr, where that is a terminal.
 
     Args:
-        total: Images to do.
-        words: What is being done.
+        total: Units to do; 0 shows nothing.
+        label: What is being done.
         shown: Whether to show it at all.
+        unit: What is counted, in the plural.
 
     Yields:
-        What is to be told how many more images are done.
+        `advance(count=1, text="")`: call it with how many more units are done.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-    from rich.text import Text
-
-    class Speed(ProgressColumn):
-        """Images a second."""
-
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:.1f} images/s" if speed else "- images/s")
-
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), Remaining())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
     hidden = not shown or not console.is_terminal or total == 0
     with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
-        task = bar.add_task(words, total=total)
-        yield lambda count: bar.advance(task, count)
+        task = bar.add_task(label, total=total)
+
+        def advance(count: int = 1, text: str = "") -> None:
+            bar.update(task, advance=count, description=f"{label}, {text}" if text else None)
+
+        yield advance
 
 
-@contextmanager
-def training_bar(total: int, words: str, shown: bool) -> Iterator[Callable[[int, str], None]]:
-    """Show a bar on stderr, where that is a terminal.
+class _Rate(ProgressColumn):
+    """Units per second."""
 
-    Args:
-        total: Images of the epoch.
-        words: Which epoch it is.
-        shown: Whether to show it at all.
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
 
-    Yields:
-        What is to be told how many more images are done, and the loss in words ("" leaves it).
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-    from rich.text import Text
-
-    class Speed(ProgressColumn):
-        """Images a second."""
-
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:.1f} images/s" if speed else "- images/s")
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), Remaining())
-    with Progress(*columns, console=console, disable=not shown or not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(words, total=total)
-
-        def tick(count: int, loss: str) -> None:
-            bar.update(task, advance=count, description=f"{words}, loss {loss}" if loss else None)
-
-        yield tick
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed
+        return Text(f"{rate:.1f} {self.unit}/s" if rate else f"- {self.unit}/s")

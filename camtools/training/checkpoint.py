@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from camtools.errors import InputError, WeightsError
-from camtools.files import replacing, write_text, write_with
+from camtools.files import remove_partial, replacing, write_json
 from camtools.training.logs import CSV_FILE, EVENTS
 
 STATE = "state.pt"
@@ -110,6 +110,8 @@ class RunFolder:
         """
         if self.path is None or not (self.path / STATE).exists():
             return None
+        if self.leads:
+            remove_partial(self.path)
         if not resume:
             raise InputError(
                 f"{self.path} holds a run already: expected an empty folder. Go on with it (resume=True, --resume), "
@@ -126,7 +128,7 @@ class RunFolder:
             InputError: The file cannot be written; likewise below.
         """
         if self.path is not None and self.leads:
-            write_text(self.path / SETTINGS_FILE, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+            write_json(dict(settings), self.path / SETTINGS_FILE)
 
     def write_checkpoint(self, settings: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """Write what a run goes on from."""
@@ -136,14 +138,17 @@ class RunFolder:
     def write_model(self, name: str, model: nn.Module, writers: Writers) -> None:
         """Write a model, and what the recipe saves beside it."""
         if self.path is not None and self.leads:
-            write_with(self.path / name, lambda path: save_model(model, path))
+            with replacing(self.path / name) as partial:
+                save_model(model, partial)
             for end, write in writers.items():
-                write_with(self.path / beside(name, end), write)
+                with replacing(self.path / beside(name, end)) as partial:
+                    write(partial)
 
     def write_image(self, image: Image.Image) -> None:
         """Write the image of maps before and after."""
         if self.path is not None and self.leads:
-            write_with(self.path / IMAGE_FILE, image.save)
+            with replacing(self.path / IMAGE_FILE) as partial:
+                image.save(partial)
 
     def paths(self, writers: Writers) -> dict[str, Path]:
         """Return the files by what they are; empty without a folder."""

@@ -22,7 +22,7 @@ from camtools.images.preprocess import Preprocess
 from camtools.model.cam_model import unwrapped, wrap
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.presets import preset
-from camtools.progress import training_bar
+from camtools.progress import progress_bar
 from camtools.sources.base import LoadedModel
 from camtools.training.augment import seeded
 from camtools.training.checkpoint import BEST_FILE, LAST_FILE, RunFolder
@@ -238,7 +238,7 @@ class _Run:
         def report(step: int, means: Mapping[str, float]) -> None:
             logs.scalars({f"train/{name}": value for name, value in means.items()}, step)
 
-        with training_bar(images, f"Epoch {number}/{config.epochs}", self.shown) as tick:
+        with progress_bar(images, f"Epoch {number}/{config.epochs}", self.shown) as tick:
             means = trainer.run_epoch(report, tick, self.save)
         speed = images / max(time.perf_counter() - start, 1e-9)
         row: Row = {"epoch": float(number), "lr": trainer.rates()[0], **means}

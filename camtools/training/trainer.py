@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from camtools.errors import InputError, ModelError
+from camtools.progress import Advance
 from camtools.training.augment import cutmix, plain_transform, seeded, training_transform
 from camtools.training.data import Batch, Loader, TrainingSet
 from camtools.training.optimizer import build_optimizer, rate_factor
@@ -128,12 +129,12 @@ class Trainer:
         for batch in loader.epoch(0, [positions[i : i + step] for i in range(0, len(positions), step)]):
             yield self._placed(batch)
 
-    def run_epoch(self, report: Report, tick: Callable[[int, str], None], save: Callable[[], None]) -> dict[str, float]:
+    def run_epoch(self, report: Report, advance: Advance, save: Callable[[], None]) -> dict[str, float]:
         """Train on what is left of the current epoch.
 
         Args:
             report: Given means since the epoch began, every `log_every` batches, with the number of updates so far.
-            tick: Told how many images are done, and the loss in words.
+            advance: Moves a progress bar on.
             save: Called every `save_every` batches.
 
         Returns:
@@ -151,9 +152,9 @@ class Trainer:
             words = ""
             if self.batch % self.config.log_every == 0:
                 means = self._means(self.sums)
-                words = f"{means['loss']:.3f}"
+                words = f"loss {means['loss']:.3f}"
                 report(self.updates, means)
-            tick(len(batch.indices) * self.accelerator.num_processes, words)
+            advance(len(batch.indices) * self.accelerator.num_processes, words)
             due = due or bool(self.config.save_every and self.batch % self.config.save_every == 0)
             if due and self._closing and self.batch < len(mine):  # gradients of half a group are in no checkpoint
                 self._means(self.sums)  # refuses to keep what is not a number

@@ -18,7 +18,7 @@ from camtools.datasets.base import ListedDataset
 from camtools.datasets.scenes import Scenes, scene_classifier
 from camtools.errors import InputError
 from camtools.evaluation import EvaluationResult, evaluate
-from camtools.files import write_text, write_with
+from camtools.files import replacing, write_text
 from camtools.training.finetuner import FinetuneResult, finetune
 
 PLAN_FILE, BOXES_FILE = "plan.json", "boxes.npz"
@@ -181,13 +181,8 @@ def _run(recipe: str, seed: int, folder: Path, budget: Budget, sets: Sets, devic
     if recipe == "gap":
         pipelines = {name: name for name in READINGS}
     if isinstance(model, BoxRegressor):
-        ious = box_hits(model, test).numpy()
-
-        def write(path: Path) -> None:
-            with path.open("wb") as file:
-                np.savez(file, ious=ious)
-
-        write_with(folder / BOXES_FILE, write)
+        with replacing(folder / BOXES_FILE) as partial:
+            np.savez(partial, ious=box_hits(model, test).numpy())
         model = scene_classifier()  # whose classes go with the boxes
     found = evaluate(
         model,

@@ -11,7 +11,7 @@ import numpy as np
 
 from camtools.evaluation.results import V2_IOUS, Array
 from camtools.evaluation.statistics import Estimate, Measured, Statistic, image_weights, interval, replicate
-from camtools.files import write_text, write_with
+from camtools.files import replacing, write_text
 from camtools_recipes.reproduce import MULTI, READINGS, SINGLE, Budget, Run, Sets, trained
 
 TABLE_FILE, CSV_FILE, BARS_FILE, SHEET_FILE = "table.md", "table.csv", "bars.png", "sheet.png"
@@ -226,11 +226,13 @@ def write_report(folder: str | Path, runs: Sequence[Run], budget: Budget, *, dev
     paths = [place / name for name in (TABLE_FILE, CSV_FILE, BARS_FILE, SHEET_FILE)]
     write_text(paths[0], "\n".join(text for text in (markdown(single), markdown(multi)) if text))
     write_text(paths[1], csv([*single, *multi]))
-    write_with(paths[2], bars(single, multi).save)
+    with replacing(paths[2]) as partial:
+        bars(single, multi).save(partial)
     image = sheet(place, runs, budget, device)
     if image is None:
         return paths[:3]
-    write_with(paths[3], image.save)
+    with replacing(paths[3]) as partial:
+        image.save(partial)
     return paths
 
 

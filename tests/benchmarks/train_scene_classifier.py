@@ -12,13 +12,14 @@ import torch
 import typer
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from camtools.datasets.scenes.dataset import Scenes
 from camtools.datasets.scenes.network import SceneNet
+from camtools.files import replacing
+from camtools.progress import progress_bar
 
 CLOSE_UP = 48  # pixels a side
 
@@ -120,8 +121,8 @@ def train_one(train: Drawn, val: Drawn, seed: int, recipe: Recipe, path: Path) -
     saved = torch.load(path, map_location=recipe.device, weights_only=True) if path.exists() else {}
     if saved and saved["recipe"] != list(recipe):
         raise SystemExit(f"{path} is of a run with other options ({saved['recipe']}): choose another folder")
-    stages = (("close-ups", recipe.close_up_epochs, recipe.lr), ("scenes", recipe.epochs, recipe.lr / 2))
-    for number, (stage, epochs, lr) in enumerate(stages):
+    pyramid = (("close-ups", recipe.close_up_epochs, recipe.lr), ("scenes", recipe.epochs, recipe.lr / 2))
+    for number, (stage, epochs, lr) in enumerate(pyramid):
         images, watched = (train.close_ups, val.close_ups) if stage == "close-ups" else (train.scenes, val.scenes)
         steps = len(images) // recipe.batch_size
         optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=recipe.weight_decay)
@@ -139,9 +140,8 @@ def train_one(train: Drawn, val: Drawn, seed: int, recipe: Recipe, path: Path) -
             right = accuracy(model.eval(), watched, val.labels)
             console.print(f"seed {seed} {stage} {epoch + 1}/{epochs}: loss {loss:.3f}, val {right:.2%}")
             states = {name: part.state_dict() for name, part in parts.items()}
-            partial = path.with_suffix(".part")
-            torch.save({"recipe": list(recipe), "stage": number, "epochs": epoch + 1, **states}, partial)
-            partial.replace(path)
+            with replacing(path) as partial:
+                torch.save({"recipe": list(recipe), "stage": number, "epochs": epoch + 1, **states}, partial)
     return model.eval()
 
 
@@ -199,11 +199,10 @@ class _WithCloseUps(Dataset[Any]):
 def draw(scenes: Scenes, workers: int) -> Drawn:
     """Draw all scenes, and their close-ups, in several processes."""
     found: list[Any] = []
-    with Progress(console=console) as progress:
-        task = progress.add_task(f"drawing {scenes.split}", total=len(scenes))
+    with progress_bar(len(scenes), f"Drawing {scenes.split}", unit="scenes") as advance:
         for batch in DataLoader(_WithCloseUps(scenes), 100, num_workers=workers):
             found.append(batch)
-            progress.advance(task, len(batch[0]))
+            advance(len(batch[0]))
     return Drawn(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 

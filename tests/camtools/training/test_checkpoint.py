@@ -1,4 +1,4 @@
-"""Files whole or not at all, and settings compared."""
+"""Checkpoints as they are written and read, and settings compared."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from camtools.errors import InputError, WeightsError
-from camtools.files import replacing, write_text, write_with
 from camtools.training.checkpoint import check_same, read_state, write_state
 
 CPU = torch.device("cpu")
@@ -20,40 +19,6 @@ def test_what_is_written_is_read(tmp_path):
     assert torch.equal(found.pop("x"), torch.arange(3))
     assert found == {"settings": "{}", "n": [1, 2.5], "none": None}
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["state.pt"]
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("write failed"), KeyError("x")])
-def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path, error):
-    path = tmp_path / "a.txt"
-    write_text(path, "old")
-    expected = KeyError if isinstance(error, KeyError) else InputError
-    with pytest.raises(expected) as caught, replacing(path) as partial:
-        partial.write_text("ne")
-        raise error
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    if expected is InputError:
-        assert f"{path} cannot be written: {error}" in str(caught.value) and "--resume" in str(caught.value)
-
-
-def test_a_writer_sees_the_suffix(tmp_path):
-    names = []
-
-    def write(path: Path) -> None:
-        names.append(path.suffix)
-        path.write_text("x")
-
-    write_with(tmp_path / "a.png", write)
-    assert names == [".png"] and [path.name for path in tmp_path.iterdir()] == ["a.png"]
-
-
-def test_a_full_disk(tmp_path):
-    if not Path("/dev/full").exists():
-        pytest.skip("needs /dev/full")
-    with pytest.raises(InputError, match="No space left on device"), replacing(tmp_path / "a") as partial:
-        partial.symlink_to("/dev/full")
-        with partial.open("wb") as file:
-            torch.save({"x": torch.zeros(100_000)}, file)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish", None])
