@@ -14,6 +14,7 @@ from torch import Tensor
 
 from camtools.boxes import coco_annotations
 from camtools.drawing.overlay import draw_overlay
+from camtools.drawing.trace import draw_trace
 from camtools.errors import InputError
 from camtools.files import staging, swap
 from camtools.images.preprocess import Transform, display_image
@@ -130,7 +131,7 @@ class Explanation:
 
         Args:
             height: Of a thumbnail, in pixels.
-            columns: Thumbnails in a row; as many as fit in about 1,600 pixels by default.
+            columns: Thumbnails per row; as many as fit in about 1,600 pixels by default.
             colormap: Name of a matplotlib colour map, for normalised maps.
 
         Returns:
@@ -139,9 +140,8 @@ class Explanation:
         Raises:
             InputError: The explanation has no trace, or an argument cannot be used.
         """
-        from camtools.drawing.trace import plot_trace
-
-        return plot_trace(self, height=height, columns=columns, colormap=colormap)
+        boxes = self.boxes.tolist()
+        return draw_trace(self.image, self.trace, boxes, self.name, self.score, height, columns, colormap)
 
     @property
     def caption(self) -> str:

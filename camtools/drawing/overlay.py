@@ -15,6 +15,7 @@ from camtools.drawing.text import font
 from camtools.errors import InputError
 
 BOX = (80, 255, 120)
+TRUTH = (70, 180, 255)  # blue against the prediction's green; dashed as well, for readers without colours
 
 
 def draw_overlay(

@@ -1,4 +1,4 @@
-"""`plot_trace`: what every step of a pipeline made of the map."""
+"""What every step of a pipeline made of the map, as a figure."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from camtools.checks import whole
-from camtools.drawing.legend import Bar, Key, draw_box
+from camtools.drawing.legend import Bar, Key
 from camtools.drawing.overlay import BOX, blend
-from camtools.drawing.panels import Panel, Text, figure, fit, in_rows, note, outlined, resized, title
+from camtools.drawing.panels import Panel, Text, draw_boxes, figure, fit, in_rows, note, outlined, resized, title
 from camtools.errors import InputError
-from camtools.explanation import Explanation
 from camtools.pipeline.trace import TraceStep
 
 SIGNED = "RdBu_r"  # blue against the class, red for it
@@ -23,15 +22,26 @@ _EDGE = (255, 255, 255)
 _SAME = 1e-5  # of the range: what float32 arithmetic may differ by
 
 
-def plot_trace(
-    explanation: Explanation, *, height: int = 140, columns: int | None = None, colormap: str = "inferno"
+def draw_trace(
+    image: Image.Image,
+    trace: Sequence[TraceStep],
+    boxes: Sequence[Sequence[int]],
+    name: str,
+    score: float,
+    height: int,
+    columns: int | None,
+    colormap: str,
 ) -> Image.Image:
     """Draw what `Explanation.plot_trace` documents.
 
     Args:
-        explanation: One with a trace.
+        image: The original, RGB.
+        trace: The maps after every step.
+        boxes: Drawn with the mask, xyxy in the image's pixels, half-open.
+        name: Of the class.
+        score: Its probability.
         height: Of a thumbnail, pixels.
-        columns: Thumbnails in a row; None fits them into about 1,600 pixels.
+        columns: Thumbnails per row; None fits them into about 1,600 pixels.
         colormap: Name of a matplotlib colour map, for normalised maps.
 
     Returns:
@@ -40,32 +50,38 @@ def plot_trace(
     Raises:
         InputError: There is no trace, or an argument cannot be used.
     """
-    if not explanation.trace:
+    if not trace:
         raise InputError(
             "this explanation has no trace: the map after every step was not kept. Explain with trace=True: "
             "explain(model, image, trace=True) or Explainer(model, trace=True)"
         )
     whole("height", height, 16)
-    image = explanation.image
-    image = image.resize(fit(image.width, image.height, height), Image.Resampling.LANCZOS)
-    facts = f"{explanation.size[0]} × {explanation.size[1]}\nscore {explanation.score:.1%}"
-    panels: list[Panel] = [[title(explanation.name), image, note(facts)]]
+    small = image.resize(fit(image.width, image.height, height), Image.Resampling.LANCZOS)
+    panels: list[Panel] = [[title(name), small, note(f"{image.height} × {image.width}\nscore {score:.1%}")]]
     before: TraceStep | None = None
-    for step in explanation.trace:
+    for step in trace:
         values = step.map.cpu().numpy()
-        shown = _thumbnail(values, step, height, colormap) if step.mask is None else _masked(explanation, step, image)
+        if step.mask is not None:
+            shown = _masked(small, step.mask.cpu().numpy())
+            draw_boxes(shown, boxes, image.size, BOX, max(2, round(shown.height / 110)))
+        elif step.normalised:
+            shown = _coloured(values, height, colormap)
+        else:  # diverging about 0
+            shown = _coloured(0.5 + values / (2 * (float(np.abs(values).max()) or 1.0)), height, SIGNED)
         panels.append([title(step.step), shown, note(_range(values, step)), *_change(before, step, height)])
         before = step
     size = max(12, round(height / 13))
-    return figure(in_rows(panels, columns, size), _legend(explanation.trace, colormap, panels), size, aligned=False)
+    return figure(in_rows(panels, columns, size), _legend(trace, colormap, panels), size, aligned=False)
 
 
-def _thumbnail(values: NDArray[np.float32], step: TraceStep, height: int, colormap: str) -> Image.Image:
-    """Draw a map in colours: diverging about 0 before it is normalised, the given ones after."""
-    if step.normalised:
-        return _coloured(values, height, colormap)
-    most = float(np.abs(values).max()) or 1.0
-    return _coloured(0.5 + values / (2 * most), height, SIGNED)
+def _masked(image: Image.Image, mask: NDArray[np.bool_]) -> Image.Image:
+    """Draw a mask over the image: what is left out is pale."""
+    mask = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
+    pixels = np.asarray(image, dtype=np.float32)
+    pale = 0.3 * pixels.mean(2, keepdims=True)
+    canvas = Image.fromarray(np.where(mask[..., None], pixels, pale).astype(np.uint8))
+    outlined(canvas, mask, _EDGE, 1)
+    return canvas
 
 
 def _coloured(values: NDArray[np.floating[Any]], height: int, colormap: str) -> Image.Image:
@@ -74,21 +90,6 @@ def _coloured(values: NDArray[np.floating[Any]], height: int, colormap: str) -> 
     size = fit(columns, rows, height)
     scaled = resized(values.astype(np.float32), size, smooth=rows > height / 3 or columns > height / 3).clip(0, 1)
     return blend(Image.new("RGB", size), scaled, 1.0, colormap)
-
-
-def _masked(explanation: Explanation, step: TraceStep, image: Image.Image) -> Image.Image:
-    """Draw mask and boxes over the image: what is left out is pale."""
-    assert step.mask is not None
-    mask = np.asarray(Image.fromarray(step.mask.cpu().numpy()).resize(image.size, Image.Resampling.NEAREST))
-    pixels = np.asarray(image, dtype=np.float32)
-    pale = 0.3 * pixels.mean(2, keepdims=True)
-    canvas = Image.fromarray(np.where(mask[..., None], pixels, pale).astype(np.uint8))
-    outlined(canvas, mask, _EDGE, 1)
-    draw = ImageDraw.Draw(canvas)
-    scale = np.array([image.width / explanation.size[1], image.height / explanation.size[0]] * 2)
-    for box in explanation.boxes.tolist():
-        draw_box(draw, np.rint(box * scale).tolist(), BOX, max(2, round(image.height / 110)))
-    return canvas
 
 
 def _range(values: NDArray[np.float32], step: TraceStep) -> str:
@@ -109,12 +110,12 @@ def _change(before: TraceStep | None, after: TraceStep, height: int) -> list[Tex
         return [note("the first map", 3, 0.5)]
     if before.map.shape != after.map.shape:
         return [note("the same map on the image’s pixels", 4, 0.5)]
-    one, other = before.map.cpu().numpy(), after.map.cpu().numpy()
-    if np.array_equal(one, other):
+    old, new = before.map.cpu().numpy(), after.map.cpu().numpy()
+    if np.array_equal(old, new):
         return [note("map unchanged" if after.mask is not None else "unchanged", 3, 0.5)]
     if not (before.normalised and after.normalised):
-        one, other = _normalised(one), _normalised(other)
-    difference = other - one
+        old, new = _normalised(old), _normalised(new)
+    difference = new - old
     most = float(np.abs(difference).max())
     if most <= _SAME:
         return [note("unchanged but for its scale", 3, 0.5)]

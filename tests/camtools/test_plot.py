@@ -13,13 +13,13 @@ from PIL import Image, ImageDraw
 import camtools
 from camtools import InputError, Preprocess
 from camtools.drawing.legend import INK, Bar, Key, legend
-from camtools.drawing.overlay import BOX
+from camtools.drawing.overlay import BOX, TRUTH
 from camtools.drawing.panels import fit
-from camtools.drawing.trace import CHANGE, SIGNED, plot_trace
+from camtools.drawing.trace import CHANGE, SIGNED
 from camtools.explanation import Explanation
 from camtools.images.read import read_image
 from camtools.pipeline.trace import TraceStep
-from camtools.plot import TRUTH, best_iou, compare
+from camtools.plot import best_iou, compare, plot_trace
 
 PLAIN = Preprocess(input_size=(8, 8), resize=(8, 8))
 GREY = (100, 110, 120)
@@ -35,7 +35,7 @@ def explanation(height=40, width=60, box=(30, 5, 50, 25), name="red kite", pipel
         mask[y0:y1, x0:x1] = True
     given = {"map": torch.full((height, width), value), "raw_map": torch.zeros(4, 6), "mask": mask, "boxes": boxes}
     facts = {"label": 3, "name": name, "score": 0.876, "threshold": 0.5, "exact": True, "layer": "layer4"}
-    rest = {"logits": torch.zeros(5), "image": read_image(pixels), "transform": PLAIN, "pipeline": pipeline}
+    rest = {"logits": torch.zeros(5), "input_image": read_image(pixels), "transform": PLAIN, "pipeline": pipeline}
     return Explanation(**{**given, **facts, **rest, **fields})
 
 
