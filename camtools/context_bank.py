@@ -11,15 +11,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from camtools.checks import is_share
-from camtools.engine import check_scores
+from camtools.checkpoints import weights_hash
+from camtools.checks import share
+from camtools.classes.matching import match_classes
+from camtools.datasets.selection import Selection
+from camtools.engine import Engine
 from camtools.errors import InputError, PipelineError, WeightsError
 from camtools.images.batches import read_batches
-from camtools.images.preprocess import Preprocess, as_transform
-from camtools.model.activations import Activations
 from camtools.model.cam_model import unwrapped, wrap
-from camtools.model.device import on_device, to_model
 from camtools.model.guard import untouched
+from camtools.pipeline.pipeline import Pipeline
+from camtools.progress import progress_bar
 from camtools.steps.base import State
 from camtools.steps.cam import CAM
 from camtools.steps.cream import foreground_mask, mean_features
@@ -105,54 +107,39 @@ class ContextBank:
             TargetError: The data's classes are not the model's.
             ModelError: The model cannot be explained.
         """
-        # Late: the evaluation brings torchmetrics, which takes a second.
-        from camtools.checkpoints import weights_hash
-        from camtools.checks import check_whole
-        from camtools.classes.matching import match_classes
-        from camtools.datasets.selection import Selection
-        from camtools.progress import progress_bar
-
         if mode not in ("momentum", "mean"):
             raise InputError(f"mode={mode!r}: expected 'momentum' or 'mean'")
-        for name, value in (("momentum", momentum), ("delta", delta)):
-            if not is_share(value):
-                raise InputError(f"{name}={value!r}: expected a number, 0 <= {name} < 1")
-        check_whole(batch_size=batch_size)
-        data, cam_model = Selection(dataset), wrap(on_device(model, device))
-        inner = unwrapped(cam_model)
-        config = cam_model.adapter.data_config(inner) if transform is None else transform
-        prepare = Preprocess.imagenet() if config is None else as_transform(config)
+        share("momentum", momentum)
+        share("delta", delta)
+        data = Selection(dataset)
+        engine = Engine(model, [Pipeline([CAM()])], device=device, transform=transform, batch_size=batch_size)
+        inner = unwrapped(engine.model)
         first, second = tee(data.record(index) for index in data.indices)
         images = ((number, record.image) for number, record in enumerate(first))
-        batches = read_batches(images, (record.classes for record in second), prepare, batch_size)
-        sums, index = None, tuple[int, ...]()
-        with progress_bar(len(data), "Fitting", progress) as tick:
-            for batch in batches:
-                x = to_model(batch.tensor, inner)
-                with torch.inference_mode(False), torch.no_grad():
-                    with untouched(inner):
-                        found = cam_model.activations(x)
-                        check_scores(found.logits, batch.images)
-                        if sums is None:
-                            known = cam_model.adapter.class_names(inner)
-                            classes = found.logits.shape[1]
-                            index = match_classes(data.classes, data.occurring, classes, known).index
-                            sums = BankUpdates(
-                                classes, found.features.shape[1], momentum if mode == "momentum" else None
-                            )
-                        labels = [image.target for image in batch.images]
-                        maps, targets, valid = _true_maps(found, labels, index)
-                    with torch.autocast(x.device.type, enabled=False):
-                        features, mask = found.features.detach().float(), foreground_mask(maps, delta)
-                        for part, inside in enumerate((mask, ~mask)):
-                            sums.add(part, targets, valid, *mean_features(features, inside))
-                tick(len(batch.images))
-        if sums is None or not sums.counts.any():
+        labels = (record.classes for record in second)
+        updates, index = None, tuple[int, ...]()
+        with progress_bar(len(data), "Fitting", progress) as advance:
+            for batch in read_batches(images, labels, engine.transform, batch_size):
+                forward = engine.run(batch)
+                if updates is None:
+                    classes, known = forward.logits.shape[1], engine.model.adapter.class_names(inner)
+                    index = match_classes(data.classes, data.occurring, classes, known).index
+                    updates = BankUpdates(classes, momentum if mode == "momentum" else None)
+                targets, valid = _padded([[index[label] for label in ready.target] for ready in batch.images])
+                updates.add_maps(engine.maps(forward, targets)[0], valid, delta)
+                advance(len(batch.images))
+        if updates is None or not updates.counts.any():
             raise InputError(f"{data.spec}: no image gave a foreground or background: expected some with a class")
-        fg, bg = sums.vectors()
-        names = {name: getattr(found.decomposition, name) for name in ("layer", "side")}
-        names |= {"model": type(inner).__name__, "weights": weights_hash(inner)}
-        return cls(fg, bg, sums.counts.T.contiguous(), **names, mode=mode, momentum=momentum, delta=delta)
+        place = engine.model.decomposition
+        return updates.bank(
+            layer=place.layer,
+            side=place.side,
+            model=type(inner).__name__,
+            weights=weights_hash(inner),
+            mode=mode,
+            momentum=momentum,
+            delta=delta,
+        )
 
     @property
     def known(self) -> Tensor:
@@ -189,8 +176,6 @@ class ContextBank:
                 are others, too.
             ModelError: The model cannot be explained.
         """
-        from camtools.checkpoints import weights_hash
-
         cam_model = wrap(model)
         inner = unwrapped(cam_model)
         with untouched(inner), torch.no_grad():
@@ -260,33 +245,40 @@ class ContextBank:
         return f"ContextBank({classes} classes x {channels} channels{lacks}, {self.mode}, {digest.hexdigest()[:8]})"
 
 
-def _true_maps(found: Activations, data: list[list[int]], index: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return signed maps of each image's classes, (B, K', h, w), the classes, and which of them count, (B, K')."""
-    labels = [[index[label] for label in one] for one in data]
+def _padded(labels: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Return each image's classes, (B, K') int64, and which of them count, (B, K') bool."""
     most = max(1, *map(len, labels))
-    targets = torch.tensor([one + [0] * (most - len(one)) for one in labels])
-    valid = torch.tensor([[position < len(one) for position in range(most)] for one in labels])
-    weights = found.weights(targets).detach().float()
-    with torch.autocast(weights.device.type, enabled=False):
-        maps = CAM()(State(features=found.features.detach().float(), weights=weights)).require("maps", "CAM")
-    return maps, targets, valid
+    targets = torch.tensor([classes + [0] * (most - len(classes)) for classes in labels])
+    return targets, torch.arange(most)[None] < torch.tensor([[len(classes)] for classes in labels])
 
 
 class BankUpdates:
-    """The vectors on their way, (2, K, C) float64: foreground, background; `momentum` None for plain means.
+    """The vectors on their way, (2, K, C) float64: foreground, background.
 
     Args:
         classes: K.
-        channels: C.
-        momentum: Share that V keeps at every update (eq. 4).
+        momentum: Share that V keeps at every update (eq. 4); None for plain means.
     """
 
-    def __init__(self, classes: int, channels: int, momentum: float | None) -> None:
-        self.values = torch.zeros(2, classes, channels, dtype=torch.float64)
+    def __init__(self, classes: int, momentum: float | None = None) -> None:
+        self.values = torch.zeros(2, classes, 0, dtype=torch.float64)
         self.counts = torch.zeros(2, classes, dtype=torch.int64)
         self.momentum = momentum
 
-    def add(self, part: int, targets: Tensor, valid: Tensor, means: Tensor, found: Tensor) -> None:
+    def add_maps(self, state: State, valid: Tensor, delta: float) -> None:
+        """Add a batch's mean features inside and outside its CAMs' foreground.
+
+        Args:
+            state: With `features`, signed `raw_maps` and their classes as `labels`.
+            valid: Which of the maps count, (B, K') bool.
+            delta: Share of the map's maximum above which it is foreground.
+        """
+        features, maps, labels = (state.require(name, type(self)) for name in ("features", "raw_maps", "labels"))
+        mask = foreground_mask(maps, delta)
+        for part, inside in enumerate((mask, ~mask)):
+            self.add(part, labels.cpu(), valid, *mean_features(features, inside))
+
+    def add(self, part: int, targets: Tensor, valid: Tensor, means: Tensor, present: Tensor) -> None:
         """Add the means of a batch's images as if one after another.
 
         Args:
@@ -294,9 +286,11 @@ class BankUpdates:
             targets: Classes, (B, K') int64, on the CPU.
             valid: Which of them count, likewise, bool.
             means: (B, K', C).
-            found: Whether there is a mean, (B, K') bool.
+            present: Whether there is a mean, (B, K') bool.
         """
-        chosen = valid & found.cpu()
+        if not self.values.shape[2]:
+            self.values = torch.zeros(2, len(self.counts[0]), means.shape[2], dtype=torch.float64)
+        chosen = valid & present.cpu()
         labels, means = targets[chosen], means.cpu().double()[chosen]
         if not len(labels):
             return
@@ -311,8 +305,8 @@ class BankUpdates:
         self.values[part].index_add_(0, labels, means)
         self.counts[part] += total
 
-    def vectors(self) -> tuple[Tensor, Tensor]:
-        """Return foreground and background as they stand, (K, C) float32."""
+    def bank(self, **about: Any) -> ContextBank:
+        """Return the bank as it stands; the rest of its attributes by name."""
         divisor = self.counts.clamp_min(1)[..., None] if self.momentum is None else 1
         foreground, background = (self.values / divisor).float().unbind()
-        return foreground.clone(), background.clone()
+        return ContextBank(foreground.clone(), background.clone(), self.counts.T.contiguous(), **about)

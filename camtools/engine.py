@@ -1,68 +1,284 @@
-"""TODO camtools.engine."""
+"""One forward, every pipeline's maps: what explaining, segmenting, evaluating and fitting a context bank all call.
+
+forward = engine.forward(inputs)            # logits and features, from one run of the model
+states = engine.maps(forward, targets)      # a state per pipeline, maps on the feature grid
+for rows in groups(geometries):             # images of one geometry share the work on their pixels
+    done = on_pixels(pipeline, states[0], rows, geometry.resize)
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
-from camtools.errors import ModelError
-from camtools.images.batches import Ready
-from camtools.model.cam_model import CamModel, unwrapped
-from camtools.model.device import to_model
+from camtools.classes.names import checked_names
+from camtools.errors import InputError, ModelError
+from camtools.images.batches import Batch, is_ready_batch, read_batches, ready_batches
+from camtools.images.enlarged import enlarged
+from camtools.images.preprocess import Preprocess, Transform, as_transform
+from camtools.model.activations import Activations
+from camtools.model.cam_model import CamModel, unwrapped, wrap
+from camtools.model.device import on_device, to_model
 from camtools.model.guard import untouched
+from camtools.pipeline.pipeline import Pipeline
+from camtools.pipeline.trace import TraceStep
+from camtools.steps.base import Resize, State
+
+NONE_LARGER: Mapping[float, Tensor] = MappingProxyType({})
 
 
-def check_scores(logits: Tensor, batch: list[Ready]) -> None:
-    """Refuse scores that are not numbers."""
-    bad = (~torch.isfinite(logits)).any(1).nonzero().flatten().tolist()
-    if bad:
-        names = ", ".join(batch[i].name for i in bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-        raise ModelError(
-            f"the model returned NaN or infinite class scores for {names}. Check its weights; in float16 try "
-            "bfloat16 or float32"
-        )
+@dataclass(frozen=True)
+class Forward:
+    """What the model made of a batch.
 
-
-class Sizes:
-    """Which input sizes a model takes, tried once each.
-
-    Args:
-        model: The classifier.
+    Attributes:
+        activations: From the inputs at the model's own size.
+        larger: From inputs of other sizes, by their scale; only of those that the model can be run on.
     """
 
-    def __init__(self, model: CamModel) -> None:
-        self._model = model
+    activations: Activations
+    larger: Mapping[float, Activations]
+
+    @property
+    def logits(self) -> Tensor:
+        """The class scores, (B, K)."""
+        return self.activations.logits
+
+
+class Engine:
+    """A classifier, prepared to run batches through pipelines. The model is left exactly as it was.
+
+    Args:
+        model: Any classifier, or a `CamModel`.
+        pipelines: P of them; all get their maps from the same forward.
+        device: Where to run; a model that lives elsewhere is copied there, never moved. None stays with the model.
+        transform: The model's preprocessing; None asks the model, and takes ImageNet's where that does not tell.
+        class_names: Names of the classes in order; None asks the model.
+        batch_size: Images per forward.
+
+    Raises:
+        ModelError: No module, or no adapter knows it.
+        InputError: The device, the transform or the batch size cannot be used.
+        TargetError: `class_names` is not a list of names.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pipelines: Sequence[Pipeline],
+        *,
+        device: str | torch.device | None = None,
+        transform: Any = None,
+        class_names: Sequence[str] | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size={batch_size!r}: expected a whole number of at least 1")
+        self.pipelines = tuple(pipelines)
+        self.model: CamModel = wrap(on_device(model, device))
+        self.batch_size = batch_size
+        adapter, inner = self.model.adapter, unwrapped(self.model)
+        if transform is None:
+            transform = adapter.data_config(inner)
+        self.transform: Transform = Preprocess.imagenet() if transform is None else as_transform(transform)
+        self.class_names = adapter.class_names(inner) if class_names is None else checked_names(class_names)
+        scales = {pipeline.scale for pipeline in self.pipelines}
+        # How many levels of the pyramid the pipelines look at, by the scale of the input that they want.
+        self._levels = {s: max(p.needs_pyramid for p in self.pipelines if p.scale == s) for s in sorted(scales)}
         self._taken: dict[tuple[int, ...], bool] = {}
 
-    def taken(self, x: Tensor) -> bool:
-        """Tell whether the model can be run on inputs of this shape; warns once for each that it can't.
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The scales other than 1 at which pipelines want inputs."""
+        return tuple(scale for scale in self._levels if scale != 1)
+
+    def batches(self, images: Any, targets: list[Any], single: bool) -> Iterator[Batch]:
+        """Yield one image or many as batches for the model, read ahead.
 
         Args:
-            x: Inputs, (B, C, h, w).
+            images: What `camtools.explain` takes.
+            targets: One per image, passed through.
+            single: Whether `images` is one image.
+
+        Raises:
+            InputError: An image cannot be used; batches of those before it have been yielded by then.
         """
-        shape = tuple(x.shape[1:])
+        if is_ready_batch(images, self.transform):
+            return ready_batches(images, targets, self.batch_size)
+        numbered = [(None, images)] if single else enumerate(images)
+        return read_batches(numbered, targets, self.transform, self.batch_size)
+
+    def run(self, batch: Batch) -> Forward:
+        """Run the model on a batch, and on its enlarged inputs where pipelines want maps from these.
+
+        Raises:
+            ModelError: See `forward`.
+        """
+        inputs = to_model(batch.tensor, unwrapped(self.model))
+        images = [ready.input_image for ready in batch.images]
+        larger = {scale: enlarged(images, inputs, self.transform, scale) for scale in self.scales}
+        return self.forward(inputs, larger, [ready.name for ready in batch.images])
+
+    def forward(
+        self, inputs: Tensor, larger: Mapping[float, Tensor] = NONE_LARGER, names: Sequence[str] | None = None
+    ) -> Forward:
+        """Run the model once, and once more for each larger input.
+
+        Args:
+            inputs: (B, C, h, w), at the model's own size, normalised as it expects; on any device.
+            larger: The same images at other sizes, by scale; those that the model can't be run on are left out.
+            names: What errors call the images, B; None for their numbers.
+
+        Raises:
+            ModelError: The model cannot be explained, its scores are not numbers, or the device runs out of memory.
+        """
+        inner = unwrapped(self.model)
+        with torch.inference_mode(False), torch.no_grad():
+            taken = {scale: to_model(x, inner) for scale, x in larger.items() if self._takes(x)}
+            levels = max((count for scale, count in self._levels.items() if scale not in taken), default=0)
+            with untouched(inner):
+                activations = self._activations(to_model(inputs, inner), levels)
+                _check_scores(activations.logits, names)
+                others = {scale: self._activations(x, self._levels[scale]) for scale, x in taken.items()}
+        return Forward(activations, others)
+
+    def maps(self, forward: Forward, targets: Tensor, trace: list[TraceStep] | None = None) -> list[State]:
+        """Run every pipeline's steps on the feature grid.
+
+        Args:
+            forward: What `forward` or `run` returned.
+            targets: The classes to map, (B, K') int64.
+            trace: A list to which the maps after every step are appended, see `Pipeline.trace`.
+
+        Returns:
+            For each pipeline the state before the resize: float32, with the targets as `labels`.
+
+        Raises:
+            PipelineError: A step cannot work on this model's features.
+        """
+        starts: dict[float, State] = {}
+        states = []
+        for pipeline in self.pipelines:
+            scale = pipeline.scale if pipeline.scale in forward.larger else 1.0
+            if scale not in starts:
+                starts[scale] = _start(forward.larger.get(scale, forward.activations), targets)
+            with _plain(starts[scale].require("features", self).device):
+                states.append(pipeline.features(starts[scale], trace))
+        return states
+
+    def name(self, index: int) -> str:
+        """Return a class's name; its index as text where no names are known."""
+        return str(index) if self.class_names is None else self.class_names[index]
+
+    def __repr__(self) -> str:
+        return f"{type(unwrapped(self.model)).__name__} ({self.model.adapter.name}), transform={self.transform!r}"
+
+    def _activations(self, inputs: Tensor, levels: int) -> Activations:
+        try:
+            return self.model.activations(inputs, levels)
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"the device ran out of memory with {len(inputs)} images per forward: give a smaller batch_size"
+            ) from error
+
+    def _takes(self, larger: Tensor) -> bool:
+        """Whether the model can be run on inputs of this shape, tried once each; warns where it can't."""
+        shape = tuple(larger.shape[1:])
         if shape not in self._taken:
-            self._taken[shape] = self._try(shape)
+            self._taken[shape] = _runs_on(self.model, shape)
             if not self._taken[shape]:
-                name = type(unwrapped(self._model)).__name__
                 warnings.warn(
-                    f"{name} can't be run on {shape[1]} x {shape[2]} pixels, so the step Enlarge does nothing: maps "
-                    "are made from the model's own input size. Leave Enlarge out to silence this.",
+                    f"{type(unwrapped(self.model)).__name__} can't be run on {shape[1]} x {shape[2]} pixels, so the "
+                    "step Enlarge does nothing: maps are made from the model's own input size. Leave Enlarge out to "
+                    "silence this.",
                     stacklevel=2,
                 )
         return self._taken[shape]
 
-    def _try(self, shape: tuple[int, ...]) -> bool:
-        inner = unwrapped(self._model)
-        # Noise, as adapters look for features with it, and all is alike in a black image.
-        x = to_model(torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)), inner)
-        try:
-            with torch.no_grad(), untouched(inner):
-                self._model.activations(x)
-        except (torch.OutOfMemoryError, KeyboardInterrupt):
-            raise
-        except (ModelError, RuntimeError, AssertionError, ValueError, TypeError, IndexError):
-            return False
-        return True
+
+def on_pixels(
+    pipeline: Pipeline,
+    state: State,
+    rows: Sequence[int],
+    resize: Resize,
+    images: Sequence[Image.Image] | None = None,
+    trace: list[TraceStep] | None = None,
+) -> State:
+    """Run a pipeline's steps on the pixels of images that share a geometry.
+
+    Args:
+        pipeline: The pipeline.
+        state: Of the whole batch, from `Engine.maps`.
+        rows: Which images of the batch, b of them.
+        resize: Takes maps from the feature grid to the pixels.
+        images: These images, RGB and of one size, for steps that look at them; None where no step does.
+        trace: A list to which the maps after every step are appended.
+
+    Returns:
+        The state of these images with `maps`, `masks` (b, K', H, W) and `thresholds` (b, K').
+    """
+    state = state.rows(rows).replace(resize=resize)
+    device = state.require("maps", pipeline).device
+    with _plain(device):
+        if images is not None:
+            pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
+            state = state.replace(images=pixels.permute(0, 3, 1, 2).to(device, torch.float32) / 255)
+        return pipeline.image(state, trace)
+
+
+def groups(keys: Sequence[Hashable], most: int | None = None) -> list[list[int]]:
+    """Return the positions of equal keys together, ascending, in the order of their first; at most `most` per group."""
+    positions: dict[Hashable, list[int]] = {}
+    for position, key in enumerate(keys):
+        positions.setdefault(key, []).append(position)
+    size = most or len(keys)
+    return [group[start : start + size] for group in positions.values() for start in range(0, len(group), size)]
+
+
+@contextmanager
+def _plain(device: torch.device) -> Iterator[None]:
+    """No gradients, no inference mode, and no autocast: half precision has too few levels for a map."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def _start(source: Activations, targets: Tensor) -> State:
+    """Return where pipelines start, in float32 from here on."""
+    with torch.inference_mode(False), torch.no_grad():
+        weights = source.weights(targets).detach().float()
+        return State(source.features.detach().float(), weights, labels=targets, pyramid=source.pyramid)
+
+
+def _runs_on(model: CamModel, shape: tuple[int, ...]) -> bool:
+    inner = unwrapped(model)
+    # Noise, as adapters look for features with it, and all is alike in a black image.
+    inputs = to_model(torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)), inner)
+    try:
+        with torch.no_grad(), untouched(inner):
+            model.activations(inputs)
+    except (torch.OutOfMemoryError, KeyboardInterrupt):
+        raise
+    except (ModelError, RuntimeError, AssertionError, ValueError, TypeError, IndexError):
+        return False
+    return True
+
+
+def _check_scores(logits: Tensor, names: Sequence[str] | None) -> None:
+    """Raise where scores are not numbers."""
+    bad = (~torch.isfinite(logits)).any(1).nonzero().flatten().tolist()
+    if bad:
+        shown = ", ".join(names[i] if names else f"image {i}" for i in bad[:3])
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise ModelError(
+            f"the model returned NaN or infinite class scores for {shown}{more}. Check its weights; in float16 try "
+            "bfloat16 or float32"
+        )

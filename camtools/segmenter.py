@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from camtools.classes.names import resolve_target
 from camtools.classes.targets import Target, class_indices, is_list
+from camtools.engine import Engine, groups, on_pixels
 from camtools.errors import InputError, TargetError
-from camtools.explainer import Explainer
-from camtools.images.batches import Batch, Ready, read_batches
+from camtools.images.batches import Batch, read_batches
+from camtools.images.preprocess import display_image
 from camtools.images.read import read_images
-from camtools.model.activations import Activations
 from camtools.model.outputs import probabilities
 from camtools.pipeline.pipeline import Pipeline
+from camtools.pipeline.presets import as_pipeline
 from camtools.segmentation import Segmentation
 from camtools.steps import CRF
 from camtools.steps.base import State, Step
@@ -97,15 +98,19 @@ class Segmenter:
             raise InputError(f"min_score={min_score!r}: expected a number of at least 0 and below 1")
         if crf is not None and not isinstance(crf, bool | CRF):
             raise InputError(f"crf={crf!r}: expected True, False, or a camtools.steps.CRF with parameters of your own")
-        self.explainer = Explainer(
+        if activation not in MIN_SCORE:
+            raise InputError(f"activation={activation!r}: expected 'softmax' or 'sigmoid'")
+        self.pipeline = as_pipeline(pipeline)
+        self.pipeline_name = pipeline if isinstance(pipeline, str) else self.pipeline.summary
+        self.engine = Engine(
             model,
-            pipeline,
+            [self.pipeline],
             device=device,
-            batch_size=batch_size,
             transform=transform,
             class_names=class_names,
-            activation=activation,
+            batch_size=batch_size,
         )
+        self.activation: Literal["softmax", "sigmoid"] = activation
         self.background = background
         self.min_score = MIN_SCORE[activation] if min_score is None else min_score
         self.crf = crf if isinstance(crf, CRF) else default_crf() if crf else None
@@ -128,10 +133,11 @@ class Segmenter:
             TargetError: A class does not exist or is named twice, or `classes` has the wrong length.
             ModelError: The model cannot be explained.
         """
-        input_images, single = read_images(images)
-        wanted = _per_image(classes, len(input_images), single)
-        found = list(self._run(self.explainer.batches(images, wanted, single)))
-        return found[0] if single else found
+        inputs, single = read_images(images)
+        wanted = _per_image(classes, len(inputs), single)
+        batches = self.engine.batches(images, wanted, single)
+        segmentations = [segmentation for batch in batches for segmentation in self._segment(batch)]
+        return segmentations[0] if single else segmentations
 
     def stream(self, images: Iterable[Any], classes: Target | Sequence[Target] | None = None) -> Iterator[Segmentation]:
         """Segment images one after another without keeping them: for more than fit in memory.
@@ -148,70 +154,61 @@ class Segmenter:
             TargetError: A class does not exist or is named twice.
             ModelError: The model cannot be explained.
         """
-        wanted = _per_image(classes, 1, True)[0]
-        explainer = self.explainer
-        return self._run(read_batches(enumerate(images), repeat(wanted), explainer.transform, explainer.batch_size))
-
-    def _run(self, batches: Iterator[Batch]) -> Iterator[Segmentation]:
-        for batch in batches:
+        wanted = repeat(_per_image(classes, 1, True)[0])
+        for batch in read_batches(enumerate(images), wanted, self.engine.transform, self.engine.batch_size):
             yield from self._segment(batch)
 
     def _segment(self, batch: Batch) -> list[Segmentation]:
-        """Segment one batch: one forward, then batched steps for each image size."""
-        counts: list[int] = []
+        """Segment one batch: one forward, then batched steps for the images of each geometry."""
+        engine = self.engine
+        forward = engine.run(batch)
+        targets, counts = self._chosen(forward.logits, [ready.target for ready in batch.images])
+        [state] = engine.maps(forward, targets)
+        scores = probabilities(forward.logits, self.activation).gather(1, targets).tolist()
+        decomposition = forward.activations.decomposition
+        segmentations: dict[int, Segmentation] = {}
+        for rows in groups([ready.geometry for ready in batch.images]):
+            most = max(1, *(counts[i] for i in rows))
+            shares, maps, limits = self._on_pixels(batch, _first(state, most), rows, [counts[i] for i in rows])
+            winners = shares.argmax(1)
+            values = torch.cat([torch.zeros_like(targets[rows, :1]), targets[rows, :most] + 1], 1)
+            masks = values.gather(1, winners.flatten(1)).view_as(winners)
+            for row, i in enumerate(rows):
+                n = counts[i]
+                classes = tuple(targets[i, :n].tolist())
+                own = tuple(limits[row, :n].tolist())
+                segmentations[i] = Segmentation(
+                    mask=masks[row].clone(),
+                    classes=classes,
+                    names=tuple(map(engine.name, classes)),
+                    scores=tuple(scores[i][:n]),
+                    probabilities=shares[row, : n + 1].clone(),
+                    maps=maps[row, :n].clone(),
+                    backgrounds=own if self.background is None else (self.background,) * n,
+                    exact=decomposition.exact,
+                    layer=decomposition.layer,
+                    logits=forward.logits[i].detach().clone(),
+                    input_image=batch.images[i].input_image,
+                    transform=engine.transform,
+                    pipeline=self.pipeline_name,
+                    crf=None if self.crf is None else repr(self.crf),
+                )
+        return [segmentations[i] for i in range(len(batch.images))]
 
-        def choose(logits: Tensor) -> Tensor:
-            targets, counts[:] = self._chosen(logits, [ready.target for ready in batch.images])
-            return targets
-
-        activations, state, _ = self.explainer.on_grid(batch, choose)
-        found: dict[int, Segmentation] = {}
-        device = activations.features.device.type
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-            for geometry in dict.fromkeys(ready.geometry for ready in batch.images):
-                members = [i for i, ready in enumerate(batch.images) if ready.geometry == geometry]
-                found |= self._of_one_size(activations, state, batch.images, members, counts)
-        return [found[i] for i in range(len(batch.images))]
-
-    def _of_one_size(
-        self, activations: Activations, state: State, batch: list[Ready], members: list[int], counts: list[int]
-    ) -> dict[int, Segmentation]:
-        """Segment the images of one geometry."""
-        explainer, labels = self.explainer, state.require("labels", self)
-        images = self.crf is not None or explainer.pipeline.needs_image
-        most = max(1, *(counts[i] for i in members))
-        done = explainer.pipeline.image(explainer.part(_first(state, most), members, batch, images))
+    def _on_pixels(
+        self, batch: Batch, state: State, rows: list[int], counts: list[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return probabilities (b, K' + 1, H, W), maps (b, K', H, W) and even odds (b, K') of one geometry."""
+        images = None
+        if self.crf is not None or self.pipeline.needs_image:
+            images = [display_image(batch.images[i].input_image, self.engine.transform) for i in rows]
+        done = on_pixels(self.pipeline, state, rows, batch.images[rows[0]].geometry.resize, images)
         maps, limits = done.require("maps", self), done.require("thresholds", self)
         if self.background is not None:
             limits = torch.full_like(limits, self.background)
-        there = torch.arange(most)[None] < torch.tensor([counts[i] for i in members])[:, None]
-        shares = self._probabilities(maps, limits, there.to(maps.device), done.images)
-        winners = shares.argmax(1)
-        values = torch.cat([torch.zeros_like(labels[members, :1]), labels[members, :most] + 1], 1)
-        masks = values.gather(1, winners.flatten(1)).view_as(winners)
-        scores = probabilities(activations.logits, explainer.activation).gather(1, labels).cpu()
-        found = {}
-        for row, i in enumerate(members):
-            n = counts[i]
-            own = limits[row, :n].tolist()
-            classes = tuple(labels[i, :n].tolist())
-            found[i] = Segmentation(
-                mask=masks[row].clone(),
-                classes=classes,
-                names=tuple(map(explainer.name, classes)),
-                scores=tuple(scores[i, :n].tolist()),
-                probabilities=shares[row, : n + 1].clone(),
-                maps=maps[row, :n].clone(),
-                backgrounds=tuple(own) if self.background is None else (self.background,) * n,
-                exact=activations.decomposition.exact,
-                layer=activations.decomposition.layer,
-                logits=activations.logits[i].detach().clone(),
-                input_image=batch[i].input_image,
-                transform=explainer.transform,
-                pipeline=explainer.pipeline_name,
-                crf=None if self.crf is None else repr(self.crf),
-            )
-        return found
+        there = torch.arange(limits.shape[1])[None] < torch.tensor(counts)[:, None]
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
+            return self._probabilities(maps, limits, there.to(maps.device), done.images), maps, limits
 
     def _probabilities(self, maps: Tensor, limits: Tensor, there: Tensor, images: Tensor | None) -> Tensor:
         """Return background and classes, (B, K' + 1, H, W); classes that are not there get (next to) nothing."""
@@ -221,13 +218,13 @@ class Segmenter:
         unary = -torch.cat([torch.zeros_like(odds[:, :1]), odds], 1).log_softmax(1)
         if self.crf is None:
             return (-unary).exp()
-        assert images is not None  # `part` has filled them
+        assert images is not None  # with a CRF they are there
         return _refined(self.crf, unary, images)
 
     def _chosen(self, logits: Tensor, wanted: Sequence[Any]) -> tuple[Tensor, list[int]]:
         """Return the classes of each image, (B, K') with at least one column, and how many of them count."""
-        names = self.explainer.class_names
-        scores = probabilities(logits, self.explainer.activation)
+        names = self.engine.class_names
+        scores = probabilities(logits, self.activation)
         order = scores.argsort(dim=1, descending=True, stable=True).tolist()
         above = (scores > self.min_score).sum(1).tolist()
         rows = [
@@ -244,7 +241,8 @@ class Segmenter:
 
     def __repr__(self) -> str:
         return (
-            f"Segmenter({self.explainer!r}, background={self.background}, min_score={self.min_score}, crf={self.crf!r})"
+            f"Segmenter({self.engine!r}, {self.pipeline!r}, background={self.background}, min_score={self.min_score}, "
+            f"crf={self.crf!r})"
         )
 
 

@@ -9,10 +9,8 @@ from torch import Tensor
 
 from camtools.classes.targets import Targets, target_indices
 from camtools.model.adapter import FeatureSpec
-from camtools.model.decomposition import Decomposition, head_gradient
+from camtools.model.decomposition import Decomposition, class_maps, head_gradient
 from camtools.model.layout import to_nchw
-from camtools.steps.base import State
-from camtools.steps.cam import CAM
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Activations:
         logits: The model's own class scores, (B, K).
         features: F as (B, C, h, w).
         decomposition: How the logits come from F.
-        stages: Outputs of the network's earlier stages, (B, C', h', w') each, coarse to fine, all finer than F;
+        pyramid: Outputs of the network's earlier stages, (B, C', h', w') each, coarse to fine, all finer than F;
             detached, and only where they were asked for.
     """
 
@@ -35,7 +33,7 @@ class Activations:
     _spec: FeatureSpec = field(repr=False)
     _weight: Tensor | None = field(repr=False)
     _input_size: tuple[int, int] = field(repr=False)
-    stages: tuple[Tensor, ...] = field(default=(), repr=False)
+    pyramid: tuple[Tensor, ...] = field(default=(), repr=False)
 
     def weights(self, targets: Targets = None) -> Tensor:
         """Return the class weights.
@@ -58,13 +56,10 @@ class Activations:
     def maps(self, targets: Targets = None) -> Tensor:
         """Return class maps M_k = sum_c W[k, c] F_c, signed, without bias (B, K', h, w); see `weights`."""
         if self._weight is not None:
-            return self._cam(self.weights(targets))
+            return class_maps(self.features, self.weights(targets))
         # One class at a time: a linearised head has a weight per position, C times the size of the map.
         columns = self._targets(targets).split(1, dim=1)
-        return torch.cat([self._cam(self._gradient(column)) for column in columns], dim=1)
-
-    def _cam(self, weights: Tensor) -> Tensor:
-        return CAM()(State(features=self.features, weights=weights)).require("maps", "CAM")
+        return torch.cat([class_maps(self.features, self._gradient(column)) for column in columns], dim=1)
 
     def _gradient(self, targets: Tensor) -> Tensor:
         raw = head_gradient(self._captured, self._scores, targets, create_graph=torch.is_grad_enabled())

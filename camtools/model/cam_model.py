@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,10 +18,25 @@ from camtools.model.decomposition import Decomposition, classifier_weights, line
 from camtools.model.guard import call_eagerly, untouched
 from camtools.model.layout import to_nchw
 from camtools.model.outputs import class_scores
-from camtools.model.pyramid import Observer, StageCapture, StageSpec
+from camtools.model.pyramid import LevelSpec, Observer, PyramidCapture
 
 # What does the same in train and eval mode: a fresh head on a model in eval mode leaves the check as sharp as it is.
 _STEADY = frozenset({nn.Linear, nn.Conv2d, nn.Identity, nn.Flatten, nn.Sequential})
+
+
+@dataclass(frozen=True)
+class _Located:
+    """What is known of a model once an input has gone through.
+
+    Attributes:
+        spec: Where the features live.
+        decomposition: How the logits come from them; its `exact` says which kind of weights there are.
+        levels: The earlier stages, coarse to fine; None before a step has asked for them.
+    """
+
+    spec: FeatureSpec
+    decomposition: Decomposition
+    levels: tuple[LevelSpec, ...] | None = None
 
 
 class CamModel(nn.Module):
@@ -46,9 +61,8 @@ class CamModel(nn.Module):
             raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
         self.model = model
         self.adapter = adapter or find_adapter(unwrapped(model))
-        self._given = self._spec = spec
-        self._decomposition: Decomposition | None = None
-        self._stages: tuple[StageSpec, ...] | None = None
+        self._given = spec
+        self._located: _Located | None = None
         self.register_state_dict_post_hook(_drop_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
 
@@ -108,10 +122,12 @@ class CamModel(nn.Module):
     @property
     def decomposition(self) -> Decomposition:
         """How the logits come from the features; found on a random example if no image went through yet."""
-        if self._decomposition is None:
-            self._locate_example()
-        assert self._decomposition is not None
-        return self._decomposition
+        return self._location().decomposition
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """Where the features live; found on a random example if no image went through yet."""
+        return self._location().spec
 
     def locate(self, x: Tensor) -> Decomposition:
         """Find the features and check the head on one input, in eval mode; the model is left as it was.
@@ -123,10 +139,9 @@ class CamModel(nn.Module):
             ModelError: The model has no map, or returns no class scores.
         """
         model = unwrapped(self.model)
-        self._spec, self._decomposition, self._stages = self._given, None, None
+        self._located = None
         with untouched(model), torch.no_grad():
-            self._decomposition = self._run(model, x[:1], check=True).decomposition
-        return self._decomposition
+            return self._run(model, x[:1], check=True).decomposition
 
     def example(self) -> Tensor:
         """Return a random input of the size the model was built for, (1, C, H, W), the same at every call."""
@@ -141,12 +156,12 @@ class CamModel(nn.Module):
         noise = torch.randn((1, *size), generator=torch.Generator().manual_seed(0))
         return noise.to(reference.device, reference.dtype)
 
-    def activations(self, x: Tensor, stages: int = 0) -> Activations:
+    def activations(self, x: Tensor, pyramid: int = 0) -> Activations:
         """Run one forward and return logits, features and class weights together.
 
         Args:
             x: Model inputs, (B, 3, H, W), normalised as the model expects.
-            stages: How many of the network's earlier, finer stages to return as well, the coarsest first; fewer where
+            pyramid: How many of the network's earlier, finer stages to return as well, the coarsest first; fewer where
                 it has fewer. They are found on one image, by watching a forward.
 
         Raises:
@@ -154,45 +169,57 @@ class CamModel(nn.Module):
         """
         model = unwrapped(self.model)
         training = any(module.training for module in model.modules() if type(module) not in _STEADY)
-        known = self._decomposition
+        known = self._located.decomposition if self._located else None
         if training and (known is None or (known.exact and self._claim(known) is None)):
             self.locate(x)  # here dropout and batch statistics would blur the check
-        return self._run(model, x, check=not training, stages=stages)
+        return self._run(model, x, check=not training, pyramid=pyramid)
 
-    def _run(self, model: nn.Module, x: Tensor, *, check: bool, stages: int = 0) -> Activations:
-        earlier = self._earlier(model, x)[:stages] if stages else ()
+    def _run(self, model: nn.Module, x: Tensor, *, check: bool, pyramid: int = 0) -> Activations:
+        levels = self._levels(model, x)[:pyramid] if pyramid else ()
         grad = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(grad):  # leaving inference mode turns gradients on
             if x.is_inference():
                 x = x.clone()
             elif not x.requires_grad:
                 x = x.detach()  # an object of our own: where F is the input itself, it becomes a leaf
-            if self._spec is None:
-                self._spec = self.adapter.locate(model, x[:1].detach())
-            known = self._decomposition is not None and self._decomposition.exact
-            with StageCapture(model, earlier) as capture:
-                found = self._forward(model, self._spec, x, cut=not known, check=check)
-            if known and not found.decomposition.exact:  # the head was changed since
-                if found.decomposition.residual is None:  # and is no linear layer any more, so ask the adapter again
-                    self._spec = self._given or self.adapter.locate(model, x[:1].detach())
-                found = self._forward(model, self._spec, x, cut=True, check=check)
-            self._decomposition = found.decomposition
-            return replace(found, stages=capture.tensors((x.shape[2], x.shape[3]))) if earlier else found
+            before = self._located
+            spec = before.spec if before else self._found(model, x)
+            exact = before is not None and before.decomposition.exact
+            unchecked = before.decomposition if before and not check else None
+            with PyramidCapture(model, levels) as capture:
+                activations = self._forward(model, spec, x, unchecked, cut=not exact)
+            if exact and not activations.decomposition.exact:  # the head was changed since
+                if activations.decomposition.residual is None:  # and is no linear layer any more, so ask again
+                    spec = self._found(model, x)
+                activations = self._forward(model, spec, x, unchecked, cut=True)
+            self._located = _Located(spec, activations.decomposition, before.levels if before else None)
+            size = (x.shape[2], x.shape[3])
+            return replace(activations, pyramid=capture.tensors(size)) if levels else activations
 
-    def _earlier(self, model: nn.Module, x: Tensor) -> tuple[StageSpec, ...]:
+    def _found(self, model: nn.Module, x: Tensor) -> FeatureSpec:
+        return self._given or self.adapter.locate(model, x[:1].detach())
+
+    def _levels(self, model: nn.Module, x: Tensor) -> tuple[LevelSpec, ...]:
         """The network's stages before F, coarse to fine, found by watching one image's forward in eval mode."""
-        if self._stages is None:
+        if self._located is None or self._located.levels is None:
             with untouched(model), torch.no_grad(), Observer(model, (x.shape[2], x.shape[3])) as observer:
                 grid = self._run(model, x[:1], check=False).decomposition.grid
-            self._stages = observer.stages(grid)
-        return self._stages
+            self._located = replace(self._location(), levels=observer.pyramid(grid))
+        assert self._located.levels is not None
+        return self._located.levels
 
     def _claim(self, decomposition: Decomposition) -> tuple[Tensor, Tensor | None] | None:
         """The classifier's weight and bias as they are now; None where the head is not pooling + linear."""
-        if self._spec is None or not decomposition.exact:
+        if self._located is None or not decomposition.exact:
             return None
         reference = next(self.model.parameters(), torch.empty(0)).new_empty(1, decomposition.channels, 1, 1)
-        return classifier_weights(unwrapped(self.model), self._spec, reference)
+        return classifier_weights(unwrapped(self.model), self._located.spec, reference)
+
+    def _location(self) -> _Located:
+        if self._located is None:
+            self._locate_example()
+        assert self._located is not None
+        return self._located
 
     def _locate_example(self) -> Decomposition:
         example = self.example()
@@ -206,7 +233,10 @@ class CamModel(nn.Module):
                 f"{tuple(example.shape)}: {error}. Show it one of its own inputs first: locate(x)"
             ) from error
 
-    def _forward(self, model: nn.Module, spec: FeatureSpec, x: Tensor, *, cut: bool, check: bool) -> Activations:
+    def _forward(
+        self, model: nn.Module, spec: FeatureSpec, x: Tensor, unchecked: Decomposition | None, *, cut: bool
+    ) -> Activations:
+        """Run the model; the decomposition is checked anew, or taken over where one is passed in."""
         capture = Capture(model, spec, cut=cut)
         with capture:
             logits = class_scores(call_eagerly(model, x), x.shape[0])
@@ -214,11 +244,10 @@ class CamModel(nn.Module):
         features = to_nchw(capture.features, spec.layout, size, spec.prefix_tokens)
         if spec.activation is not None:
             features = spec.activation(features)
-        if check or self._decomposition is None:
+        if unchecked is None:
             decomposition = self._decompose(model, spec, features.detach(), logits.detach())
         else:
-            grid = (features.shape[2], features.shape[3])
-            decomposition = replace(self._decomposition, grid=grid)
+            decomposition = replace(unchecked, grid=(features.shape[2], features.shape[3]))
         claim = classifier_weights(model, spec, features) if decomposition.exact else None
         weight = claim and (claim[0].clone() if claim[0].is_inference() else claim[0])
         captured, scores = capture.features, logits

@@ -60,6 +60,23 @@ class Decomposition:
         )
 
 
+def class_maps(features: Tensor, weights: Tensor) -> Tensor:
+    """Return M_k = sum_c W[k, c] F_c, signed and without bias, (B, K', h, w) in the features' dtype.
+
+    The weights are never copied out over the batch, so 1,000 classes of 32 images cost one matrix product.
+
+    Source: Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016, eq. 2.
+
+    Args:
+        features: F, (B, C, h, w).
+        weights: (B or 1, K', C), or (B or 1, K', C, h, w) where they vary over positions.
+    """
+    weights = weights.to(features.dtype)
+    if weights.dim() == 3:
+        return torch.matmul(weights, features.flatten(2)).unflatten(2, features.shape[2:])
+    return torch.einsum("bkchw,bchw->bkhw", weights, features)
+
+
 @dataclass(frozen=True)
 class LinearHead:
     """Pooling and a linear classifier: logits = weight · pool(F) + bias, or pool(weight · F + bias).

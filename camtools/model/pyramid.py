@@ -17,7 +17,7 @@ _FINER = 1.5  # least ratio of sides between one stage's grid and the next; stag
 
 
 @dataclass(frozen=True)
-class StageSpec:
+class LevelSpec:
     """The output of an earlier stage.
 
     Attributes:
@@ -33,7 +33,7 @@ class StageSpec:
     grid: tuple[int, int]
 
 
-class StageCapture:
+class PyramidCapture:
     """Records the outputs of stages while the model runs, detached; a context manager around one forward.
 
     Args:
@@ -44,12 +44,12 @@ class StageCapture:
         ModelError: A layer is gone.
     """
 
-    def __init__(self, model: nn.Module, stages: tuple[StageSpec, ...]) -> None:
-        self._stages = stages
+    def __init__(self, model: nn.Module, pyramid: tuple[LevelSpec, ...]) -> None:
+        self._pyramid = pyramid
         self._recorded: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
         self._modules: list[nn.Module] = []
-        for stage in stages:
+        for stage in pyramid:
             try:
                 self._modules.append(model.get_submodule(stage.layer))
             except AttributeError as error:
@@ -58,8 +58,8 @@ class StageCapture:
                     "model was edited after it was wrapped, wrap it again"
                 ) from error
 
-    def __enter__(self) -> StageCapture:
-        for number, (stage, module) in enumerate(zip(self._stages, self._modules, strict=True)):
+    def __enter__(self) -> PyramidCapture:
+        for number, (stage, module) in enumerate(zip(self._pyramid, self._modules, strict=True)):
             self._handles.append(module.register_forward_hook(self._recorder(number, stage.index)))
         return self
 
@@ -73,7 +73,7 @@ class StageCapture:
         Args:
             input_size: (height, width) of the network's input in pixels.
         """
-        found = ((number, stage) for number, stage in enumerate(self._stages) if number in self._recorded)
+        found = ((number, stage) for number, stage in enumerate(self._pyramid) if number in self._recorded)
         return tuple(to_nchw(self._recorded[number], stage.layout, input_size) for number, stage in found)
 
     def _recorder(self, number: int, index: int) -> Any:
@@ -95,7 +95,7 @@ class Observer:
     def __init__(self, model: nn.Module, input_size: tuple[int, int]) -> None:
         self._model = model
         self._size = input_size
-        self._seen: list[StageSpec] = []
+        self._seen: list[LevelSpec] = []
         self._entered: dict[str, int] = {}  # positions of what a module was last called with
         self._handles: list[RemovableHandle] = []
 
@@ -110,7 +110,7 @@ class Observer:
         for handle in self._handles:
             handle.remove()
 
-    def stages(self, grid: tuple[int, int]) -> tuple[StageSpec, ...]:
+    def pyramid(self, grid: tuple[int, int]) -> tuple[LevelSpec, ...]:
         """Return the last tensor of every resolution finer than a grid, coarse to fine.
 
         A network's stages are modules nearer to its root than what they are built of. So of two resolutions too much
@@ -128,7 +128,7 @@ class Observer:
         for size in sorted(least, key=lambda size: (least[size], size)):
             if all(max(_ratio(size, other), _ratio(other, size)) >= _FINER for other in sizes):
                 sizes.append(size)
-        found: list[StageSpec] = []
+        found: list[LevelSpec] = []
         deepest = 0
         for size in sorted(sizes):
             deepest = max(deepest, least[size])
@@ -149,7 +149,7 @@ class Observer:
                 if layout is not None:
                     rows = tensor.shape[2:] if layout is Layout.NCHW else tensor.shape[1:3]
                     if self._made_of_as_many(name, int(rows[0] * rows[1])):
-                        self._seen.append(StageSpec(name, layout, index, (int(rows[0]), int(rows[1]))))
+                        self._seen.append(LevelSpec(name, layout, index, (int(rows[0]), int(rows[1]))))
 
         return hook
 
@@ -181,7 +181,7 @@ def _positions(tensor: Tensor, input_size: tuple[int, int]) -> int:
     return tensor.shape[1] if tensor.dim() == 3 else 0
 
 
-def _depth(stage: StageSpec) -> int:
+def _depth(stage: LevelSpec) -> int:
     return stage.layer.count(".")
 
 

@@ -59,7 +59,7 @@ class Pipeline(Sequence[Step]):
 
     @property
     def needs_pyramid(self) -> int:
-        """How many of `State.stages` the steps look at."""
+        """How many of `State.pyramid` the steps look at."""
         return max(step.needs_pyramid for step in self._steps)
 
     @property

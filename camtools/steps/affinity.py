@@ -26,8 +26,8 @@ class Affinity(Step):
     less contrast. So a map with its peak on a head spreads over the body that looks like it, and what spilled over the
     edge falls to the ground's level. It costs no forward: the stages come with the one that made the map.
 
-    Reads `State.stages` and `State.maps` (B, K', h, w); replaces `State.maps`, float32, (B, K', h', w'). Where the
-    model has no finer stage (class-token transformers), so that `State.stages` is empty, maps pass unchanged. A
+    Reads `State.pyramid` and `State.maps` (B, K', h, w); replaces `State.maps`, float32, (B, K', h', w'). Where the
+    model has no finer stage (class-token transformers), so that `State.pyramid` is empty, maps pass unchanged. A
     constant map, or one with a NaN or an infinity in it or in its image's stages, becomes zeros. A position at which
     all features are zero is like no other and keeps its value.
 
@@ -54,25 +54,25 @@ class Affinity(Step):
                 raise PipelineError(f"Affinity({name}={value!r}): {name} must be a whole number of at least 1.")
         if isinstance(power, bool) or not isinstance(power, (int, float)) or not 0 < power < math.inf:
             raise PipelineError(f"Affinity(power={power!r}): power must be a finite number above 0.")
-        self.levels = self.needs_stages = levels
+        self.levels = self.needs_pyramid = levels
         self.power = power
         self.cells = cells
 
     def __call__(self, state: State) -> State:
         """Return the state with maps on the finer grid."""
         maps = state.require("maps", self).float()
-        if state.stages is None:
+        if state.pyramid is None:
             raise PipelineError(
-                f"{self!r} needs stages, but this state has none. Fill State.stages from "
-                f"camtools.wrap(model).activations(x, stages={self.levels}).stages, or leave {type(self).__name__} out."
+                f"{self!r} needs a pyramid, but this state has none. Fill State.pyramid from "
+                f"camtools.wrap(model).activations(x, pyramid={self.levels}).pyramid, or leave {type(self).__name__} out."
             )
-        stages = state.stages[: self.levels]
-        if not stages:
+        pyramid = state.pyramid[: self.levels]
+        if not pyramid:
             return state
-        self._check(maps, stages)
-        fitting = [one.shape[2:] for one in stages if one.shape[2] * one.shape[3] <= self.cells]
+        self._check(maps, pyramid)
+        fitting = [one.shape[2:] for one in pyramid if one.shape[2] * one.shape[3] <= self.cells]
         grid = fitting[-1] if fitting else maps.shape[2:]
-        units = torch.cat([_on_grid(one.float(), grid) for one in stages], 1).flatten(2)
+        units = torch.cat([_on_grid(one.float(), grid) for one in pyramid], 1).flatten(2)
         units = normalize(units, dim=1)  # the mean of the stages' cosines
         values = MinMax()(state.replace(maps=maps)).require("maps", self)
         sound = maps.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
@@ -85,8 +85,8 @@ class Affinity(Step):
         spread = torch.where(spread.isfinite().all(-1, keepdim=True), spread, 0.0)
         return state.replace(maps=spread.unflatten(2, tuple(grid)))
 
-    def _check(self, maps: Tensor, stages: tuple[Tensor, ...]) -> None:
-        for one in stages:
+    def _check(self, maps: Tensor, pyramid: tuple[Tensor, ...]) -> None:
+        for one in pyramid:
             if one.dim() != 4 or len(one) != len(maps):
                 raise PipelineError(
                     f"{self!r}: a stage is {tuple(one.shape)} and maps {tuple(maps.shape)}: expected (B, C, h, w) of "

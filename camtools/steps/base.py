@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, ClassVar, Literal
@@ -18,6 +18,7 @@ from torch import Tensor
 from camtools.errors import PipelineError
 
 Resolution = Literal["feature", "image"]
+Resize = Callable[[Tensor], Tensor]
 
 
 class Stage(IntEnum):
@@ -56,13 +57,30 @@ class State:
     images: Tensor | None = None
     masks: Tensor | None = None
     thresholds: Tensor | None = None
-    resize: Callable[[Tensor], Tensor] | None = None
-    stages: tuple[Tensor, ...] | None = None
+    resize: Resize | None = None
+    pyramid: tuple[Tensor, ...] | None = None
     labels: Tensor | None = None
 
     def replace(self, **changes: Any) -> State:
         """Return a new state with the given fields changed; this one stays as it is."""
         return replace(self, **changes)
+
+    def rows(self, chosen: Sequence[int]) -> State:
+        """Return the state of some of the images, on the feature grid.
+
+        Args:
+            chosen: Positions in the batch, ascending.
+        """
+        batch = next((len(value) for value in (self.maps, self.features) if value is not None), 0)
+        if list(chosen) == list(range(batch)):
+            return self
+        fields = {name: getattr(self, name) for name in ("features", "weights", "maps", "raw_maps", "labels")}
+        changes: dict[str, Any] = {
+            # Weights of one row are those of all images.
+            name: value if value is None or (name == "weights" and len(value) == 1) else value[list(chosen)]
+            for name, value in fields.items()
+        }
+        return self.replace(**changes, pyramid=self.pyramid and tuple(level[list(chosen)] for level in self.pyramid))
 
     def require(self, field: str, step: object) -> Tensor:
         """Return a tensor field, or say which step misses it.
@@ -93,13 +111,13 @@ class Step(abc.ABC):
         stage: Where in the pipeline the step acts.
         resolution: Whether it works on the feature grid ("feature") or on the original image's pixels ("image").
         needs_image: Whether `State.images` must be filled.
-        needs_stages: How many of `State.stages` the step looks at; 0 for none.
+        needs_pyramid: How many of `State.pyramid` the step looks at; 0 for none.
     """
 
     stage: ClassVar[Stage]
     resolution: ClassVar[Resolution] = "feature"
     needs_image: ClassVar[bool] = False
-    needs_stages: int = 0
+    needs_pyramid: int = 0
 
     @abc.abstractmethod
     def __call__(self, state: State) -> State:

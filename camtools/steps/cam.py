@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from camtools.errors import PipelineError
+from camtools.model.decomposition import class_maps
 from camtools.steps.base import Stage, State, Step
 
 
@@ -37,11 +37,7 @@ class CAM(Step):
         """Return the state with `maps` (B, K', h, w)."""
         features, weights = state.require("features", self), state.require("weights", self)
         _check(features, weights)
-        weights = weights.to(features.dtype)
-        if weights.dim() == 3:
-            maps = torch.matmul(weights, features.flatten(2)).unflatten(2, features.shape[2:])
-        else:
-            maps = torch.einsum("bkchw,bchw->bkhw", weights, features)
+        maps = class_maps(features, weights)
         return state.replace(maps=maps.clamp_min(0) if self.relu else maps)
 
 

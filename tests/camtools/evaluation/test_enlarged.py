@@ -101,7 +101,7 @@ def test_one_forward_a_batch_and_size(images, options):
     """Pipelines of one scale share a forward, and an image needs one more for every other scale."""
     data = BoxFolder(images, classes=options["class_names"])
     model = camtools.wrap(Staged())
-    model.activations(torch.rand(1, 3, 224, 224), stages=1)
+    model.activations(torch.rand(1, 3, 224, 224), pyramid=1)
     FORWARDS.clear()
     camtools.evaluate(model, data, PIPELINES, **options)
     batches = [one for one in FORWARDS if one[0] > 1]

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 import camtools
-from camtools import Preprocess
-from camtools.engine import Sizes
+from camtools import ModelError, Pipeline, Preprocess
+from camtools.engine import Engine
 from camtools.images.enlarged import enlarged, enlarged_size
 from camtools.images.read import read_image
 from camtools.steps import NWC, Affinity, Enlarge, MinMax, State
@@ -221,9 +221,9 @@ def test_stages_are_those_of_the_larger_forward():
     found = camtools.explain(model, photo(), target=0, pipeline=[Enlarge(2), Affinity(1)], transform=transform)
     x = enlarged([read_image(photo())], torch.zeros(1, 3, 64, 64), transform, 2)
     with torch.no_grad():
-        activations = camtools.wrap(model).activations(x, stages=1)
-    assert activations.stages[0].shape == (1, 3, 16, 16)
-    spread = Affinity(1)(State(maps=activations.maps(0), stages=activations.stages)).maps
+        activations = camtools.wrap(model).activations(x, pyramid=1)
+    assert activations.pyramid[0].shape == (1, 3, 16, 16)
+    spread = Affinity(1)(State(maps=activations.maps(0), pyramid=activations.pyramid)).maps
     geometry = transform(read_image(photo()))[1]
     torch.testing.assert_close(found.map, MinMax()(State(maps=geometry.resize(spread))).maps[0, 0])
 
@@ -350,16 +350,20 @@ def test_a_vision_transformer_that_takes_other_sizes_is_enlarged():
 
 
 def test_sizes_are_tried_once_each():
-    model = SizeSensitive()
-    sizes = Sizes(camtools.wrap(model))
-    WIDTHS.clear()
-    assert sizes.taken(torch.zeros(5, 3, 96, 64)) and set(WIDTHS) == {64}
-    WIDTHS.clear()
-    assert sizes.taken(torch.ones(2, 3, 96, 64)) and not WIDTHS, "known whatever the batch"
-    assert sizes.taken(torch.ones(2, 3, 64, 96)) and set(WIDTHS) == {96}
+    engine = Engine(SizeSensitive(), [Pipeline([Enlarge(2)])])
+    own = torch.zeros(2, 3, 32, 32)
+
+    def runs(shape):
+        WIDTHS.clear()
+        return 2.0 in engine.forward(own, {2.0: torch.ones(2, *shape)}).larger
+
+    engine.forward(own)
+    assert runs((3, 96, 64)) and WIDTHS.count(64) == 2, "once to try, once for the maps"
+    assert runs((3, 96, 64)) and WIDTHS.count(64) == 1, "known by now"
+    assert runs((3, 64, 96)) and WIDTHS.count(96) == 2
     with pytest.warns(UserWarning) as caught:
-        assert not sizes.taken(torch.zeros(1, 4, 64, 64)) and not sizes.taken(torch.ones(2, 4, 64, 64))
-    assert [str(one.message) for one in caught] == [no_size("SizeSensitive", 64, 64)]
+        assert not runs((4, 64, 64)) and not runs((4, 64, 64))
+    assert [str(warning.message) for warning in caught] == [no_size("SizeSensitive", 64, 64)]
 
 
 def test_memory_that_runs_out_is_not_a_size_that_is_not_taken():
@@ -369,7 +373,7 @@ def test_memory_that_runs_out_is_not_a_size_that_is_not_taken():
                 raise torch.OutOfMemoryError("no room")
             return super().forward(x)
 
-    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+    with pytest.raises(ModelError, match="ran out of memory with 1 images per forward: give a smaller batch_size"):
         camtools.explain(Hungry(), photo(), pipeline=[Enlarge(2)], transform=Preprocess.imagenet(64))
 
 

@@ -14,7 +14,7 @@ import camtools
 from camtools.errors import ModelError
 from camtools.model import FeatureSpec
 from camtools.model.layout import Layout
-from camtools.model.pyramid import Observer, StageCapture, StageSpec
+from camtools.model.pyramid import Observer, PyramidCapture, LevelSpec
 
 
 class Stepped(nn.Module):
@@ -67,9 +67,9 @@ def found(model, size=224, count=3, batch=1):
     """What `activations` finds with its own input, and the layers' names, NHWC ones with a star."""
     cam_model = camtools.wrap(model.eval())
     with torch.no_grad():
-        activations = cam_model.activations(torch.randn(batch, 3, size, size), stages=count)
-    names = [stage.layer + "*" * (stage.layout == Layout.NHWC) for stage in cam_model._stages[:count]]
-    return names, [tuple(one.shape[1:]) for one in activations.stages], activations
+        activations = cam_model.activations(torch.randn(batch, 3, size, size), pyramid=count)
+    names = [stage.layer + "*" * (stage.layout == Layout.NHWC) for stage in cam_model._pyramid[:count]]
+    return names, [tuple(one.shape[1:]) for one in activations.pyramid], activations
 
 
 # --- which layers ---------------------------------------------------------------------------------------------------
@@ -157,48 +157,48 @@ def test_attention_over_positions_is_no_stage():
 def test_how_many():
     model = camtools.wrap(Stepped().eval())
     x = torch.randn(2, 3, 64, 64)
-    shapes = [[tuple(one.shape) for one in model.activations(x, stages=n).stages] for n in range(5)]
+    shapes = [[tuple(one.shape) for one in model.activations(x, pyramid=n).pyramid] for n in range(5)]
     assert shapes[3] == shapes[4] == [(2, 6, 8, 8), (2, 5, 16, 16), (2, 4, 32, 32)]
     assert shapes[:3] == [shapes[3][:n] for n in range(3)]
-    assert model.activations(x).stages == ()
+    assert model.activations(x).pyramid == ()
 
 
 def test_not_square():
-    shapes = [one.shape for one in camtools.wrap(Stepped().eval()).activations(torch.randn(2, 3, 64, 96), 2).stages]
+    shapes = [one.shape for one in camtools.wrap(Stepped().eval()).activations(torch.randn(2, 3, 64, 96), 2).pyramid]
     assert shapes == [(2, 6, 8, 12), (2, 5, 16, 24)]
 
 
 def test_found_once_and_good_for_other_sizes():
     model = camtools.wrap(Stepped().eval())
-    model.activations(torch.randn(1, 3, 64, 64), stages=2)
-    known = model._stages
-    assert [one.shape for one in model.activations(torch.randn(3, 3, 96, 160), stages=2).stages] == [
+    model.activations(torch.randn(1, 3, 64, 64), pyramid=2)
+    known = model._pyramid
+    assert [one.shape for one in model.activations(torch.randn(3, 3, 96, 160), pyramid=2).pyramid] == [
         (3, 6, 12, 20),
         (3, 5, 24, 40),
     ]
-    assert model._stages is known
+    assert model._pyramid is known
 
 
 def test_of_a_layer_of_your_own_choice_only_what_is_finer():
     model = camtools.wrap(Stepped().eval(), spec=FeatureSpec("conv.2"))
-    stages = model.activations(torch.randn(1, 3, 64, 64), stages=9).stages
-    assert [one.shape[1:] for one in stages] == [(5, 16, 16), (4, 32, 32)]
+    pyramid = model.activations(torch.randn(1, 3, 64, 64), pyramid=9).pyramid
+    assert [one.shape[1:] for one in pyramid] == [(5, 16, 16), (4, 32, 32)]
 
 
 def test_locate_looks_anew():
     inner = Stepped().eval()
     model = camtools.wrap(inner)
     x = torch.randn(1, 3, 64, 64)
-    assert len(model.activations(x, stages=9).stages) == 3
+    assert len(model.activations(x, pyramid=9).pyramid) == 3
     inner.conv[2].stride = (1, 1)
     model.locate(x)
-    assert [one.shape[1:] for one in model.activations(x, stages=9).stages] == [(5, 16, 16), (4, 32, 32)]
+    assert [one.shape[1:] for one in model.activations(x, pyramid=9).pyramid] == [(5, 16, 16), (4, 32, 32)]
 
 
 def test_a_layer_that_is_gone_is_named():
     inner = Stepped().eval()
     model = camtools.wrap(inner)
-    model.activations(torch.randn(1, 3, 64, 64), stages=2)
+    model.activations(torch.randn(1, 3, 64, 64), pyramid=2)
     inner.norm = nn.Identity()
     inner.batch = inner.relu
     del inner.relu
@@ -206,13 +206,13 @@ def test_a_layer_that_is_gone_is_named():
         inner.pool(inner.conv[3](inner.conv[2](inner.conv[1](inner.conv[0](x))))).flatten(1)
     )
     with pytest.raises(ModelError) as error:
-        model.activations(torch.randn(1, 3, 64, 64), stages=2)
+        model.activations(torch.randn(1, 3, 64, 64), pyramid=2)
     assert str(error.value) == (
         "Stepped has no layer 'relu', where one of its earlier stages was. If the model was edited after it was "
         "wrapped, wrap it again"
     )
     assert not inner.conv[2]._forward_hooks, "the stage that is still there has no hook left on it"
-    assert model.activations(torch.randn(1, 3, 64, 64)).stages == ()
+    assert model.activations(torch.randn(1, 3, 64, 64)).pyramid == ()
 
 
 # --- what is recorded -----------------------------------------------------------------------------------------------
@@ -232,8 +232,8 @@ def test_equals_what_a_hook_sees(model, size):
     cam_model = camtools.wrap(model.eval())
     x = torch.randn(2, 3, size, size)
     with torch.no_grad():
-        stages = cam_model.activations(x, stages=3).stages
-        for stage, tensor in zip(cam_model._stages, stages, strict=False):
+        pyramid = cam_model.activations(x, pyramid=3).pyramid
+        for stage, tensor in zip(cam_model._pyramid, pyramid, strict=False):
             seen = []
             handle = model.get_submodule(stage.layer).register_forward_hook(
                 lambda module, args, output, seen=seen: seen.append(output.clone())
@@ -247,7 +247,7 @@ def test_equals_what_a_hook_sees(model, size):
 def test_an_in_place_relu_after_a_stage_does_not_change_it():
     inner = Stepped().eval()
     x = torch.randn(2, 3, 64, 64)
-    with StageCapture(inner, (StageSpec("norm", Layout.NCHW, 0, (16, 16)),)) as capture, torch.no_grad():
+    with PyramidCapture(inner, (LevelSpec("norm", Layout.NCHW, 0, (16, 16)),)) as capture, torch.no_grad():
         inner(x)
         expected = inner.norm(inner.conv[1](inner.conv[0](x)))
     recorded = capture.tensors((64, 64))[0]
@@ -266,15 +266,15 @@ def test_of_several_calls_the_last():
 
     model = Twice()
     x = torch.randn(1, 3, 8, 8)
-    with StageCapture(model, (StageSpec("conv", Layout.NCHW, 0, (8, 8)),)) as capture:
+    with PyramidCapture(model, (LevelSpec("conv", Layout.NCHW, 0, (8, 8)),)) as capture:
         out = model(x)
     assert capture.tensors((8, 8))[0].equal(out) and not capture.tensors((8, 8))[0].requires_grad
 
 
 def test_a_layer_that_did_not_run_is_left_out():
     model = nn.ModuleDict({"a": nn.Conv2d(3, 2, 1), "b": nn.Conv2d(3, 2, 1)})
-    specs = tuple(StageSpec(name, Layout.NCHW, 0, (8, 8)) for name in "ab")
-    with StageCapture(model, specs) as capture:
+    specs = tuple(LevelSpec(name, Layout.NCHW, 0, (8, 8)) for name in "ab")
+    with PyramidCapture(model, specs) as capture:
         out = model["b"](torch.randn(1, 3, 8, 8))
     assert len(capture.tensors((8, 8))) == 1 and capture.tensors((8, 8))[0].equal(out)
 
@@ -283,7 +283,7 @@ def test_an_image_does_not_depend_on_its_batch():
     model = camtools.wrap(Stepped().eval())
     x = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
-        whole, alone = model.activations(x, stages=2).stages, model.activations(x[1:2], stages=2).stages
+        whole, alone = model.activations(x, pyramid=2).pyramid, model.activations(x[1:2], pyramid=2).pyramid
     for one, other in zip(whole, alone, strict=True):
         torch.testing.assert_close(one[1:2], other, atol=1e-6, rtol=1e-5)
 
@@ -295,11 +295,11 @@ def test_windows_and_tables_are_not_images():
         for shape in [(4, 16, 16, 8), (1, 4), (1, 64, 8), (1, 3, 1, 1)]:
             observer._model["a"](torch.zeros(shape))
         observer._model["a"](torch.zeros(1, 5, 16, 16, dtype=torch.int64))
-    assert observer.stages((4, 4)) == ()
+    assert observer.pyramid((4, 4)) == ()
     with observer:
         observer._model["a"]([torch.zeros(1, 2, 8, 8), {"x": torch.zeros(1, 32, 32, 7)}])
-    assert observer.stages((4, 4)) == (StageSpec("a", "NCHW", 0, (8, 8)), StageSpec("a", "NHWC", 1, (32, 32)))
-    assert observer.stages((8, 8)) == (StageSpec("a", "NHWC", 1, (32, 32)),)
+    assert observer.pyramid((4, 4)) == (LevelSpec("a", "NCHW", 0, (8, 8)), LevelSpec("a", "NHWC", 1, (32, 32)))
+    assert observer.pyramid((8, 8)) == (LevelSpec("a", "NHWC", 1, (32, 32)),)
 
 
 # --- the model is left alone ----------------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ def test_looking_for_stages_leaves_no_trace(training):
     inner.fc.eval()
     other = copy.deepcopy(inner)
     x = torch.randn(4, 3, 64, 64)
-    camtools.wrap(inner).activations(x, stages=2)
+    camtools.wrap(inner).activations(x, pyramid=2)
     other(x)
     assert hooks_of(inner) == [0] * len(hooks_of(inner))
     assert [m.training for m in inner.modules()] == [m.training for m in other.modules()]
@@ -338,10 +338,10 @@ def test_hooks_come_off_after_an_error():
     for known in (False, True):
         inner = Breaks().eval()
         model = camtools.wrap(inner)
-        model.activations(torch.randn(1, 3, 64, 64), stages=2 * known)
+        model.activations(torch.randn(1, 3, 64, 64), pyramid=2 * known)
         inner.sound = False
         with pytest.raises(RuntimeError, match="broken"):
-            model.activations(torch.randn(1, 3, 64, 64), stages=2)
+            model.activations(torch.randn(1, 3, 64, 64), pyramid=2)
         assert hooks_of(inner) == [0] * len(hooks_of(inner))
 
 
@@ -350,8 +350,8 @@ def test_gradients_are_those_without_stages_and_stages_have_none(training):
     inner = Stepped().train(training)
     other = copy.deepcopy(inner)
     x = torch.randn(4, 3, 64, 64)
-    found = camtools.wrap(inner).activations(x, stages=2)
-    assert not any(one.requires_grad for one in found.stages)
+    found = camtools.wrap(inner).activations(x, pyramid=2)
+    assert not any(one.requires_grad for one in found.pyramid)
     found.maps(1).square().sum().backward()
     camtools.wrap(other).activations(x).maps(1).square().sum().backward()
     assert inner.conv[0].weight.grad.abs().sum() > 0
@@ -364,20 +364,20 @@ def test_gradients_are_those_without_stages_and_stages_have_none(training):
 def test_under_inference_mode():
     inner = Stepped().eval()
     x = torch.randn(2, 3, 64, 64)
-    expected = camtools.wrap(inner).activations(x, stages=2).stages
+    expected = camtools.wrap(inner).activations(x, pyramid=2).pyramid
     with torch.inference_mode():
-        stages = camtools.wrap(inner).activations(torch.randn(2, 3, 64, 64).copy_(x), stages=2).stages
-    assert all(torch.equal(one, other) for one, other in zip(stages, expected, strict=True))
-    assert not any(one.is_inference() for one in stages)
+        pyramid = camtools.wrap(inner).activations(torch.randn(2, 3, 64, 64).copy_(x), pyramid=2).pyramid
+    assert all(torch.equal(one, other) for one, other in zip(pyramid, expected, strict=True))
+    assert not any(one.is_inference() for one in pyramid)
 
 
 @pytest.mark.parametrize("wrapper", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
 def test_inside_wrappers(wrapper):
     inner = Stepped().eval()
     x = torch.randn(2, 3, 64, 64)
-    expected = camtools.wrap(inner).activations(x, stages=3).stages
-    stages = camtools.wrap(wrapper(inner)).activations(x, stages=3).stages
-    assert len(stages) == 3 and all(torch.equal(one, other) for one, other in zip(stages, expected, strict=True))
+    expected = camtools.wrap(inner).activations(x, pyramid=3).pyramid
+    pyramid = camtools.wrap(wrapper(inner)).activations(x, pyramid=3).pyramid
+    assert len(pyramid) == 3 and all(torch.equal(one, other) for one, other in zip(pyramid, expected, strict=True))
 
 
 def test_linearised_heads_have_stages_too():
@@ -385,12 +385,12 @@ def test_linearised_heads_have_stages_too():
     inner.fc = nn.Sequential(nn.Linear(7, 8), nn.GELU(), nn.Linear(8, 3))
     model = camtools.wrap(inner)
     x = torch.randn(2, 3, 64, 64)
-    found = model.activations(x, stages=2)
+    found = model.activations(x, pyramid=2)
     assert not found.decomposition.exact
     with torch.no_grad():
         early = inner.relu(inner.norm(inner.conv[1](inner.conv[0](x))))
         expected = [inner.conv[2](early), early]
-    for one, other in zip(found.stages, expected, strict=True):
+    for one, other in zip(found.pyramid, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     torch.testing.assert_close(found.maps([0, 1]), model.activations(x).maps([0, 1]))
 
@@ -398,7 +398,7 @@ def test_linearised_heads_have_stages_too():
 def test_maps_and_logits_are_those_without_stages():
     model = camtools.wrap(Stepped().eval())
     x = torch.randn(2, 3, 64, 64)
-    with_stages, without = model.activations(x, stages=3), model.activations(x)
+    with_stages, without = model.activations(x, pyramid=3), model.activations(x)
     assert with_stages.logits.equal(without.logits) and with_stages.features.equal(without.features)
     assert with_stages.maps().equal(without.maps()) and with_stages.decomposition == without.decomposition
     assert not re.search("stages", repr(with_stages))
@@ -408,8 +408,8 @@ def test_maps_and_logits_are_those_without_stages():
 def test_on_cuda(cuda):
     inner = Stepped().eval()
     x = torch.randn(2, 3, 64, 64)
-    expected = camtools.wrap(inner).activations(x, stages=2).stages
-    stages = camtools.wrap(copy.deepcopy(inner).to(cuda)).activations(x.to(cuda), stages=2).stages
-    for one, other in zip(stages, expected, strict=True):
+    expected = camtools.wrap(inner).activations(x, pyramid=2).pyramid
+    pyramid = camtools.wrap(copy.deepcopy(inner).to(cuda)).activations(x.to(cuda), pyramid=2).pyramid
+    for one, other in zip(pyramid, expected, strict=True):
         assert one.is_cuda
         torch.testing.assert_close(one.cpu(), other, atol=1e-3, rtol=1e-3)

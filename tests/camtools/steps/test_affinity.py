@@ -303,8 +303,8 @@ def test_a_state_without_stages_is_refused_with_the_way_out():
     with pytest.raises(PipelineError) as error:
         Affinity(levels=3)(State(maps=torch.rand(1, 1, 2, 2)))
     assert str(error.value) == (
-        "Affinity(levels=3, power=3.0, cells=1024) needs stages, but this state has none. Fill State.stages from "
-        "camtools.wrap(model).activations(x, stages=3).stages, or leave Affinity out."
+        "Affinity(levels=3, power=3.0, cells=1024) needs a pyramid, but this state has none. Fill State.pyramid from "
+        "camtools.wrap(model).activations(x, pyramid=3).pyramid, or leave Affinity out."
     )
 
 
