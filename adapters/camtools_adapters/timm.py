@@ -11,7 +11,7 @@ from typing import Any
 from timm.data import resolve_data_config  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from camtools.classes.names import _imagenet_info, imagenet_names
+from camtools.classes.names import imagenet_names, imagenet_synsets
 from camtools.errors import ModelError, WeightsError
 from camtools.images.preprocess import Preprocess
 from camtools.model.adapter import FeatureSpec
@@ -244,4 +244,4 @@ def timm_names(model: Any) -> tuple[str, ...] | None:
     if num_classes == 1000:
         return imagenet_names()
     subset = infer_imagenet_subset(model)
-    return tuple(text.split(",")[0] for text in _imagenet_info(subset)[1]) if subset else None
+    return tuple(text.split(",")[0] for text in imagenet_synsets(subset)[1]) if subset else None

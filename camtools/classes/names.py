@@ -25,8 +25,12 @@ def imagenet_names() -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=8)
-def _imagenet_info(subset: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return (wnids, comma-separated synonyms) of one of ImageNet's subsets, from timm's metadata."""
+def imagenet_synsets(subset: str = "imagenet-1k") -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return (wnids, comma-separated synonyms) of the classes of one of ImageNet's subsets, from timm's metadata.
+
+    Args:
+        subset: As `timm.data.ImageNetInfo` calls it.
+    """
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo(subset)
@@ -155,12 +159,12 @@ def _listed(values: Sequence[Any]) -> str:
 
 def _is_imagenet(class_names: Sequence[str]) -> bool:
     """Tell whether names are ImageNet's, as torchvision or as timm words them."""
-    return len(class_names) == 1000 and tuple(class_names) in (imagenet_names(), _imagenet_info("imagenet-1k")[1])
+    return len(class_names) == 1000 and tuple(class_names) in (imagenet_names(), imagenet_synsets()[1])
 
 
 def _imagenet_index(text: str) -> list[int]:
     """Find a wnid, or a synonym."""
-    wnids, synonyms = _imagenet_info("imagenet-1k")
+    wnids, synonyms = imagenet_synsets()
     if _WNID.fullmatch(text.lower()):
         return _where(wnids, lambda wnid: wnid == text.lower())
     return _where(synonyms, lambda names: _fold(text) in [_fold(name) for name in names.split(",")])

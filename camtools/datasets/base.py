@@ -1,8 +1,13 @@
-"""What all data sets share: records by index, and (image, target) pairs for training."""
+"""What all data sets share.
+
+`RecordDataset` gives records by index, or (image, target) pairs for training; `ListedDataset` also knows every image's
+id and labels without opening it. Data sets of one's own derive from one of them.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -106,10 +111,9 @@ class ListedDataset(RecordDataset):
         self.classes = tuple(classes)
         if not self.ids:
             raise InputError(f"{type(self).__name__}: the list of images is empty, expected at least one")
-        if len(set(self.ids)) < len(self.ids):
-            seen: set[str] = set()
-            twice = next(name for name in self.ids if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            raise InputError(f"{type(self).__name__}: {twice!r} is listed twice, expected every image once")
+        name, times = Counter(self.ids).most_common(1)[0]
+        if times > 1:
+            raise InputError(f"{type(self).__name__}: {name!r} is listed twice, expected every image once")
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -15,11 +15,11 @@ import torch
 from camtools.classes.names import resolve_target
 from camtools.datasets.base import ListedDataset, TargetKind
 from camtools.datasets.images import fit_boxes, read_annotated
-from camtools.datasets.lists import Layout, class_names, folder, read_table, relative_name, to_box, to_int
+from camtools.datasets.lists import FolderLayout, class_names, folder, read_table, relative_name, to_box, to_int
 from camtools.datasets.record import Record
 from camtools.errors import InputError, TargetError
 
-_LAYOUT = Layout(
+_LAYOUT = FolderLayout(
     "BoxFolder",
     """
 FOLDER/                     images, in sub-folders as you like

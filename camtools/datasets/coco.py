@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as rle
+from pycocotools import mask as rle  # type: ignore[import-untyped]
 from torch import Tensor
 
 from camtools.datasets.base import ListedDataset, TargetKind, as_boxes, as_labels
 from camtools.datasets.images import fit_boxes, read_annotated, resize_masks
-from camtools.datasets.lists import Layout, folder, read_text, relative_name
+from camtools.datasets.lists import FolderLayout, folder, read_text, relative_name
 from camtools.datasets.record import Record
 from camtools.errors import InputError
 
-_LAYOUT = Layout(
+_LAYOUT = FolderLayout(
     "COCO",
     """
 annotations/instances_val2017.json     {"images": [...], "annotations": [...], "categories": [...]}
@@ -121,12 +121,12 @@ class COCO(ListedDataset):
         if masks is not None:
             ignore &= ~masks.any(dim=0)
         labels = as_labels(self.labels_of(index))
-        return Record(image, labels, boxes, masks, ignore if ignore.any() else None, self.ids[index])
+        return Record(image, labels, boxes, masks, ignore, self.ids[index])
 
     def _masks(self, entries: list[_Annotation], size: tuple[int, int], image: Image.Image) -> Tensor:
         """Return the masks of annotations at the image's size, (N, H, W) bool."""
-        found = np.zeros((len(entries), size[1], size[0]), dtype=bool)
-        for mask, entry in zip(found, entries, strict=True):
+        masks = np.zeros((len(entries), size[1], size[0]), dtype=bool)
+        for mask, entry in zip(masks, entries, strict=True):
             if not entry.get("segmentation"):  # a crowd with a box alone
                 x0, y0, x1, y1 = self._box(entry)
                 mask[max(math.floor(y0), 0) : math.ceil(y1), max(math.floor(x0), 0) : math.ceil(x1)] = True
@@ -135,7 +135,7 @@ class COCO(ListedDataset):
                 mask[:] = decode_segmentation(entry["segmentation"], (size[1], size[0]))
             except (ValueError, TypeError) as error:
                 raise InputError(f"{self._where(entry)} cannot be drawn: {error}") from error
-        return resize_masks(torch.from_numpy(found), image)
+        return resize_masks(torch.from_numpy(masks), image)
 
     def _box(self, entry: _Annotation) -> tuple[float, float, float, float]:
         try:

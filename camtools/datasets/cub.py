@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 
 from camtools.datasets.base import ListedDataset, TargetKind, as_boxes, as_labels
-from camtools.datasets.images import check_size, read_annotated, read_levels
+from camtools.datasets.images import read_annotated, read_levels
 from camtools.datasets.lists import (
-    Layout,
+    FolderLayout,
     first_existing,
     folder,
     keyed,
@@ -23,7 +23,7 @@ from camtools.datasets.lists import (
 )
 from camtools.datasets.record import Record
 
-_LAYOUT = Layout(
+_LAYOUT = FolderLayout(
     "CUB-200-2011",
     """
 CUB_200_2011/
@@ -97,7 +97,5 @@ class CUB(ListedDataset):
         masks = None
         if self._masks is not None:
             path = (self._masks / name).with_suffix(".png")
-            levels = read_levels(path, palette=False)
-            check_size(levels, image, path)
-            masks = torch.from_numpy(levels > _MAJORITY)[None]
+            masks = torch.from_numpy(read_levels(path, palette=False, image=image) > _MAJORITY)[None]
         return Record(image, as_labels([self._labels[index]]), as_boxes([self._boxes[index]]), masks, None, name)

@@ -5,25 +5,34 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from camtools.classes.names import imagenet_names
+from camtools.classes.names import imagenet_names, imagenet_synsets
 from camtools.datasets.base import ListedDataset, TargetKind, as_boxes, as_labels
 from camtools.datasets.images import fit_boxes, read_annotated
-from camtools.datasets.lists import IMAGE_SUFFIXES, Layout, first_existing, folder, read_rows, read_table, to_int
+from camtools.datasets.lists import (
+    IMAGE_SUFFIXES,
+    FolderLayout,
+    first_existing,
+    folder,
+    keyed,
+    read_rows,
+    read_table,
+    to_int,
+)
 from camtools.datasets.record import Record
 from camtools.datasets.voc import read_xml
 from camtools.errors import InputError
 
-_LAYOUT = Layout(
+_LAYOUT = FolderLayout(
     "ILSVRC 2012 validation",
     """
 ROOT/
-  val/ILSVRC2012_val_00000001.JPEG ...            (or in a folder a class: val/n01751748/ILSVRC2012_val_00000001.JPEG)
+  val/ILSVRC2012_val_00000001.JPEG ...            (or in a folder per class: val/n01751748/ILSVRC2012_val_00000001.JPEG)
 and one of these for classes and boxes
   LOC_val_solution.csv                            (Kaggle's; ILSVRC/Data/CLS-LOC/val is found, too)
   Annotations/CLS-LOC/val/ILSVRC2012_val_00000001.xml ...      (or Annotations/val, or bbox/val)
@@ -83,13 +92,7 @@ class ILSVRC(ListedDataset):
         self._objects: list[_Objects] | None = None  # from the CSV
         self._labels: list[int] | None = None  # from folders or the devkit
         if csv is not None:
-            found = _read_csv(csv)
-            absent = next((name for name in self.ids if name not in found), None)
-            if absent is not None:
-                raise InputError(
-                    f"{csv} has no row for {absent!r}: expected one for every image in {str(self._base)!r}"
-                )
-            self._objects = [found[name] for name in self.ids]
+            self._objects = keyed(_read_csv(csv), self.ids, csv)
         elif self._xml is None:
             if all("/" in name for name in images):
                 self._labels = [_index(name.partition("/")[0], str(self._base / name)) for name in images]
@@ -122,19 +125,19 @@ class ILSVRC(ListedDataset):
         annotation = read_xml(path)
         if not annotation.objects:
             raise InputError(f"the annotation {str(path)!r} has no object: expected at least one")
-        return annotation.size, [(_index(found.name, str(path)), found.box) for found in annotation.objects]
+        return annotation.size, [(_index(item.name, str(path)), item.box) for item in annotation.objects]
 
 
 def _images(base: Path) -> list[str]:
     """Return the images of a folder and of its wnid folders, relative to it, in the order of their file names."""
-    found = []
+    names = []
     with os.scandir(base) as entries:
         for entry in entries:
             if _WNID.fullmatch(entry.name) and entry.is_dir():
-                found += [f"{entry.name}/{name}" for name in os.listdir(entry.path)]  # noqa: PTH208 - 50,000 names, no paths
+                names += [f"{entry.name}/{name}" for name in os.listdir(entry.path)]  # noqa: PTH208 - 50,000 names, no paths
             else:
-                found.append(entry.name)
-    images = [name for name in found if f".{name.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES]
+                names.append(entry.name)
+    images = [name for name in names if f".{name.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES]
     return sorted(images, key=lambda name: name.rpartition("/")[2])
 
 
@@ -155,7 +158,7 @@ def _truth_places(base: Path, truth: str | os.PathLike[str] | None) -> tuple[Pat
 
 def _read_csv(path: Path) -> dict[str, _Objects]:
     """Read Kaggle's LOC_val_solution.csv: ImageId, PredictionString = groups of "wnid xmin ymin xmax ymax"."""
-    found: dict[str, _Objects] = {}
+    of_images: dict[str, _Objects] = {}
     for (name, text), line in read_table(path, ["imageid", "predictionstring"]):
         place, words = f"{path}, line {line}", text.split()
         if not words or len(words) % 5:
@@ -167,8 +170,8 @@ def _read_csv(path: Path) -> dict[str, _Objects]:
             except ValueError as error:
                 raise InputError(f"{place}: {text.strip()!r}, expected four numbers after each wnid") from error
             objects.append((_index(words[start], place), (x0, y0, x1, y1)))
-        found[name] = objects
-    return found
+        of_images[name] = objects
+    return of_images
 
 
 def _devkit_labels(devkit: Path, names: list[str]) -> list[int]:
@@ -205,11 +208,9 @@ def _read_meta(path: Path) -> dict[int, str]:
         raise InputError(f"{path} cannot be read ({error}): expected the devkit's meta.mat. Copy it again") from error
 
 
-@lru_cache(maxsize=1)
+@cache
 def _wnids() -> dict[str, int]:
-    from timm.data import ImageNetInfo
-
-    return {wnid: index for index, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+    return {wnid: index for index, wnid in enumerate(imagenet_synsets()[0])}
 
 
 def _index(wnid: str, place: str) -> int:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 from camtools.errors import InputError
 from camtools.images.read import read_image
@@ -91,34 +92,33 @@ def fit_boxes(
     return boxes * torch.tensor([there_x / width, there_y / height] * 2)
 
 
-def read_levels(path: Path, palette: bool) -> NDArray[np.uint8]:
+def read_levels(path: Path, palette: bool, image: Image.Image | None = None) -> NDArray[np.uint8]:
     """Read a mask file as (H, W) uint8.
 
     Args:
         path: An image of one channel, such as a PNG.
         palette: Whether the values of a palette image are wanted (classes, instances), or its grey levels, 0 to 255.
+        image: The image that the mask is of, whose size it must have; None for any size.
 
     Raises:
-        InputError: The file is missing, not an image, or has several channels where values are wanted.
+        InputError: The file is missing, not an image, of another size than its image, or has several channels where
+            values are wanted.
     """
     try:
         with Image.open(path) as opened:
             if palette and opened.mode not in ("P", "L"):
                 raise InputError(f"{path} is of mode {opened.mode!r}: expected a mask of one 8-bit channel, 'P' or 'L'")
-            return np.array(opened if palette else opened.convert("L"), dtype=np.uint8)
+            levels = np.array(opened if palette else opened.convert("L"), dtype=np.uint8)
     except _BROKEN as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"the mask {str(path)!r} cannot be read ({error}): expected an image file") from error
-
-
-def check_size(levels: NDArray[np.uint8], image: Image.Image, path: Path) -> None:
-    """Raise an InputError if a mask, (H, W), is of another size than its image."""
-    if levels.shape != (image.height, image.width):
+    if image is not None and levels.shape != (image.height, image.width):
         raise InputError(
             f"the mask {str(path)!r} is {levels.shape[1]} x {levels.shape[0]} pixels, but its image is "
             f"{image.width} x {image.height}: expected the same size"
         )
+    return levels
 
 
 def resize_masks(masks: Tensor, image: Image.Image) -> Tensor:
@@ -131,13 +131,7 @@ def resize_masks(masks: Tensor, image: Image.Image) -> Tensor:
 
 def mask_boxes(masks: Tensor) -> Tensor:
     """Return the smallest boxes around masks, (N, H, W) bool, as (N, 4) float32; NaN where a mask is empty."""
-    found = []
-    for across in (masks.any(dim=1), masks.any(dim=2)):  # (N, W) columns, (N, H) rows
-        count = across.shape[1]
-        steps = torch.arange(count)
-        found.append(torch.where(across, steps, count).amin(dim=1))
-        found.append(torch.where(across, steps, -1).amax(dim=1) + 1)
-    x0, x1, y0, y1 = found
-    boxes = torch.stack([x0, y0, x1, y1], dim=1).float()
-    boxes[~masks.flatten(1).any(dim=1)] = float("nan")
+    boxes = torch.full((len(masks), 4), float("nan"))
+    filled = masks.flatten(1).any(dim=1)
+    boxes[filled] = masks_to_boxes(masks[filled]) + torch.tensor([0.0, 0.0, 1.0, 1.0])
     return boxes

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderLayout:
     """How a data set lies on the disk, for the errors of those who pass another folder.
 
     Attributes:
@@ -45,11 +45,10 @@ class Layout:
         Raises:
             InputError: None does.
         """
-        found = first_existing(candidates)
-        if found is None:
-            looked = " or ".join(repr(str(path)) for path in candidates)
-            raise self.error(f"no {what}: looked for {looked}")
-        return found
+        path = first_existing(candidates)
+        if path is None:
+            raise self.error(f"no {what}: looked for {' or '.join(repr(str(path)) for path in candidates)}")
+        return path
 
 
 def first_existing(candidates: Iterable[Path]) -> Path | None:
@@ -179,14 +178,12 @@ def to_box(fields: Sequence[str], place: str, sides: bool = False) -> tuple[floa
     return x0, y0, x1, y1
 
 
-def keyed(rows: Mapping[str, T], keys: Iterable[str], path: Path) -> list[T]:
+def keyed(rows: Mapping[str, T], keys: Collection[str], path: Path) -> list[T]:
     """Return a list's values in the order of the given keys, or raise an InputError that names one it lacks."""
-    found = []
     for key in keys:
         if key not in rows:
             raise InputError(f"{path} has no line for {key!r}: expected one for every image")
-        found.append(rows[key])
-    return found
+    return [rows[key] for key in keys]
 
 
 def relative_name(name: str, place: str) -> str:

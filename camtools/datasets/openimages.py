@@ -8,10 +8,10 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from camtools.datasets.base import TargetKind
-from camtools.datasets.lists import Layout, folder, one_of, read_rows
+from camtools.datasets.lists import FolderLayout, folder, one_of, read_rows
 from camtools.datasets.wsol import WSOL
 
-_LAYOUT = Layout(
+_LAYOUT = FolderLayout(
     "OpenImages30k",
     """
 OpenImages/                                    (wsolevaluation's dataset/OpenImages)

@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 
 from camtools.datasets.base import ListedDataset, TargetKind, as_labels
-from camtools.datasets.images import check_size, mask_boxes, read_annotated, read_levels
-from camtools.datasets.lists import Layout, folder, one_of, read_rows, relative_name, to_int
+from camtools.datasets.images import mask_boxes, read_annotated, read_levels
+from camtools.datasets.lists import FolderLayout, folder, one_of, read_rows, relative_name, to_int
 from camtools.datasets.record import Record
 from camtools.errors import InputError
 
-_LAYOUT = Layout(
+_LAYOUT = FolderLayout(
     "Oxford-IIIT Pet",
     """
 oxford-iiit-pet/
@@ -81,11 +81,8 @@ class OxfordPets(ListedDataset):
         name = self.ids[index]
         image = read_annotated(self._base / "images" / f"{name}.jpg")
         path = self._base / "annotations" / "trimaps" / f"{name}.png"
-        levels = read_levels(path, palette=True)
-        check_size(levels, image, path)
-        trimap = torch.from_numpy(levels)
-        border = trimap == _BORDER
-        mask = trimap == _FOREGROUND
-        ignore = border if self._ignore_border and border.any() else None
+        trimap = torch.from_numpy(read_levels(path, palette=True, image=image))
+        border, mask = trimap == _BORDER, trimap == _FOREGROUND
+        ignore = border if self._ignore_border else None
         masks = (mask if self._ignore_border else mask | border)[None]
         return Record(image, as_labels([self._labels[index]]), mask_boxes(masks), masks, ignore, name)

@@ -17,7 +17,7 @@ class Record:
 
     Attributes:
         image: RGB.
-        labels: Class index of every object, (N,) int64. A data set without boxes has one entry a class of the image.
+        labels: Class index of every object, (N,) int64. A data set without boxes has one entry per class of the image.
         boxes: (N, 4) float32: x0, y0, x1, y1 in pixels of `image`, half-open; NaN rows where an object has no box, and
             (0, 4) where the data set has no boxes at all.
         masks: (N, H, W) bool, True on the visible pixels of every object; None where the data set has none.
@@ -37,6 +37,8 @@ class Record:
     def __post_init__(self) -> None:
         if self.difficult is None:
             object.__setattr__(self, "difficult", torch.zeros(len(self.labels), dtype=torch.bool))
+        if self.ignore is not None and not self.ignore.any():
+            object.__setattr__(self, "ignore", None)
 
     @property
     def label(self) -> int:
@@ -82,12 +84,12 @@ class Record:
         """
         if self.masks is None:
             raise InputError(f"{self.id!r} has no masks: expected a data set with masks. Use `boxes`, or another one")
-        found = torch.zeros(self.masks.shape[1:], dtype=torch.int64)
+        semantic = torch.zeros(self.masks.shape[1:], dtype=torch.int64)
         for mask, label in zip(self.masks, self.labels.tolist(), strict=True):
-            found[mask] = label + 1
+            semantic[mask] = label + 1
         if self.ignore is not None:
-            found[self.ignore] = ignore_index
-        return found
+            semantic[self.ignore] = ignore_index
+        return semantic
 
     def __repr__(self) -> str:
         masks = "no masks" if self.masks is None else "masks"

@@ -7,7 +7,10 @@ from typing import Any
 
 from torch.utils.data import Subset
 
-from camtools.datasets import ListedDataset, Record, RecordDataset, open_dataset
+from camtools.checks import whole
+from camtools.datasets.base import ListedDataset, RecordDataset
+from camtools.datasets.record import Record
+from camtools.datasets.spec import open_dataset
 from camtools.errors import InputError
 
 _LOOKED_AT = 64  # records, where a data set cannot tell its labels without drawing images
@@ -19,7 +22,7 @@ class Selection:
     Args:
         data: A `RecordDataset`, a `torch.utils.data.Subset` of one, or a specification for `open_dataset`.
         limit: At most this many, from the start; None for all.
-        every: Every how manieth of them, from the first.
+        every: Every n-th of them, from the first.
         skip: How many to leave out at the start, before the others choose.
 
     Attributes:
@@ -33,33 +36,31 @@ class Selection:
     """
 
     def __init__(self, data: Any, limit: int | None = None, every: int = 1, skip: int = 0) -> None:
-        for name, value in (("limit", limit), ("every", every)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InputError(f"{name}={value!r}: expected a whole number of at least 1")
-        if isinstance(skip, bool) or not isinstance(skip, int) or skip < 0:
-            raise InputError(f"skip={skip!r}: expected a whole number of at least 0")
+        if limit is not None:
+            whole("limit", limit)
+        whole("every", every)
+        whole("skip", skip, 0)
         spec = data if isinstance(data, str) else None
-        found: Any = open_dataset(data) if isinstance(data, str) else data
+        inner: Any = open_dataset(data) if isinstance(data, str) else data
         chosen: list[int] | None = None
-        while isinstance(found, Subset):
-            inner = [int(index) for index in found.indices]
-            chosen = inner if chosen is None else [inner[index] for index in chosen]
-            found = found.dataset
-        if not isinstance(found, RecordDataset) or found.target != "record":
-            shown = f"{found!r} with target={found.target!r}" if isinstance(found, RecordDataset) else repr(found)
+        while isinstance(inner, Subset):
+            indices = [int(index) for index in inner.indices]
+            chosen = indices if chosen is None else [indices[index] for index in chosen]
+            inner = inner.dataset
+        if not isinstance(inner, RecordDataset) or inner.target != "record":
+            shown = f"{inner!r} with target={inner.target!r}" if isinstance(inner, RecordDataset) else repr(inner)
             raise InputError(
                 f"{shown} cannot be evaluated on: expected a camtools data set of records (target='record'), a Subset "
                 "of one, or a specification such as 'boxfolder:data/birds'"
             )
-        self.data: RecordDataset = found
-        self.indices = (list(range(len(found))) if chosen is None else chosen)[skip::every][:limit]
+        self.data: RecordDataset = inner
+        self.indices = (list(range(len(inner))) if chosen is None else chosen)[skip::every][:limit]
         if not self.indices:
-            raise InputError(f"{found!r} leaves no image to evaluate: expected at least one")
+            raise InputError(f"{inner!r} leaves no image to evaluate: expected at least one")
         if len(set(self.indices)) < len(self.indices):
-            raise InputError("the Subset names per image twice: expected every image once")
-        listed = found if isinstance(found, ListedDataset) else None
-        self.ids = None if listed is None else [listed.ids[index] for index in self.indices]
-        self.spec = spec or repr(found)
+            raise InputError("the Subset names an image twice: expected every image once")
+        self.ids = [inner.ids[index] for index in self.indices] if isinstance(inner, ListedDataset) else None
+        self.spec = spec or repr(inner)
         self._labels: dict[int, list[int]] | None = None
 
     def __len__(self) -> int:

@@ -1,4 +1,7 @@
-"""PASCAL VOC 2007 and 2012 (Everingham et al. 2010), detection and segmentation, in the layout of the devkit."""
+"""PASCAL VOC 2007 and 2012 (Everingham et al. 2010), detection and segmentation, in the layout of the devkit.
+
+`read_xml` reads its annotations, which ILSVRC's share the format of.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from camtools.datasets.base import ListedDataset, TargetKind, as_boxes, as_labels
-from camtools.datasets.images import check_size, fit_boxes, mask_boxes, read_annotated, read_levels
-from camtools.datasets.lists import Layout, folder, one_of, read_rows
+from camtools.datasets.images import fit_boxes, mask_boxes, read_annotated, read_levels
+from camtools.datasets.lists import FolderLayout, folder, one_of, read_rows
 from camtools.datasets.record import Record
 from camtools.errors import InputError
 
@@ -81,44 +84,39 @@ class VOC(ListedDataset):
     def labels_of(self, index: int) -> list[int]:
         """Return the classes of the objects of `record(index)`, see `ListedDataset`."""
         record_id = self.ids[index]
-        annotation = self._annotation(record_id)
-        labels = _labels(annotation, self._xml(record_id))
+        annotation, labels, difficult = self._annotation(record_id)
         if not self._masks:
             return labels
-        classes, objects = self._instances(record_id)
-        return _with_instances(labels, _voc_boxes(annotation), _difficult(annotation), classes, objects)[0].tolist()
+        return _with_instances(labels, _voc_boxes(annotation), difficult, *self._instances(record_id))[0].tolist()
 
     def record(self, index: int) -> Record:
         """Return one record, see `RecordDataset`."""
         record_id = self.ids[index]
         path = self._base / "JPEGImages" / f"{record_id}.jpg"
-        annotation = self._annotation(record_id)
+        annotation, labels, difficult = self._annotation(record_id)
         image = read_annotated(path, annotation.size)
-        labels = _labels(annotation, self._xml(record_id))
         boxes = fit_boxes(_voc_boxes(annotation), annotation.size, image, path)
-        difficult = _difficult(annotation)
         if not self._masks:
             return Record(image, as_labels(labels), boxes, None, None, record_id, difficult)
         classes, objects = self._instances(record_id, image)
-        found = _with_instances(labels, boxes, difficult, classes, objects)
+        all_labels, boxes, difficult, masks = _with_instances(labels, boxes, difficult, classes, objects)
         ignore = torch.from_numpy((classes == _VOID) | (objects == _VOID))
-        return Record(image, found[0], found[1], found[3], ignore if ignore.any() else None, record_id, found[2])
+        return Record(image, all_labels, boxes, masks, ignore, record_id, difficult)
 
-    def _xml(self, record_id: str) -> Path:
-        return self._base / "Annotations" / f"{record_id}.xml"
-
-    def _annotation(self, record_id: str) -> XmlAnnotation:
-        return read_xml(self._xml(record_id))
+    def _annotation(self, record_id: str) -> tuple[XmlAnnotation, list[int], Tensor]:
+        """Return an image's annotation, and its objects' class indices and VOC's flag, (N,) bool."""
+        path = self._base / "Annotations" / f"{record_id}.xml"
+        annotation = read_xml(path)
+        unknown = [item.name for item in annotation.objects if item.name not in CLASSES]
+        if unknown:
+            raise InputError(f"the annotation {str(path)!r} has the class {unknown[0]!r}: expected one of VOC's 20")
+        labels = [CLASSES.index(item.name) for item in annotation.objects]
+        return annotation, labels, torch.tensor([item.difficult for item in annotation.objects], dtype=torch.bool)
 
     def _instances(self, record_id: str, image: Image.Image | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the class values and the instance values, (H, W) each; checked against the image where given."""
-        found = []
-        for kind in ("SegmentationClass", "SegmentationObject"):
-            path = self._base / kind / f"{record_id}.png"
-            found.append(read_levels(path, palette=True))
-            if image is not None:
-                check_size(found[-1], image, path)
-        classes, objects = found
+        paths = (self._base / kind / f"{record_id}.png" for kind in ("SegmentationClass", "SegmentationObject"))
+        classes, objects = (read_levels(path, palette=True, image=image) for path in paths)
         where = f"SegmentationClass and SegmentationObject of {record_id!r} in {str(self._base)!r}"
         if classes.shape != objects.shape:
             raise InputError(f"{where} are {classes.shape} and {objects.shape}: expected the same height and width")
@@ -129,8 +127,8 @@ class VOC(ListedDataset):
         return classes, np.where(classes == _VOID, np.uint8(_VOID), objects)  # what is void belongs to nobody
 
 
-def _layout(year: int) -> Layout:
-    return Layout(
+def _layout(year: int) -> FolderLayout:
+    return FolderLayout(
         f"PASCAL VOC {year}",
         f"""
 VOCdevkit/VOC{year}/
@@ -143,20 +141,9 @@ VOCdevkit/VOC{year}/
     )
 
 
-def _labels(annotation: XmlAnnotation, path: Path) -> list[int]:
-    unknown = [found.name for found in annotation.objects if found.name not in CLASSES]
-    if unknown:
-        raise InputError(f"the annotation {str(path)!r} has the class {unknown[0]!r}: expected one of VOC's 20")
-    return [CLASSES.index(found.name) for found in annotation.objects]
-
-
 def _voc_boxes(annotation: XmlAnnotation) -> Tensor:
     """Return the boxes, (N, 4), half-open and from 0."""
-    return as_boxes([found.box for found in annotation.objects]) - torch.tensor([1.0, 1.0, 0.0, 0.0])
-
-
-def _difficult(annotation: XmlAnnotation) -> Tensor:
-    return torch.tensor([found.difficult for found in annotation.objects], dtype=torch.bool)
+    return as_boxes([item.box for item in annotation.objects]) - torch.tensor([1.0, 1.0, 0.0, 0.0])
 
 
 def _with_instances(

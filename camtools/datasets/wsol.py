@@ -13,11 +13,11 @@ from torch import Tensor
 
 from camtools.datasets.base import ListedDataset, TargetKind, as_boxes, as_labels
 from camtools.datasets.images import fit_boxes, mask_boxes, read_annotated, read_levels, resize_masks
-from camtools.datasets.lists import Layout, class_names, folder, keyed, read_rows, relative_name, to_box, to_int
+from camtools.datasets.lists import FolderLayout, class_names, folder, keyed, read_rows, relative_name, to_box, to_int
 from camtools.datasets.record import Record
 from camtools.errors import InputError
 
-LAYOUT = Layout(
+LAYOUT = FolderLayout(
     "wsolevaluation metadata",
     """
 METADATA/                     (such as metadata/CUB/test)
@@ -93,8 +93,8 @@ class WSOL(ListedDataset):
 
     def labels_of(self, index: int) -> list[int]:
         """Return the classes of the objects of `record(index)`, see `ListedDataset`."""
-        found = self._boxes or self._masks
-        return [self._labels[index]] * (len(found[index]) if found else 1)
+        objects = self._boxes or self._masks
+        return [self._labels[index]] * (len(objects[index]) if objects else 1)
 
     def record(self, index: int) -> Record:
         """Return one record, see `RecordDataset`."""
@@ -106,15 +106,15 @@ class WSOL(ListedDataset):
         if self._masks is not None:
             masks = self._read_masks(self._masks[index], image)
             ignore = self._read_masks(self._ignores[index], image).any(dim=0) & ~masks.any(dim=0)
-            return Record(image, labels, mask_boxes(masks), masks, ignore if ignore.any() else None, name)
+            return Record(image, labels, mask_boxes(masks), masks, ignore, name)
         boxes = as_boxes([] if self._boxes is None else self._boxes[index])
         return Record(image, labels, fit_boxes(boxes, size, image, path, self._squashed), None, None, name)
 
     def _read_masks(self, names: list[str], image: Image.Image) -> Tensor:
         """Return masks at the image's size, (N, H, W) bool."""
-        found = [torch.from_numpy(read_levels(self._mask_root / name, palette=False) > 0)[None] for name in names]
         none = torch.zeros((0, image.height, image.width), dtype=torch.bool)
-        return torch.cat([none, *(resize_masks(mask, image) for mask in found)])
+        levels = (torch.from_numpy(read_levels(self._mask_root / name, palette=False)) for name in names)
+        return torch.cat([none, *(resize_masks(level[None] > 0, image) for level in levels)])
 
 
 def _read_sizes(path: Path) -> dict[str, tuple[int, int]]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from camtools.checks import whole
 from camtools.datasets.base import ListedDataset, TargetKind
 from camtools.datasets.record import Record
 from camtools.datasets.scenes.creature import MARKS
@@ -35,7 +36,7 @@ class Scenes(ListedDataset):
         n: Number of images; by default 10,000 for "train", else 1,000.
         size: Side of the square images, in pixels.
         seed: Any other gives other images.
-        objects: Creatures an image, or the least and the most of them (drawn evenly).
+        objects: Creatures per image, or the least and the most of them (drawn evenly).
         mixed: Whether the creatures of one image are of several classes (multi-label); False gives all the same.
         transform: Applied to the PIL image, see `RecordDataset`.
         target: What an element is, see `RecordDataset`.
@@ -64,10 +65,10 @@ class Scenes(ListedDataset):
             raise InputError(f"split={split!r}: expected one of {', '.join(map(repr, SPLITS))}")
         low, high = objects if isinstance(objects, tuple | list) and len(objects) == 2 else (objects, objects)
         self.split = split
-        self.n = _whole("n", LENGTHS[split] if n is None else n, 1)
-        self.size = _whole("size", size, 32)
-        self.seed = _whole("seed", seed, 0)
-        self.objects = _whole("objects", low, 1, 4), _whole("objects", high, low, 4)
+        self.n = whole("n", LENGTHS[split] if n is None else n, 1)
+        self.size = whole("size", size, 32)
+        self.seed = whole("seed", seed, 0)
+        self.objects = whole("objects", low, 1, 4), whole("objects", high, low, 4)
         self.mixed = mixed
         super().__init__((f"{split}-{seed}-{i:06d}" for i in range(self.n)), tuple(MARKS), transform, target)
 
@@ -100,12 +101,3 @@ class Scenes(ListedDataset):
 
     def __repr__(self) -> str:
         return f"Scenes({self.split!r}, n={self.n}, size={self.size}, seed={self.seed}, objects={self.objects})"
-
-
-def _whole(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """Check a whole number."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        raise InputError(
-            f"{name}={value!r}: expected a whole number of at least {least}{f' and at most {most}' if most else ''}"
-        )
-    return value

@@ -119,7 +119,7 @@ def test_what_is_missing_is_named(tmp_path, flat):
         (f"{NAMES[0]},{TENCH} 1 2 3", "line 2: .* expected groups of a wnid and four numbers"),
         (f"{NAMES[0]},{TENCH} 1 2 3 x", "line 2: .* expected four numbers after each wnid"),
         (f"{NAMES[0]},n00000000 1 2 3 4", "line 2: 'n00000000' is not one of the 1,000 classes"),
-        (f"{NAMES[0]},{TENCH} 1 2 3 4", f"has no row for '{NAMES[1]}': expected one for every image"),
+        (f"{NAMES[0]},{TENCH} 1 2 3 4", f"has no line for '{NAMES[1]}': expected one for every image"),
     ],
 )
 def test_a_wrong_row_is_named(flat, write, row, message):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from camtools import InputError
-from camtools.datasets.images import check_size, fit_boxes, mask_boxes, read_annotated, read_levels, resize_masks
+from camtools.datasets.images import fit_boxes, mask_boxes, read_annotated, read_levels, resize_masks
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_wrong_masks_are_named(tmp_path, draw):
     with pytest.raises(InputError, match=r"text\.png' cannot be read"):
         read_levels(tmp_path / "text.png", palette=False)
     with pytest.raises(InputError, match=r"is 3 x 2 pixels, but its image is 4 x 2"):
-        check_size(np.zeros((2, 3), dtype=np.uint8), Image.new("RGB", (4, 2)), colour)
+        read_levels(colour, palette=False, image=Image.new("RGB", (4, 2)))
 
 
 def test_boxes_around_masks():

@@ -7,7 +7,7 @@ import pytest
 from camtools import InputError
 from camtools.classes.names import imagenet_names
 from camtools.datasets.lists import (
-    Layout,
+    FolderLayout,
     class_names,
     keyed,
     one_of,
@@ -20,7 +20,7 @@ from camtools.datasets.lists import (
 
 
 def test_the_layout_is_shown(tmp_path):
-    layout = Layout("Birds", "\nROOT/\n  list.txt\n", "birds.example")
+    layout = FolderLayout("Birds", "\nROOT/\n  list.txt\n", "birds.example")
     (tmp_path / "second").mkdir()
     assert layout.first([tmp_path / "first", tmp_path / "second"], "folder") == tmp_path / "second"
     with pytest.raises(InputError) as caught:
