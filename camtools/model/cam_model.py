@@ -129,6 +129,16 @@ class CamModel(nn.Module):
         """Where the features live; found on a random example if no image went through yet."""
         return self._location().spec
 
+    @property
+    def pyramid(self) -> tuple[LevelSpec, ...]:
+        """The network's earlier stages, coarse to fine; found on a random example if none was asked for yet."""
+        levels = self._location().levels
+        return self._levels(unwrapped(self.model), self.example()) if levels is None else levels
+
+    def rewrap(self, model: nn.Module) -> CamModel:
+        """Return another module wrapped as this one is: by the same adapter, with the spec that the caller gave."""
+        return CamModel(model, self._given, self.adapter)
+
     def locate(self, x: Tensor) -> Decomposition:
         """Find the features and check the head on one input, in eval mode; the model is left as it was.
 

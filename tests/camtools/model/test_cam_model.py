@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -199,7 +200,7 @@ def test_a_layer_that_is_gone(tiny):
     cam_model = wrap(tiny, spec=FeatureSpec("conv"))
     cam_model.maps(X)
     tiny.conv, tiny.body = nn.Identity(), tiny.conv
-    cam_model._given = cam_model._spec = FeatureSpec("missing")
+    cam_model._located = replace(cam_model._located, spec=FeatureSpec("missing"))
     with pytest.raises(ModelError, match="TinyNet has no layer 'missing'"):
         cam_model.maps(X)
 

@@ -14,7 +14,7 @@ import camtools
 from camtools.errors import ModelError
 from camtools.model import FeatureSpec
 from camtools.model.layout import Layout
-from camtools.model.pyramid import Observer, PyramidCapture, LevelSpec
+from camtools.model.pyramid import LevelSpec, Observer, PyramidCapture
 
 
 class Stepped(nn.Module):
@@ -68,7 +68,7 @@ def found(model, size=224, count=3, batch=1):
     cam_model = camtools.wrap(model.eval())
     with torch.no_grad():
         activations = cam_model.activations(torch.randn(batch, 3, size, size), pyramid=count)
-    names = [stage.layer + "*" * (stage.layout == Layout.NHWC) for stage in cam_model._pyramid[:count]]
+    names = [stage.layer + "*" * (stage.layout == Layout.NHWC) for stage in cam_model.pyramid[:count]]
     return names, [tuple(one.shape[1:]) for one in activations.pyramid], activations
 
 
@@ -171,12 +171,12 @@ def test_not_square():
 def test_found_once_and_good_for_other_sizes():
     model = camtools.wrap(Stepped().eval())
     model.activations(torch.randn(1, 3, 64, 64), pyramid=2)
-    known = model._pyramid
+    known = model.pyramid
     assert [one.shape for one in model.activations(torch.randn(3, 3, 96, 160), pyramid=2).pyramid] == [
         (3, 6, 12, 20),
         (3, 5, 24, 40),
     ]
-    assert model._pyramid is known
+    assert model.pyramid is known
 
 
 def test_of_a_layer_of_your_own_choice_only_what_is_finer():
@@ -233,7 +233,7 @@ def test_equals_what_a_hook_sees(model, size):
     x = torch.randn(2, 3, size, size)
     with torch.no_grad():
         pyramid = cam_model.activations(x, pyramid=3).pyramid
-        for stage, tensor in zip(cam_model._pyramid, pyramid, strict=False):
+        for stage, tensor in zip(cam_model.pyramid, pyramid, strict=False):
             seen = []
             handle = model.get_submodule(stage.layer).register_forward_hook(
                 lambda module, args, output, seen=seen: seen.append(output.clone())
