@@ -131,7 +131,7 @@ def test_an_adapter_that_is_none(install, tiny):
         wrap(tiny)
     message = str(caught.value)
     assert "adapter 'mine' (mine_adapter:Mine) lacks priority, locate, data_config, class_names" in message
-    assert "see camtools.model.adapter.Adapter" in message and message.endswith("Fix or uninstall camtools-mine")
+    assert "see camtools.model.Adapter" in message and message.endswith("Fix or uninstall camtools-mine")
 
 
 def test_no_adapters_at_all(monkeypatch, tiny):
