@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,11 +14,19 @@ from camtools.errors import PipelineError
 from camtools.steps.base import Stage, State, Step
 from camtools.steps.minmax import MinMax
 
-if TYPE_CHECKING:
-    from camtools.context_bank import ContextBank
-
-
 _STEEPEST = 1e30  # far beyond where the posterior is 0 or 1, and far below where float32 ends
+
+
+@runtime_checkable
+class Bank(Protocol):
+    """Where clusters start: vectors of every class, as a `camtools.ContextBank` has them."""
+
+    @property
+    def foreground(self) -> Tensor:
+        """V_fg, (K, C)."""
+
+    def vectors(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return V_fg and V_bg, (B, K', C), of classes (B, K'), and which have both, (B, K') bool."""
 
 
 class CREAM(Step):
@@ -68,7 +76,7 @@ class CREAM(Step):
 
     def __init__(
         self,
-        bank: ContextBank | None = None,
+        bank: Bank | None = None,
         iterations: int = 2,
         sigma: float = 8.0,
         delta: float = 0.2,
@@ -76,9 +84,7 @@ class CREAM(Step):
         add_cam: bool = True,
         centre: bool = False,
     ) -> None:
-        from camtools.context_bank import ContextBank  # late: a bank is made with steps
-
-        if bank is not None and not isinstance(bank, ContextBank):
+        if bank is not None and not isinstance(bank, Bank):
             raise PipelineError(f"CREAM(bank={bank!r}): bank must be a ContextBank or None. See ContextBank.load.")
         if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
             raise PipelineError(f"CREAM(iterations={iterations!r}): iterations must be a whole number of at least 1.")
