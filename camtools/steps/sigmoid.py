@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from camtools.checks import share
 from camtools.errors import PipelineError
 from camtools.steps.base import Stage, State, Step
 
@@ -38,9 +39,9 @@ class Sigmoid(Step):
     normalises = True
 
     def __init__(self, bias: Sequence[float] | None = None) -> None:
-        if bias is not None and not all(isinstance(one, Real) and math.isfinite(one) for one in bias):
-            raise PipelineError(f"Sigmoid(bias={bias!r}): bias must be finite numbers, one a class, or None.")
-        self.bias = None if bias is None else tuple(float(one) for one in bias)
+        if bias is not None and not all(isinstance(number, Real) and math.isfinite(number) for number in bias):
+            raise PipelineError(f"Sigmoid(bias={bias!r}): bias must be finite numbers, one per class, or None.")
+        self.bias = None if bias is None else tuple(float(number) for number in bias)
 
     @classmethod
     def of(cls, model: nn.Module) -> Sigmoid:
@@ -49,10 +50,8 @@ class Sigmoid(Step):
         Raises:
             PipelineError: The model's head is of another kind.
         """
-        from camtools.heads.headed import MapHead
-
         head: Any = getattr(model, "head", None)
-        if not isinstance(head, MapHead):
+        if not callable(getattr(head, "map_pool", None)):  # what a `camtools.heads.MapHead` has and others have not
             raise PipelineError(
                 f"{type(model).__name__} has no head that scores maps: expected one such as Wildcat. Use Sigmoid()"
             )
@@ -94,9 +93,7 @@ class ScoreThreshold(Step):
     resolution = "image"
 
     def __init__(self, value: float = 0.5) -> None:
-        if isinstance(value, bool) or not (isinstance(value, float | Real) and 0 <= value < 1):
-            raise PipelineError(f"ScoreThreshold(value={value!r}): value must be a number, 0 <= value < 1.")
-        self.value = value
+        self.value = share("value", value, owner="ScoreThreshold", error=PipelineError)
 
     def __call__(self, state: State) -> State:
         """Return the state with masks and thresholds."""

@@ -1,4 +1,7 @@
-"""Creatures: a large body that all classes share, with the small head of one class at its end."""
+"""Creatures: a large body that all classes share, with the small head of one class at its end.
+
+Heads have coordinates of their own, see `MARKS`: u away from the body, v across, 1 about the radius of a mark.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,78 @@ import numpy as np
 from camtools.datasets.scenes.drawing import Bools, Floats, Stream, colour, texture, variant
 
 OUT = 0.6  # how far a head's centre lies beyond the body's end, in radii of the head
+FACE = 1.4  # radius of the face, in the head's coordinates
+_HALF_SQRT_3 = 0.8660254037844386
+
+
+def _disc(u: Floats, v: Floats) -> Bools:
+    return u * u + v * v <= 0.85
+
+
+def _ring(u: Floats, v: Floats) -> Bools:
+    r = u * u + v * v
+    return (r <= 1) & (r >= 0.3)
+
+
+def _triangle(u: Floats, v: Floats) -> Bools:
+    # Point first, away from the body.
+    return (u >= -0.6) & (0.5 * u + _HALF_SQRT_3 * np.abs(v) <= 0.55)
+
+
+def _plus(u: Floats, v: Floats) -> Bools:
+    a, b = np.abs(u), np.abs(v)
+    return (np.maximum(a, b) <= 1) & (np.minimum(a, b) <= 0.3)
+
+
+def _crescent(u: Floats, v: Floats) -> Bools:
+    shifted = u - 0.5
+    return (u * u + v * v <= 1) & (shifted * shifted + v * v >= 0.55)
+
+
+def _hourglass(u: Floats, v: Floats) -> Bools:
+    a, b = np.abs(u), np.abs(v)
+    return (b <= 0.95) & (a <= 0.1 + 0.8 * b)
+
+
+def _pair(u: Floats, v: Floats) -> Bools:
+    b = np.abs(v) - 0.62
+    return u * u + b * b <= 0.2
+
+
+def _ladder(u: Floats, v: Floats) -> Bools:
+    a = np.abs(u)
+    return (np.abs(v) <= 0.95) & ((a <= 0.19) | ((a >= 0.57) & (a <= 0.95)))
+
+
+_SHAPES = (_disc, _ring, _triangle, _plus, _crescent, _hourglass, _pair, _ladder)
+MARKS: Mapping[str, Callable[[Floats, Floats], Bools]] = MappingProxyType(
+    {shape.__name__.removeprefix("_"): shape for shape in _SHAPES}
+)
+"""Class names, in the order of their indices, and where each mark is: u away from the body, v across, both (H, W); True
+on the mark. Every mark lies within the circle of radius `FACE` that is the face."""
+
+
+def face(u: Floats, v: Floats) -> Bools:
+    """Return where a face is, (H, W), in the coordinates of `MARKS`."""
+    return u * u + v * v <= FACE * FACE
+
+
+def mark(label: int, u: Floats, v: Floats) -> Bools:
+    """Return where the mark of a class is, (H, W), in the coordinates of `MARKS`."""
+    return _SHAPES[label](u, v)
+
+
+def head_surface(stream: Stream, label: int, u: Floats, v: Floats) -> Floats:
+    """Return the surface of a head, (H, W, 3): a dark face of any hue, its mark bright, whatever the colours.
+
+    Args:
+        stream: Random numbers.
+        label: Class index.
+        u: Coordinates as in `MARKS`, (H, W).
+        v: Likewise.
+    """
+    dark, bright = 0.05 + 0.25 * stream.array(3), 0.6 + 0.4 * stream.array(3)
+    return np.where(mark(label, u, v)[..., None], bright, dark)
 
 
 @dataclass(frozen=True)
@@ -127,7 +202,7 @@ def body_mask(pose: Pose, x: Floats, y: Floats) -> tuple[Bools, Floats]:
 
 
 def head_place(pose: Pose, x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Return positions in the head's coordinates, see `heads.MARKS`: at the end of the bent body, itself not bent."""
+    """Return positions in the head's coordinates, see `MARKS`: at the end of the bent body, itself not bent."""
     along, across = pose.straight(x, y)
     scale = FACE / pose.head
     return (along - pose.length) * scale - OUT * FACE, (across - pose.end) * scale
@@ -151,87 +226,3 @@ def body_surface(
     lit = ((x - pose.x) * light[0] + (y - pose.y) * light[1]) / pose.length
     rim = np.where((out > 0.78) & (out <= 1), 0.5, 1.0)
     return texture(stream, x, y, skin, variant(stream, skin, 0.35)) * ((1 + 0.4 * np.clip(lit, -1, 1)) * rim)[..., None]
-
-
-_HALF_SQRT_3 = 0.8660254037844386
-
-
-def _disc(u: Floats, v: Floats) -> Bools:
-    return u * u + v * v <= 0.85
-
-
-def _ring(u: Floats, v: Floats) -> Bools:
-    r = u * u + v * v
-    return (r <= 1) & (r >= 0.3)
-
-
-def _triangle(u: Floats, v: Floats) -> Bools:
-    # Point first, away from the body.
-    return (u >= -0.6) & (0.5 * u + _HALF_SQRT_3 * np.abs(v) <= 0.55)
-
-
-def _plus(u: Floats, v: Floats) -> Bools:
-    a, b = np.abs(u), np.abs(v)
-    return (np.maximum(a, b) <= 1) & (np.minimum(a, b) <= 0.3)
-
-
-def _crescent(u: Floats, v: Floats) -> Bools:
-    shifted = u - 0.5
-    return (u * u + v * v <= 1) & (shifted * shifted + v * v >= 0.55)
-
-
-def _hourglass(u: Floats, v: Floats) -> Bools:
-    a, b = np.abs(u), np.abs(v)
-    return (b <= 0.95) & (a <= 0.1 + 0.8 * b)
-
-
-def _pair(u: Floats, v: Floats) -> Bools:
-    b = np.abs(v) - 0.62
-    return u * u + b * b <= 0.2
-
-
-def _ladder(u: Floats, v: Floats) -> Bools:
-    a = np.abs(u)
-    return (np.abs(v) <= 0.95) & ((a <= 0.19) | ((a >= 0.57) & (a <= 0.95)))
-
-
-MARKS: Mapping[str, Callable[[Floats, Floats], Bools]] = MappingProxyType(
-    {
-        "disc": _disc,
-        "ring": _ring,
-        "triangle": _triangle,
-        "plus": _plus,
-        "crescent": _crescent,
-        "hourglass": _hourglass,
-        "pair": _pair,
-        "ladder": _ladder,
-    }
-)
-"""Class names, in the order of their indices, and where each mark is: u away from the body, v across, both (H, W); True
-on the mark. Every mark lies within the circle of radius `FACE` that is the face."""
-
-FACE = 1.4
-_SHAPES = tuple(MARKS.values())
-
-
-def face(u: Floats, v: Floats) -> Bools:
-    """Return where a face is, (H, W), in the coordinates of `MARKS`."""
-    return u * u + v * v <= FACE * FACE
-
-
-def mark(label: int, u: Floats, v: Floats) -> Bools:
-    """Return where the mark of a class is, (H, W), in the coordinates of `MARKS`."""
-    return _SHAPES[label](u, v)
-
-
-def head_surface(stream: Stream, label: int, u: Floats, v: Floats) -> Floats:
-    """Return the surface of a head, (H, W, 3): a dark face of any hue, its mark bright, whatever the colours.
-
-    Args:
-        stream: Random numbers.
-        label: Class index.
-        u: Coordinates as in `MARKS`, (H, W).
-        v: Likewise.
-    """
-    dark, bright = 0.05 + 0.25 * stream.array(3), 0.6 + 0.4 * stream.array(3)
-    return np.where(mark(label, u, v)[..., None], bright, dark)

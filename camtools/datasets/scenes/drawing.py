@@ -1,4 +1,7 @@
-"""What is painted on: a square of pixels with their places."""
+"""What scenes are drawn with: random numbers (`Stream`), pixels with their places (`Canvas`), textures and colours.
+
+All arithmetic is sums, products, quotients and roundings, which every machine does alike to the last bit.
+"""
 
 from __future__ import annotations
 
@@ -8,53 +11,6 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-
-
-@dataclass(frozen=True, eq=False)
-class Canvas:
-    """An image, or a window of one that shares its pixels.
-
-    Attributes:
-        x: Place of every pixel's centre, 0 at the image's left edge and 1 at its right, (H, W).
-        y: Likewise, downwards.
-        pixels: (H, W, 3), linear light, about [0, 1].
-        place: The window's rows and columns in the whole image.
-    """
-
-    x: Floats
-    y: Floats
-    pixels: Floats
-    place: tuple[slice, slice]
-
-    @classmethod
-    def blank(cls, size: int) -> Canvas:
-        """Return a black square of `size` pixels a side."""
-        position = (np.arange(size) + 0.5) / size
-        x, y = np.broadcast_to(position, (size, size)), np.broadcast_to(position[:, None], (size, size))
-        return cls(x, y, np.zeros((size, size, 3)), (slice(0, size), slice(0, size)))
-
-    def window(self, x0: float, y0: float, x1: float, y1: float) -> Canvas:
-        """Return the part of a whole image that holds a box, at least one pixel of it."""
-        size = len(self.x)
-        rows, columns = _span(y0, y1, size), _span(x0, x1, size)
-        return Canvas(self.x[rows, columns], self.y[rows, columns], self.pixels[rows, columns], (rows, columns))
-
-    def paint(self, where: Bools, surface: Floats) -> None:
-        """Put a surface, (H, W, 3), where `where` (H, W) is True."""
-        self.pixels[where] = surface[where]
-
-    def whole(self, mask: Bools, size: int) -> Bools:
-        """Return a mask of this window as one of the whole image, (size, size)."""
-        found = np.zeros((size, size), dtype=bool)
-        found[self.place] = mask
-        return found
-
-
-def _span(low: float, high: float, size: int) -> slice:
-    """Return the pixels that a range touches."""
-    start = min(max(int(np.floor(low * size)), 0), size - 1)
-    return slice(start, max(start + 1, min(int(np.floor(high * size)) + 1, size)))
-
 
 T = TypeVar("T")
 Floats = NDArray[np.float64]
@@ -96,6 +52,52 @@ class Stream:
         t = self.uniform(-1, 1)
         x, y = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
         return (x, y) if self.chance(0.5) else (-x, -y)
+
+
+@dataclass(frozen=True, eq=False)
+class Canvas:
+    """An image, or a window of one that shares its pixels.
+
+    Attributes:
+        x: Place of every pixel's centre, 0 at the image's left edge and 1 at its right, (H, W).
+        y: Likewise, downwards.
+        pixels: (H, W, 3), linear light, about [0, 1].
+        place: The window's rows and columns in the whole image.
+    """
+
+    x: Floats
+    y: Floats
+    pixels: Floats
+    place: tuple[slice, slice]
+
+    @classmethod
+    def blank(cls, size: int) -> Canvas:
+        """Return a black square with sides of `size` pixels."""
+        position = (np.arange(size) + 0.5) / size
+        x, y = np.broadcast_to(position, (size, size)), np.broadcast_to(position[:, None], (size, size))
+        return cls(x, y, np.zeros((size, size, 3)), (slice(0, size), slice(0, size)))
+
+    def window(self, x0: float, y0: float, x1: float, y1: float) -> Canvas:
+        """Return the part of a whole image that holds a box, at least one pixel of it."""
+        size = len(self.x)
+        rows, columns = _span(y0, y1, size), _span(x0, x1, size)
+        return Canvas(self.x[rows, columns], self.y[rows, columns], self.pixels[rows, columns], (rows, columns))
+
+    def paint(self, where: Bools, surface: Floats) -> None:
+        """Put a surface, (H, W, 3), where `where` (H, W) is True."""
+        self.pixels[where] = surface[where]
+
+    def whole(self, mask: Bools, size: int) -> Bools:
+        """Return a mask of this window as one of the whole image, (size, size)."""
+        whole = np.zeros((size, size), dtype=bool)
+        whole[self.place] = mask
+        return whole
+
+
+def _span(low: float, high: float, size: int) -> slice:
+    """Return the pixels that a range touches."""
+    start = min(max(int(np.floor(low * size)), 0), size - 1)
+    return slice(start, max(start + 1, min(int(np.floor(high * size)) + 1, size)))
 
 
 def value_noise(stream: Stream, x: Floats, y: Floats, cells: int) -> Floats:
@@ -190,12 +192,12 @@ def colour(stream: Stream, *unlike: Floats, distance: float = 0.5) -> Floats:
         distance: How far, as the sum of the three channels' differences; it is relaxed where colours run out.
     """
     for attempt in range(100):
-        found = 0.05 + 0.9 * stream.array(3)
-        found = 0.75 * found + 0.25 * ((found[0] + found[1] + found[2]) / 3)
-        gaps = (abs(found[0] - c[0]) + abs(found[1] - c[1]) + abs(found[2] - c[2]) for c in unlike)
+        rgb = 0.05 + 0.9 * stream.array(3)
+        rgb = 0.75 * rgb + 0.25 * ((rgb[0] + rgb[1] + rgb[2]) / 3)
+        gaps = (abs(rgb[0] - c[0]) + abs(rgb[1] - c[1]) + abs(rgb[2] - c[2]) for c in unlike)
         if all(gap >= distance * (1 - attempt / 100) for gap in gaps):
             break
-    return found
+    return rgb
 
 
 def variant(stream: Stream, base: Floats, amount: float) -> Floats:

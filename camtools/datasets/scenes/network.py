@@ -84,7 +84,7 @@ class SceneNet(nn.Module):
 def scene_classifier() -> SceneNet:
     """Return the classifier that comes with camtools, trained on `Scenes("train")`, in eval mode, on the CPU.
 
-    `python -m camtools.datasets.scenes.train` makes such a one; docs/scenes.md has what it printed for this one.
+    `tests/benchmarks/train_scene_classifier.py` trains such a model; docs/scenes.md has what it printed for this one.
     """
     model = SceneNet()
     model.load_state_dict(load_file(WEIGHTS))  # kept in half precision; the parameters they are copied to are not
