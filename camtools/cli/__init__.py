@@ -1,38 +1,42 @@
-"""The `camtools` command: its sub-commands `demo`, `evaluate`, `explain`, `models` and `segment`, a module each."""
+"""The `camtools` command: its sub-commands are the modules here, and those of the group `camtools.commands`.
+
+A plug-in's entry point in that group is a function as typer takes it, and the entry point's name is the command's.
+"""
 
 from __future__ import annotations
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Annotated
 
 import typer
 
+from camtools.cli.common import complain
 from camtools.cli.demo import demo
 from camtools.cli.evaluate import evaluate
 from camtools.cli.explain import explain
 from camtools.cli.finetune import finetune
 from camtools.cli.models import models
 from camtools.cli.segment import segment
-from camtools_recipes.reproduce_command import reproduce
+from camtools.errors import ModelError
+from camtools.plugins import load_plugin
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="camtools",
-    help="Class activation maps, masks and boxes for image classifiers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(demo)
-app.command()(evaluate)
-app.command()(explain)
-app.command()(finetune)
-app.command()(models)
-app.command()(reproduce)
-app.command()(segment)
+for command in (demo, evaluate, explain, finetune, models, segment):
+    app.command()(command)
+for point in sorted(entry_points(group="camtools.commands"), key=lambda point: point.name):
+    try:
+        app.command(point.name)(load_plugin(point))
+    except ModelError as error:  # the other commands work all the same
+        complain(error)
 
 
 def _print_version(wanted: bool) -> None:

@@ -22,8 +22,8 @@ def demo(
 ) -> None:
     """Explain drawn scenes that the classifier has not seen, and compare the boxes with the true ones.
 
-    Needs no network, no weights and no images. Writes one image: a row a scene, a column a pipeline, true boxes
-    beside the found ones. Prints how well the boxes fit over more scenes.
+    Needs no network, no weights and no images. Writes one image: a row per scene, a column per pipeline, true boxes
+    beside those of the maps. Prints how well the boxes fit over more scenes.
 
     Exit codes: 0 done, 2 wrong use, 130 interrupted.
     """
@@ -36,9 +36,9 @@ def demo(
             raise typer.BadParameter("expected names such as cam,rcam", param_hint="--pipelines")
         data = Scenes("test", n=max(scenes, measured), seed=seed)
         records = [data[i] for i in range(len(data))]
-        found = [_explained(name, records) for name in names]
-        _image(found, records, names, scenes, out)
-        _table(found, records[:measured], names)
+        columns = [_explained(name, records) for name in names]
+        _draw(columns, records, names, scenes, out)
+        _print_table(columns, records[:measured], names)
     typer.echo(f"{out} written, {time.perf_counter() - start:.1f} s in all", err=True)
     typer.echo("Your own: camtools explain PHOTO --model timm/resnet50 --out results/", err=True)
 
@@ -49,16 +49,15 @@ def _explained(pipeline: str, records: list[Any]) -> list[Any]:
     from camtools.explainer import Explainer
 
     explainer = Explainer(scene_classifier(), pipeline, batch_size=64)
-    found: Any = explainer([record.image for record in records], target=[record.label for record in records])
-    return list(found)
+    return explainer([record.image for record in records], target=[record.label for record in records])
 
 
-def _image(found: list[list[Any]], records: list[Any], names: list[str], count: int, out: Path) -> None:
+def _draw(columns: list[list[Any]], records: list[Any], names: list[str], count: int, out: Path) -> None:
     """Draw the first scenes."""
     from camtools.errors import InputError
     from camtools.plot import compare
 
-    rows = [list(row) for row in zip(*(column[:count] for column in found), strict=True)]
+    rows = [list(row) for row in zip(*(column[:count] for column in columns), strict=True)]
     drawn = compare(rows, titles=names, truth=[record.boxes for record in records[:count]], image=True)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +66,7 @@ def _image(found: list[list[Any]], records: list[Any], names: list[str], count: 
         raise InputError(f"{out} cannot be written ({error}): expected a file such as demo.png in a folder") from error
 
 
-def _table(found: list[list[Any]], records: list[Any], names: list[str]) -> None:
+def _print_table(columns: list[list[Any]], records: list[Any], names: list[str]) -> None:
     """Print how well boxes and maps fit; PxAP, the pixels' average precision, depends on no threshold."""
     import torch
     from rich.table import Table
@@ -75,20 +74,20 @@ def _table(found: list[list[Any]], records: list[Any], names: list[str]) -> None
 
     from camtools.metrics import PxAP
 
-    title = f"{len(records)} scenes of the test split, true class"
-    columns = "Pipeline", "Mean IoU of the boxes", "Boxes with IoU >= 0.5", "PxAP of the maps"
-    table = Table(*columns, title=title)
+    columns = [column[: len(records)] for column in columns]
+    table = Table("Pipeline", "Mean IoU of the boxes", "Boxes with IoU >= 0.5", "PxAP of the maps")
+    table.title = f"{len(records)} scenes of the test split, true class"
     masks = torch.stack([record.mask for record in records])
-    for name, column in zip(names, found, strict=True):
-        ious = torch.stack(
+    for name, column in zip(names, columns, strict=True):
+        ious = torch.tensor(
             [
-                box_iou(exp.boxes[:1].float(), record.boxes).max() if len(exp.boxes) else torch.tensor(0.0)
-                for exp, record in zip(column, records, strict=False)
+                float(box_iou(exp.boxes[:1].float(), record.boxes).max()) if len(exp.boxes) else 0.0
+                for exp, record in zip(column, records, strict=True)
             ]
         )
         pixels = PxAP()
-        pixels.update(torch.stack([exp.map for exp in column[: len(records)]]), masks)
+        pixels.update(torch.stack([exp.map for exp in column]), masks)
         table.add_row(name, f"{ious.mean():.3f}", f"{(ious >= 0.5).float().mean():.1%}", f"{pixels.compute():.1f}%")
-    right = sum(int(exp.logits.argmax()) == record.label for exp, record in zip(found[0], records, strict=False))
+    right = sum(int(exp.logits.argmax()) == record.label for exp, record in zip(columns[0], records, strict=True))
     table.caption = f"the classifier is right on {right / len(records):.1%}"
     stdout_console().print(table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,18 +9,24 @@ import typer
 
 from camtools.cli.common import (
     SOME_FAILED,
+    BatchSizeOption,
+    ClassNamesOption,
+    DeviceOption,
     Format,
     FormatOption,
+    MeanOption,
     ModelArgOption,
+    OptionalModelOption,
     SizeOption,
-    complain,
+    StdOption,
+    WeightsOption,
     exit_codes,
-    parse_model_args,
-    parse_numbers,
-    parse_size,
+    load,
     pick_device,
+    print_json,
     stdout_console,
     stdout_to_stderr,
+    summarise,
 )
 
 
@@ -32,14 +37,8 @@ def evaluate(
             metavar="SPEC", help="Data set, NAME:PATH?key=value: boxfolder:FOLDER, cub:ROOT, voc2012:ROOT ..."
         ),
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="timm/NAME, torchvision/NAME, package.module:function, or FILE.py:function."),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Checkpoint, .safetensors or .pth, 'random', or torchvision's own names."),
-    ] = None,
+    model: OptionalModelOption = None,
+    weights: WeightsOption = None,
     pipeline: Annotated[
         list[str] | None,
         typer.Option(
@@ -87,22 +86,16 @@ def evaluate(
     ] = True,
     bootstrap: Annotated[int, typer.Option(min=0, metavar="N", help="Replicates for the intervals; 0: none.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the replicates.")] = 0,
-    mean: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help="Mean of images in [0, 1], instead of the model's own.")
-    ] = None,
-    std: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help="Standard deviation, instead of the model's own.")
-    ] = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
     size: SizeOption = None,
-    class_names: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Names of the model's classes: one a line, or a JSON list.")
-    ] = None,
+    class_names: ClassNamesOption = None,
     activation: Annotated[
         str, typer.Option(metavar="softmax|sigmoid", help="How logits become scores; sigmoid for multi-label models.")
     ] = "softmax",
     model_arg: ModelArgOption = None,
-    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images per forward.")] = 32,
+    device: DeviceOption = "auto",
+    batch_size: BatchSizeOption = 32,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Threads that read images.")] = 4,
     output: FormatOption = Format.TABLE,
 ) -> None:
@@ -120,8 +113,6 @@ def evaluate(
     """
     if (model is None) == (not scoremaps):
         raise typer.BadParameter("give --model or --scoremaps, one of them", param_hint="--model")
-    means, stds, height_width = parse_numbers(mean, "--mean"), parse_numbers(std, "--std"), parse_size(size)
-    arguments = parse_model_args(model_arg)
     with exit_codes():
         with stdout_to_stderr():
             from camtools.evaluation import evaluate as run
@@ -130,7 +121,8 @@ def evaluate(
             options: dict[str, Any] = {"scoremaps": _folders(scoremaps)} if scoremaps else {}
             network, pipelines = None, ";".join(pipeline or ["cam"])
             if model is not None:
-                loaded = _load(model, weights, class_names, means, stds, height_width, arguments)
+                own = {"model_args": dict(model_arg or ()), "mean": mean, "std": std, "size": size}
+                loaded = load(model, weights, class_names=class_names, **own)
                 network = loaded.model
                 options |= {"transform": loaded.preprocess, "device": _device(device), "protocol": protocol}
                 options |= {"class_names": loaded.class_names, "activation": activation}
@@ -170,15 +162,6 @@ def _write_report(result: Any, data: str, out: Path, model: Any, pipelines: str,
     write_report(result, out, open_dataset(data), maps)
 
 
-def _load(model: str, weights: str | None, names: Path | None, mean: Any, std: Any, size: Any, arguments: Any) -> Any:
-    """Build the model."""
-    from camtools.classes.names import load_names
-    from camtools.loading import load_model
-
-    known = load_names(names) if names is not None else None
-    return load_model(model, weights, class_names=known, mean=mean, std=std, size=size, model_args=arguments)
-
-
 def _device(name: str) -> Any:
     """Return the device; among several processes each takes its own of "auto" and "cuda" later."""
     from camtools.evaluation.processes import several
@@ -192,28 +175,23 @@ def _folders(texts: list[str]) -> dict[str, str]:
     Raises:
         typer.BadParameter: Two have the same name.
     """
-    found: dict[str, str] = {}
+    folders: dict[str, str] = {}
     for text in texts:
         name, equals, folder = text.partition("=")
-        key = name if equals and not Path(text).is_dir() else Path(text).resolve().name
-        if key in found:
-            raise typer.BadParameter(f"two folders are named {key!r}: say NAME=DIR", param_hint="--scoremaps")
-        found[key] = folder if equals and not Path(text).is_dir() else text
-    return found
+        if not equals or Path(text).is_dir():
+            name, folder = Path(text).resolve().name, text
+        if name in folders:
+            raise typer.BadParameter(f"two folders are named {name!r}: say NAME=DIR", param_hint="--scoremaps")
+        folders[name] = folder
+    return folders
 
 
 def _show(result: Any, out: Path | None, output: Format) -> None:
     """Print the table or the document, and what failed."""
     if output is Format.JSON:
-        typer.echo(json.dumps(result.to_dict(), indent=1, ensure_ascii=False))
+        print_json(result.to_dict())
     else:
         from camtools.evaluation.report import table
 
         stdout_console().print(table(result))
-    for name, error in result.failed:
-        complain(f"{name}: {error}")
-    count, seconds = int(result.timing["images"]), result.timing["seconds"]
-    parts = [f"{count} image{'s' * (count != 1)} in {seconds:.1f} s ({count / max(seconds, 1e-9):.1f} images/s)"]
-    parts += [f"{len(result.failed)} failed"] if result.failed else []
-    parts += [f"results in {out}"] if out is not None else []
-    typer.echo(", ".join(parts), err=True)
+    summarise(int(result.timing["images"]), result.timing["seconds"], result.failed, out)

@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import re
-import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
 from camtools.cli.common import (
-    SOME_FAILED,
+    BatchSizeOption,
+    ClassNamesOption,
+    DeviceOption,
     Format,
     FormatOption,
+    MeanOption,
     ModelArgOption,
+    ModelOption,
+    OutOption,
+    PathsArgument,
+    ResumeOption,
     SizeOption,
-    exit_codes,
-    parse_model_args,
-    parse_numbers,
-    parse_size,
-    pick_device,
-    stdout_to_stderr,
+    StdOption,
+    WeightsOption,
 )
+from camtools.cli.run import Run, box_cell, class_cell, run_over
+from camtools.errors import TargetError
 
 
 def explain(
-    paths: Annotated[
-        list[str],
-        typer.Argument(metavar="PATH...", help="Images, folders (with sub-folders), or patterns: 'a/*.jpg'."),
-    ],
-    model: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="timm/NAME, torchvision/NAME, package.module:function, or FILE.py:function."),
-    ],
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Checkpoint, .safetensors or .pth; the number of classes is read from it. 'random' for none; "
-            "torchvision's own names (IMAGENET1K_V1) work too. Left out, published weights are downloaded.",
-        ),
-    ] = None,
+    paths: PathsArgument,
+    model: ModelOption,
+    weights: WeightsOption = None,
     target: Annotated[
         list[str] | None,
         typer.Option(metavar="CLASS", help="Class to explain: index, name, or ImageNet wnid. May be repeated."),
@@ -57,31 +48,15 @@ def explain(
             "threshold.json that 'camtools evaluate --calibrate' has written.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Where results go, a folder an image, and manifest.json over all. A result that is there already is "
-            "replaced as a whole. Left out, nothing is written.",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Leave out images whose result in --out is whole and newer than the image."),
-    ] = False,
-    mean: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help="Mean of images in [0, 1], instead of the model's own.")
-    ] = None,
-    std: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help="Standard deviation, instead of the model's own.")
-    ] = None,
+    out: OutOption = None,
+    resume: ResumeOption = False,
+    mean: MeanOption = None,
+    std: StdOption = None,
     size: SizeOption = None,
-    class_names: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Names of the classes: one a line, or a JSON list.")
-    ] = None,
+    class_names: ClassNamesOption = None,
     model_arg: ModelArgOption = None,
-    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images per forward.")] = 32,
+    device: DeviceOption = "auto",
+    batch_size: BatchSizeOption = 32,
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Explain images: where in each does a class lie?
@@ -94,67 +69,53 @@ def explain(
 
     Exit codes: 0 done, 1 some files failed, 2 wrong use, 130 interrupted (finished results are whole).
     """
-    from camtools.cli.images import find_jobs
-    from camtools.cli.run import Run, Settings, show, summarise
-
     if target and top_k:
         raise typer.BadParameter("give --target or --top-k, not both", param_hint="--top-k")
-    if resume and out is None:
-        raise typer.BadParameter("needs --out, where the earlier results are", param_hint="--resume")
-    means, stds, height_width = parse_numbers(mean, "--mean"), parse_numbers(std, "--std"), parse_size(size)
-    arguments = parse_model_args(model_arg)
-    with exit_codes():
-        jobs = find_jobs(paths, out)
-        settings = Settings(
-            model=model,
-            weights=weights,
-            model_args=arguments,
-            pipeline=pipeline,
-            target=target,
-            top_k=top_k,
-            mean=means,
-            std=stds,
-            size=height_width,
-            threshold=threshold,
-        )
-        with stdout_to_stderr():
-            run = Run(settings, out, resume=resume)
-            explainer = _explainer(settings, class_names, pick_device(device), batch_size)
-            start = time.perf_counter()
-            run.over(jobs, explainer, batch_size)
-        show(run, output)
-        summarise(run, time.perf_counter() - start)
-        if run.interrupted:
-            raise KeyboardInterrupt
-    if run.failed:
-        raise typer.Exit(SOME_FAILED)
-
-
-def _explainer(settings: Any, class_names: Path | None, device: Any, batch_size: int) -> Any:
-    """Build the model and what is run on every batch, and find the classes asked for."""
-    from camtools.classes.names import load_names
-    from camtools.cli.run import Batches
-    from camtools.explainer import Explainer
-    from camtools.loading import load_model
-
-    loaded = load_model(
-        settings.model,
-        settings.weights,
-        class_names=load_names(class_names) if class_names is not None else None,
-        mean=settings.mean,
-        std=settings.std,
-        size=settings.size,
-        model_args=settings.model_args,
-    )
-    explainer = Explainer(
-        loaded.model,
-        settings.pipeline if settings.threshold is None else _calibrated(settings.pipeline, settings.threshold),
+    model_args = dict(model_arg or ())
+    source = {"model": model, "weights": weights, "model_args": model_args, "mean": mean, "std": std, "size": size}
+    run_over(
+        paths,
+        _Explaining,
+        source,
+        {"pipeline": pipeline, "target": target, "top_k": top_k, "threshold": threshold},
+        class_names=class_names,
         device=device,
         batch_size=batch_size,
-        transform=loaded.preprocess,
-        class_names=loaded.class_names,
+        out=out,
+        resume=resume,
+        output=output,
     )
-    return Batches(explainer, settings.target, settings.top_k, loaded.class_names)
+
+
+class _Explaining(Run):
+    """An entry's "classes" are those that were explained, a dictionary each."""
+
+    doing = "Explaining"
+    columns = "Class", "Score", "Box (x0, y0, x1, y1)", "Map"
+
+    def prepare(self, loaded: Any, **options: Any) -> None:
+        from camtools.classes.names import resolve_target
+        from camtools.explainer import Explainer
+
+        pipeline, target, threshold = (self.settings[name] for name in ("pipeline", "target", "threshold"))
+        pipeline = pipeline if threshold is None else _calibrated(pipeline, threshold)
+        self.explainer = Explainer(loaded.model, pipeline, **options)
+        self.targets = [resolve_target(name, loaded.class_names) for name in target or ()]
+        if len(set(self.targets)) < len(self.targets):
+            raise TargetError(f"--target names a class twice: {', '.join(target)} are classes {self.targets}.")
+
+    def do(self, images: list[Any]) -> list[list[Any]]:
+        if self.targets:
+            return self.explainer(images, target=[self.targets] * len(images))
+        return self.explainer(images, top_k=self.settings["top_k"] or 1)
+
+    def entry(self, documents: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"classes": documents}
+
+    def rows(self, entry: dict[str, Any]) -> Iterator[list[str]]:
+        for result in entry["classes"]:
+            maps = "exact" if result["exact"] else "linearised"
+            yield [class_cell(result), f"{result['score']:.3f}", box_cell(result["box"]), maps]
 
 
 def _calibrated(pipeline: str, threshold: str) -> Any:

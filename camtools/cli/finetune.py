@@ -7,17 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
-from camtools.cli.common import ModelArgOption, exit_codes, parse_model_args, stdout_console, stdout_to_stderr
+from camtools.cli.common import (
+    ModelArgOption,
+    OptionalModelOption,
+    WeightsOption,
+    exit_codes,
+    load,
+    stdout_console,
+    stdout_to_stderr,
+)
 
 
 def finetune(
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", help="gap, tap, wgap, minmaxcam ...; left out: lists them.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="timm/NAME, torchvision/NAME, package.module:function, FILE.py:function."),
-    ] = None,
+    model: OptionalModelOption = None,
     data: Annotated[
         str | None, typer.Option(metavar="SPEC", help="Training set, NAME:PATH?key=value; only its labels are used.")
     ] = None,
@@ -27,9 +32,7 @@ def finetune(
     val: Annotated[
         str | None, typer.Option(metavar="SPEC", help="Validation set; its boxes and masks are measured against.")
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Checkpoint to begin with, 'random', or torchvision's own names.")
-    ] = None,
+    weights: WeightsOption = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", help="Images per step and process.")] = None,
     lr: Annotated[float | None, typer.Option(metavar="X", help="Learning rate of the backbone.")] = None,
@@ -45,7 +48,7 @@ def finetune(
 ) -> None:
     """Fine-tune a classifier on images and their labels, by a recipe.
 
-    Prints a line an epoch, and at the end the metrics before and after. --out gets best.safetensors and
+    Prints a line per epoch, and at the end the metrics before and after. --out gets best.safetensors and
     last.safetensors, which every command takes as --weights; metrics.csv, TensorBoard logs, config.json, and an image
     of maps before and after. A run that was killed goes on with --resume, and ends with the same weights. Under
     accelerate launch or torchrun the processes share the batches.
@@ -65,15 +68,13 @@ def finetune(
             raise typer.BadParameter("has to be given", param_hint=", ".join(missing))
         assert model is not None and data is not None
         options = _settings(set_, {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed})
-        arguments = parse_model_args(model_arg)
         with stdout_to_stderr():
             from camtools.evaluation.processes import leads
-            from camtools.loading import load_model
             from camtools.training import finetune as run
             from camtools.training import make_recipe
 
             method = make_recipe(recipe, options)  # before a model is loaded: the likelier mistakes are here
-            loaded = load_model(model, weights, model_args=arguments)
+            loaded = load(model, weights, model_args=dict(model_arg or ()))
             result = run(method, loaded, data, val, out=out, resume=resume, device=device)
         if leads():
             _show(result)
@@ -85,16 +86,16 @@ def _settings(texts: list[str] | None, shorthands: dict[str, Any]) -> dict[str, 
     Raises:
         typer.BadParameter: A pair lacks its "=", or a setting is given twice.
     """
-    found = {name: value for name, value in shorthands.items() if value is not None}
+    settings = {name: value for name, value in shorthands.items() if value is not None}
     for text in texts or ():
         key, equals, value = text.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key:
             raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--set")
-        if key in found:
+        if key in settings:
             raise typer.BadParameter(f"{key!r} is given twice", param_hint="--set")
-        found[key] = value
-    return found
+        settings[key] = value
+    return settings
 
 
 def _list_recipes() -> None:

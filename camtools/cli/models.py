@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 from typing import Annotated, Any
 
 import typer
@@ -17,8 +16,8 @@ from camtools.cli.common import (
     SizeOption,
     complain,
     exit_codes,
-    parse_model_args,
-    parse_size,
+    load,
+    print_json,
     stdout_console,
     stdout_to_stderr,
 )
@@ -50,24 +49,29 @@ def models(
 
     Exit codes: 0 done, 1 some models have no map, 2 wrong use, 130 interrupted.
     """
-    arguments, height_width = parse_model_args(model_arg), parse_size(size)
-    from camtools.heads.saved import headed_config
-    from camtools.sources import find_source
-
     with exit_codes():
+        from camtools.heads.saved import headed_config
+        from camtools.sources import find_source
+
         with stdout_to_stderr():
             names = list(model or []) + (_matching(pattern) if pattern or not model else [])
         if not names:
             complain(f"No model's name matches {pattern!r}. Without a pattern, all names are listed.")
             raise typer.Exit(WRONG_USE)
         if pattern is None and not model:
-            _print_names(names, output)
+            if output is Format.JSON:
+                print_json(names)
+            else:
+                typer.echo("\n".join(names))
             return
         for name in names:
             if headed_config(name) is None:
                 find_source(name)  # an unknown name is wrong use, said before anything is built
-        rows = _look_into(names, arguments, height_width)
-        _print_rows(rows, output)
+        rows = _describe_all(names, dict(model_arg or ()), size)
+        if output is Format.JSON:
+            print_json(rows)
+        else:
+            _print_table(rows)
     if any(row["error"] for row in rows):
         raise typer.Exit(SOME_FAILED)
 
@@ -76,24 +80,24 @@ def _matching(pattern: str | None) -> list[str]:
     from camtools.cli.images import natural_key
     from camtools.sources import known_models
 
-    names = known_models()
-    if pattern is not None:
-        names = [
-            n for n in names if fnmatch.fnmatchcase(n, pattern) or fnmatch.fnmatchcase(n.partition("/")[2], pattern)
-        ]
+    names = [
+        name
+        for name in known_models()
+        if pattern is None or any(fnmatch.fnmatchcase(text, pattern) for text in (name, name.partition("/")[2]))
+    ]
     return sorted(names, key=natural_key)
 
 
-def _look_into(names: list[str], arguments: dict[str, Any], size: tuple[int, int] | None) -> list[dict[str, Any]]:
-    """Describe each model, with a progress bar on stderr where there are several."""
-    from rich.console import Console
-    from rich.progress import track
+def _describe_all(names: list[str], arguments: dict[str, Any], size: tuple[int, int] | None) -> list[dict[str, Any]]:
+    """Describe each model, with a progress bar where there are several."""
+    from camtools.progress import progress_bar
 
-    console = Console(stderr=True)
-    quiet = len(names) == 1 or not console.is_terminal
-    with stdout_to_stderr():
-        steps = track(names, "Models", console=console, disable=quiet, transient=True)
-        return [describe(name, arguments, size) for name in steps]
+    rows = []
+    with stdout_to_stderr(), progress_bar(len(names), "Models", shown=len(names) > 1, unit="models") as advance:
+        for name in names:
+            rows.append(describe(name, arguments, size))
+            advance()
+    return rows
 
 
 def describe(name: str, arguments: dict[str, Any] | None = None, size: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -111,45 +115,34 @@ def describe(name: str, arguments: dict[str, Any] | None = None, size: tuple[int
     import torch
 
     from camtools.heads.saved import headed_config
-    from camtools.loading import load_model
     from camtools.model.cam_model import wrap
     from camtools.sources import FunctionSource, find_source
 
-    row: dict[str, Any] = dict.fromkeys(
-        ("model", "adapter", "exact", "residual", "layer", "layout", "head", "input", "map", "channels", "error")
-    )
-    row["model"] = name
+    keys = "adapter", "exact", "residual", "layer", "layout", "head", "input", "map", "channels", "error"
+    row: dict[str, Any] = {"model": name} | dict.fromkeys(keys)
     try:
         own = headed_config(name) is not None or isinstance(find_source(name), FunctionSource)
-        loaded = load_model(name, None if own else "random", size=size, model_args=arguments)
-        cam_model = wrap(loaded.model)
+        cam_model = wrap(load(name, None if own else "random", size=size, model_args=arguments).model)
         example = cam_model.example()
         if size is not None:
             example = torch.randn(1, example.shape[1], *size, dtype=example.dtype)
-        found = cam_model.locate(example)
+        where = cam_model.locate(example)
     except CamtoolsError as error:
         return row | {"error": str(error)}
     return row | {
-        "adapter": found.adapter,
-        "exact": found.exact,
-        "residual": found.residual,
-        "layer": found.layer,
-        "layout": str(found.layout),
-        "head": found.head,
+        "adapter": where.adapter,
+        "exact": where.exact,
+        "residual": where.residual,
+        "layer": where.layer,
+        "layout": str(where.layout),
+        "head": where.head,
         "input": list(example.shape[-2:]),
-        "map": list(found.grid),
-        "channels": found.channels,
+        "map": list(where.grid),
+        "channels": where.channels,
     }
 
 
-def _print_names(names: list[str], output: Format) -> None:
-    typer.echo(json.dumps(names, indent=1) if output is Format.JSON else "\n".join(names))
-
-
-def _print_rows(rows: list[dict[str, Any]], output: Format) -> None:
-    if output is Format.JSON:
-        typer.echo(json.dumps(rows, indent=1))
-        return
+def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
