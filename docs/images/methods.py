@@ -16,8 +16,7 @@ from PIL import Image
 from skimage import data
 
 import camtools
-from camtools.explanation import Explanation
-from camtools.images.preprocess import Preprocess
+from camtools import Explanation, Preprocess
 from camtools.steps import (
     CREAM,
     CRF,
@@ -35,7 +34,7 @@ from camtools.steps import (
 )
 
 PHOTOGRAPHS = ((data.coffee, "espresso"), (data.camera, "tripod"))
-"""What makes a photograph, and the class to look for in it."""
+"""The function that returns a photograph, and the class to look for in it."""
 
 Columns = dict[str, str | Sequence[Step]]
 
@@ -97,18 +96,18 @@ def main() -> None:
 
 
 def drawn(columns: Columns, loaded: camtools.sources.LoadedModel, transform: Preprocess) -> Image.Image:
-    """Return a figure with a row a photograph and a column a pipeline."""
+    """Return a figure with one row per photograph and one column per pipeline."""
     photographs = [make() for make, _ in PHOTOGRAPHS]
     targets = [name for _, name in PHOTOGRAPHS]
-    found: list[list[Explanation]] = [[] for _ in PHOTOGRAPHS]
+    rows: list[list[Explanation]] = [[] for _ in PHOTOGRAPHS]
     for pipeline in columns.values():
         explainer = camtools.Explainer(
             loaded.model, pipeline, transform=transform, class_names=loaded.class_names, batch_size=1
         )
-        for row, photograph, target in zip(found, photographs, targets, strict=True):
+        for row, photograph, target in zip(rows, photographs, targets, strict=True):
             row.append(explainer(photograph, target=target))
     many = len(columns) > 3
-    return camtools.plot.compare(found, titles=list(columns), image=not many, height=150 if many else 200)
+    return camtools.plot.compare(rows, titles=list(columns), image=not many, height=150 if many else 200)
 
 
 if __name__ == "__main__":
