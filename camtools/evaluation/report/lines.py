@@ -1,4 +1,4 @@
-"""What a curve figure shows, as numbers: panels of lines with the points to mark and the words to write at them."""
+"""What a curve figure shows, as numbers: panels of lines with the points to mark and the words for the legend."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from camtools.drawing.text import cut
 from camtools.errors import InputError
 from camtools.evaluation.results import V2_IOUS, EvaluationResult, Value
 
@@ -24,23 +25,17 @@ class Line:
         name: Of the pipeline.
         x: (T,) float64: thresholds, or recall in per cent.
         y: (T,) float64, per cent.
-        at: Where the label belongs: the maximum (the first of equal ones), or the middle of a precision-recall curve.
-        value: The metric: the maximum, or the area under a precision-recall curve; per cent.
-        label: What is written there.
-        marked: Whether `at` gets a marker.
+        label: The metric, and where it has one its threshold; the calibrated ones; an earlier line with the same curve.
+        best: Index of the maximum (the first of equal ones); None on a precision-recall curve.
         calibrated: The point at the threshold chosen on other data; None without one.
-        same_as: An earlier pipeline with exactly this curve; None for a curve of its own.
     """
 
     name: str
     x: NDArray[np.float64]
     y: NDArray[np.float64]
-    at: Point
-    value: float
     label: str
-    marked: bool = True
+    best: int | None = None
     calibrated: Point | None = None
-    same_as: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +47,7 @@ class Panel:
         xlabel: Of the horizontal axis.
         ylabel: Of the vertical axis.
         xmax: Where the horizontal axis ends; it begins at 0.
-        lines: One a pipeline, in the result's order.
+        lines: One per pipeline, in the result's order.
     """
 
     title: str
@@ -79,9 +74,8 @@ def panels(result: EvaluationResult, metric: str) -> tuple[Panel, ...]:
         return (_precision_recall(result),)
     _need_truth(result, metric)
     if metric == "MaxBoxAccV2":
-        known = [f"{metric}@{iou}" for iou in V2_IOUS]
-        found = [_over_thresholds(result, name, metric, k) for k, name in enumerate(known)]
-        return (*found, _over_thresholds(result, metric, metric, None))
+        parts = [_over_thresholds(result, f"{metric}@{iou}", metric, k) for k, iou in enumerate(V2_IOUS)]
+        return (*parts, _over_thresholds(result, metric, metric, None))
     return (_over_thresholds(result, metric, metric, 0),)
 
 
@@ -109,28 +103,21 @@ def counted(result: EvaluationResult, metric: str) -> str:
     return f"{images:,} image{plural}" if number == images else f"{number:,} classes in {images:,} images"
 
 
-def point_text(value: float, threshold: float) -> str:
-    """Write a value and its threshold, as "62.1 at 0.203"."""
-    return f"{value:.1f} at {threshold:.3f}"
-
-
 def _over_thresholds(result: EvaluationResult, curve: str, metric: str, part: int | None) -> Panel:
     """Return a panel over thresholds; `part` says which of several calibrated thresholds is its own, None for none."""
     x, ys = result.curve(curve)
     lines: list[Line] = []
     for name, y in zip(result.pipelines, np.asarray(ys, dtype=np.float64), strict=True):
         best = int(np.argmax(y))
-        label = point_text(y[best], x[best])
+        label = f"{y[best]:.1f} at {x[best]:.3f}"
         calibrated = _calibrated(result.metrics.get(name, {}).get(metric), part, x, y)
         if calibrated is not None:
-            label += f"\ncalibrated {point_text(calibrated[1], calibrated[0])}"
-        at = (float(x[best]), float(y[best]))
-        lines.append(Line(name, x, y, at, at[1], label, calibrated=calibrated, same_as=_twin(lines, y)))
-    ylabel = "mean IoU of the masks (%)" if metric == "PeakIoU" else "localised (%)"
+            label += f", calibrated {calibrated[1]:.1f} at {calibrated[0]:.3f}"
+        lines.append(Line(name, x, y, label + _twin(lines, x, y), best, calibrated))
     at_iou = curve.partition("@")[2]
-    if metric == "MaxBoxAcc":
-        ylabel = "localised with IoU ≥ 0.5 (%)"
     title = "" if metric != "MaxBoxAccV2" else f"IoU ≥ {at_iou}" if at_iou else "mean, one threshold for all"
+    ylabels = {"PeakIoU": "mean IoU of the masks (%)", "MaxBoxAcc": "localised with IoU ≥ 0.5 (%)"}
+    ylabel = ylabels.get(metric, "localised (%)")
     return Panel(title, "threshold, as a fraction of the map’s maximum", ylabel, 1.0, tuple(lines))
 
 
@@ -154,17 +141,14 @@ def _precision_recall(result: EvaluationResult) -> Panel:
         kept = hits + misses > 0
         precision, recall = 100 * hits[kept] / (hits + misses)[kept], 100 * hits[kept] / max(hits[-1], 1)
         area = float(np.sum(precision * np.diff(recall, prepend=0.0))) / 100
-        middle = int(np.abs(recall - 50).argmin())
-        at = (float(recall[middle]), float(precision[middle]))
-        known = [line for line in lines if np.array_equal(line.x, recall)]
-        lines.append(
-            Line(name, recall, precision, at, area, f"{area:.1f}", marked=False, same_as=_twin(known, precision))
-        )
+        lines.append(Line(name, recall, precision, f"{area:.1f}{_twin(lines, recall, precision)}"))
     return Panel("", "recall: share of the objects’ pixels that are kept (%)", "precision (%)", 100.0, tuple(lines))
 
 
-def _twin(lines: list[Line], y: Any) -> str | None:
-    return next((line.name for line in lines if np.array_equal(line.y, y)), None)
+def _twin(lines: list[Line], x: Any, y: Any) -> str:
+    """Name the earlier line that has the same curve, and hides behind this one."""
+    twins = (line.name for line in lines if np.array_equal(line.x, x) and np.array_equal(line.y, y))
+    return next((f" (same curve as {cut(name, lambda words: len(words) <= 24)})" for name in twins), "")
 
 
 def _need_truth(result: EvaluationResult, metric: str) -> None:
