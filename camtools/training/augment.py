@@ -19,7 +19,7 @@ _RESIZE_OVER_INPUT = 8 / 7  # 256 to 224, wsolevaluation
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Let torch's random numbers on the CPU depend on these numbers for a while; then they go on as before."""
+    """Make torch's random numbers on the CPU depend on these numbers for a while; then they go on as before."""
     state = torch.get_rng_state()
     entropy = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
     torch.default_generator.manual_seed(entropy)
@@ -33,7 +33,7 @@ class HideAndSeek(torch.nn.Module):
     """Hides random cells of a grid (Singh and Lee, ICCV 2017).
 
     Args:
-        grid: Cells a side.
+        grid: Cells per side.
         drop: Probability that a cell is hidden.
     """
 
@@ -61,7 +61,7 @@ def input_size(config: TrainConfig, preprocess: Preprocess) -> tuple[int, int]:
 
 
 def training_transform(config: TrainConfig, preprocess: Preprocess) -> Callable[[Any], Tensor]:
-    """Return what makes an RGB PIL image a model input, (C, H, W) float32, augmented as `config.augment` says.
+    """Return what turns an RGB PIL image into a model input, (C, H, W) float32, augmented as `config.augment` says.
 
     Args:
         config: Settings.

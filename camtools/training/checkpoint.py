@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and refused by a run with other settings."""
+"""The folder of a fine-tune: checkpoints, which only a run with the same settings goes on from, models and images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from camtools.errors import InputError, WeightsError
 from camtools.files import remove_partial, replacing, write_json
 from camtools.training.logs import CSV_FILE, EVENTS
 
-STATE = "state.pt"
+STATE, SETTINGS_FILE, IMAGE_FILE = "state.pt", "config.json", "examples.png"
+BEST_FILE, LAST_FILE = "best.safetensors", "last.safetensors"
+
+Writers = Mapping[str, Callable[[Path], object]]
+"""What a recipe saves beside a model: functions that write a file, by the end of its name."""
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -35,18 +39,18 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
         WeightsError: The file is damaged or something else.
     """
     try:
-        found = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch.load raises whatever a damaged file leads it into
         raise WeightsError(
             f"{path} is no checkpoint of a fine-tune: {' '.join(str(error).split())[:200]}. Delete it to start over"
         ) from error
-    if not isinstance(found, dict) or "settings" not in found:
+    if not isinstance(state, dict) or "settings" not in state:
         raise WeightsError(f"{path} is no checkpoint of a fine-tune: expected one. Choose another folder (out=)")
-    return found
+    return state
 
 
 def check_same(saved: str, now: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to go on with a run of other settings.
+    """Check that a run may go on with these settings.
 
     Args:
         saved: The settings of the checkpoint, as JSON.
@@ -69,18 +73,7 @@ def check_same(saved: str, now: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-BEST_FILE, LAST_FILE, SETTINGS_FILE, IMAGE_FILE = (
-    "best.safetensors",
-    "last.safetensors",
-    "config.json",
-    "examples.png",
-)
-
-Writers = Mapping[str, Callable[[Path], object]]
-"""What a recipe saves beside a model: functions that write a file, by the end of its name."""
-
-
-class RunFolder:
+class TrainingFolder:
     """Where a run's files go. Without a path nothing is written, and of several processes only one writes.
 
     Args:

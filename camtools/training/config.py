@@ -1,4 +1,4 @@
-"""What a fine-tune can be told: typed settings with their ranges, read from keyword arguments or from text."""
+"""Settings of a fine-tune: typed, with their ranges, read from keyword arguments or from text."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from camtools.errors import InputError
+from camtools.evaluation.statistics import metric_name
 
 AUGMENTATIONS = ("crop", "resized_crop", "flip", "has", "cutmix")
 
 
 def option(
     default: Any,
-    words: str,
+    help: str,
     *,
     source: str = "",
     least: float | None = None,
@@ -30,15 +31,15 @@ def option(
     """Declare a field of a `TrainConfig`.
 
     Args:
-        default: Its value where nothing is said.
-        words: What it is, for the help.
+        default: Its default.
+        help: What it is.
         source: Where the default comes from: paper, equation, code.
         least: Smallest value.
         most: Largest value.
         choices: The values there are; of a tuple's elements.
         affects: Whether the trained weights depend on it; a run may be resumed with another value where they don't.
     """
-    rules = {"words": words, "source": source, "least": least, "most": most, "choices": choices, "affects": affects}
+    rules = {"help": help, "source": source, "least": least, "most": most, "choices": choices, "affects": affects}
     return dataclasses.field(default=default, metadata=rules)
 
 
@@ -87,7 +88,7 @@ class TrainConfig:
         choices=AUGMENTATIONS,
     )
     crop_scale: float = option(0.25, "Least share of the area that resized_crop keeps.", least=0.01, most=1)
-    has_grid: int = option(4, "Cells a side of Hide-and-Seek's grid.", source="Singh and Lee, ICCV 2017", least=1)
+    has_grid: int = option(4, "Cells per side of Hide-and-Seek's grid.", source="Singh and Lee, ICCV 2017", least=1)
     has_drop: float = option(0.5, "Share of cells it hides.", source="Singh and Lee, ICCV 2017", least=0, most=1)
     cutmix_alpha: float = option(1.0, "Of CutMix's Beta distribution.", source="Yun et al., ICCV 2019", least=1e-3)
     seed: int = option(0, "Of everything random.", least=0)
@@ -103,8 +104,9 @@ class TrainConfig:
     )
     best: str = option(
         "accuracy",
-        "What is best: accuracy, loss, last, or a metric of camtools.evaluate such as MaxBoxAccV2, which looks at the "
-        "validation set's boxes.",
+        "Which epoch's model is the result: that of the best validation accuracy, of the lowest training loss, the "
+        "last, or that of the best metric of camtools.evaluate, such as MaxBoxAccV2, which looks at the validation "
+        "set's boxes. Without a validation set accuracy means last.",
     )
     protocol: str = option("native", "Of the validation, see camtools.evaluate.", choices=("native", "wsol"))
     validate_every: int = option(1, "Epochs between validations; the last epoch always has one.", least=1)
@@ -113,8 +115,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         kinds = typing.get_type_hints(type(self))
-        for one in dataclasses.fields(self):
-            object.__setattr__(self, one.name, _checked(one, kinds[one.name], getattr(self, one.name)))
+        if isinstance(self.best, str):
+            object.__setattr__(self, "best", metric_name(self.best))
+        for setting in dataclasses.fields(self):
+            value = _checked(setting, kinds[setting.name], getattr(self, setting.name))
+            object.__setattr__(self, setting.name, value)
         both = {"crop", "resized_crop"} <= set(self.augment)
         if both or len(set(self.augment)) < len(self.augment):
             raise InputError(f"augment={self.augment!r}: expected each once, and crop or resized_crop, not both")
@@ -127,7 +132,7 @@ class TrainConfig:
             InputError: A name is unknown (says which is closest), or a value has the wrong type or is out of range.
         """
         kinds = typing.get_type_hints(cls)
-        known = {one.name: one for one in dataclasses.fields(cls)}
+        known = [setting.name for setting in dataclasses.fields(cls)]
         values: dict[str, Any] = {}
         for name, value in options.items():
             if name not in known:
@@ -139,23 +144,23 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings, as JSON keeps them."""
-        found = dataclasses.asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+        settings = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
     def affecting(self) -> dict[str, Any]:
         """Return the settings on which the weights depend, as JSON keeps them."""
-        kept = {one.name for one in dataclasses.fields(self) if one.metadata.get("affects", True)}
+        kept = {setting.name for setting in dataclasses.fields(self) if setting.metadata.get("affects", True)}
         return {name: value for name, value in self.to_dict().items() if name in kept}
 
 
 def describe(config: type[TrainConfig]) -> list[tuple[str, str, str]]:
-    """Return (name, default, words) of every setting, the recipe's own first."""
-    shared = {one.name for one in dataclasses.fields(TrainConfig)}
+    """Return (name, default, help) of every setting, the recipe's own first."""
+    shared = {setting.name for setting in dataclasses.fields(TrainConfig)}
     rows = []
-    for one in sorted(dataclasses.fields(config), key=lambda one: one.name in shared):
-        words, source = one.metadata.get("words", ""), one.metadata.get("source", "")
-        default = ",".join(one.default) if isinstance(one.default, tuple) else str(one.default)
-        rows.append((one.name, default.lower(), f"{words} [{source}]" if source else words))
+    for setting in sorted(dataclasses.fields(config), key=lambda setting: setting.name in shared):
+        text, source = setting.metadata.get("help", ""), setting.metadata.get("source", "")
+        default = ",".join(setting.default) if isinstance(setting.default, tuple) else str(setting.default)
+        rows.append((setting.name, default.lower(), f"{text} [{source}]" if source else text))
     return rows
 
 
@@ -166,7 +171,7 @@ def _kinds(kind: Any) -> tuple[type, ...]:
 
 
 def _read(text: str, kind: Any) -> Any:
-    """Read a value; what cannot be read stays text, and is refused for its type."""
+    """Read a value; what cannot be read stays text, which the check of its type then rejects."""
     kinds = _kinds(kind)
     plain = text.strip()
     if plain.lower() == "none" and type(None) in kinds:
@@ -183,10 +188,9 @@ def _read(text: str, kind: Any) -> Any:
         return text
 
 
-def _checked(one: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
+def _checked(setting: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
     """Return a field's value in its type."""
-    kinds, rules = _kinds(kind), one.metadata
-    wanted = _wanted(kinds, rules)
+    kinds, rules = _kinds(kind), setting.metadata
     if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
         value = float(value)
     if isinstance(value, list) and tuple in kinds:
@@ -203,18 +207,20 @@ def _checked(one: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
             for item in each
         )
     if wrong:
-        raise InputError(f"{one.name}={value!r}: expected {wanted}. {rules.get('words', '')}".rstrip())
+        raise InputError(
+            f"{setting.name}={value!r}: expected {_wanted(kinds, rules)}. {rules.get('help', '')}".rstrip()
+        )
     return value
 
 
 def _wanted(kinds: tuple[type, ...], rules: Mapping[str, Any]) -> str:
-    """Say in words what a field takes."""
+    """Return what a setting takes, in words."""
     least, most, choices = rules.get("least"), rules.get("most"), rules.get("choices")
     if choices is not None:
-        words = ("any of " if tuple in kinds else "one of ") + ", ".join(map(str, choices))
+        text = ("any of " if tuple in kinds else "one of ") + ", ".join(map(str, choices))
     else:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a tuple"}
-        words = " or ".join(names[kind] for kind in kinds if kind in names)
-        words += "" if least is None else f" of at least {least:g}"
-        words += "" if most is None else f" and at most {most:g}" if least is not None else f" of at most {most:g}"
-    return words + (", or none" if type(None) in kinds else "")
+        text = " or ".join(names[kind] for kind in kinds if kind in names)
+        text += "" if least is None else f" of at least {least:g}"
+        text += "" if most is None else f" and at most {most:g}" if least is not None else f" of at most {most:g}"
+    return text + (", or none" if type(None) in kinds else "")

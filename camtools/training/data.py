@@ -1,11 +1,12 @@
-"""Training data as a fine-tune sees it: images and labels; boxes and masks stay behind here."""
+"""Training data as a fine-tune sees it, images and labels and never boxes or masks, and the batches it comes in."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,17 +14,29 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from camtools.datasets import ListedDataset
+from camtools.datasets.base import ListedDataset
 from camtools.datasets.selection import Selection
 from camtools.errors import CamtoolsError, InputError
 from camtools.training.augment import seeded
 
-if TYPE_CHECKING:
-    pass
+
+@dataclass
+class Batch:
+    """What one step learns from: images and labels, never boxes.
+
+    Attributes:
+        images: Model inputs, (B, C, H, W), normalised, on the model's device.
+        labels: (B,) int64, each image's class; or (B, K) float32 shares in [0, 1] for multi-label recipes and CutMix.
+        indices: Positions of the images in the training set, (B,) int64, on the CPU.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
 
 
-Key = tuple[int, int]
-"""(epoch, position in the training set): what an image's augmentation depends on, beside the seed."""
+Labels = Sequence[Sequence[int]]
+"""The classes of every training image, each once: `labels[i]` are the model's indices of image i."""
 
 
 class TrainingSet:
@@ -43,10 +56,10 @@ class TrainingSet:
 
     def __init__(self, selection: Selection, index: Sequence[int] | None = None) -> None:
         self._selection = selection
-        found = [_labels(selection, one) for one in selection.indices]
         place = list(range(len(selection.classes))) if index is None else list(index)
-        self.labels: list[list[int]] = [[place[label] for label in dict.fromkeys(labels)] for labels in found]
-        self.multilabel = any(len(labels) > 1 for labels in self.labels)
+        labels = (_labels(selection, number) for number in selection.indices)
+        self.labels = [[place[label] for label in dict.fromkeys(own)] for own in labels]
+        self.multilabel = any(len(own) > 1 for own in self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,27 +78,24 @@ class TrainingSet:
 
     def counts(self, classes: int) -> list[int]:
         """Return how many images each class has."""
-        found = [0] * classes
-        for labels in self.labels:
-            for label in labels:
-                found[label] += 1
-        return found
+        counts = Counter(label for labels in self.labels for label in labels)
+        return [counts[label] for label in range(classes)]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Say which images and labels these are, comparably between runs; boxes play no part."""
+        """Return which images and labels these are, comparable between runs; boxes play no part."""
         digest = hashlib.sha256(repr(self.labels).encode()).hexdigest()[:16]
         return {**self._selection.fingerprint(), "labels": digest}
 
 
 @dataclass(frozen=True)
-class Failed:
-    """An image that could not be read, on its way from a worker to the process that says so."""
+class _Unreadable:
+    """An image that could not be read, on its way from a worker to the process that raises the error."""
 
-    words: str
+    problem: str
 
 
 class _Images(Dataset[Any]):
-    """Augmented images by (epoch, position)."""
+    """Augmented images by (epoch, position in the training set), on which, and the seed, the augmentation depends."""
 
     def __init__(self, data: TrainingSet, transform: Callable[[Any], Tensor], classes: int, shares: bool, seed: int):
         self.data, self.transform, self.classes, self.shares, self.seed = data, transform, classes, shares, seed
@@ -93,14 +103,14 @@ class _Images(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor, int] | Failed:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int] | _Unreadable:
         epoch, position = key
         try:
             with seeded(self.seed, epoch, position):
                 image = self.transform(self.data.image(position))
         except Exception as error:  # a library's own, for a damaged file
             kind = "" if isinstance(error, CamtoolsError) else f"{type(error).__name__}: "
-            return Failed(f"{self.data.name(position)}: {kind}{' '.join(str(error).split())}")
+            return _Unreadable(f"{self.data.name(position)}: {kind}{' '.join(str(error).split())}")
         labels = self.data.labels[position]
         if not self.shares:
             return image, torch.tensor(labels[0]), position
@@ -132,7 +142,7 @@ class Loader:
         workers: int,
         pinned: bool,
     ) -> None:
-        self._keys: list[list[Key]] = []
+        self._keys: list[list[tuple[int, int]]] = []
         self._loader: DataLoader[Any] = DataLoader(
             _Images(data, transform, classes, shares, seed),
             batch_sampler=_Sampler(self._keys),
@@ -155,19 +165,19 @@ class Loader:
             InputError: An image cannot be read.
         """
         self._keys[:] = [[(epoch, position) for position in batch] for batch in batches]
-        for found in self._loader:
-            if isinstance(found, Failed):
-                raise InputError(f"a training image cannot be read: {found.words}. Repair it, or leave it out")
-            yield Batch(*found)
+        for batch in self._loader:
+            if isinstance(batch, _Unreadable):
+                raise InputError(f"a training image cannot be read: {batch.problem}. Repair it, or leave it out")
+            yield Batch(*batch)
 
 
 class _Sampler:
     """A list of batches that changes between epochs."""
 
-    def __init__(self, keys: list[list[Key]]) -> None:
+    def __init__(self, keys: list[list[tuple[int, int]]]) -> None:
         self.keys = keys
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return iter(list(self.keys))
 
     def __len__(self) -> int:
@@ -175,9 +185,9 @@ class _Sampler:
 
 
 def _collate(items: list[Any]) -> Any:
-    failed = next((one for one in items if isinstance(one, Failed)), None)
-    if failed is not None:
-        return failed
+    unreadable = next((item for item in items if isinstance(item, _Unreadable)), None)
+    if unreadable is not None:
+        return unreadable
     images, labels, indices = zip(*items, strict=True)
     return torch.stack(images), torch.stack(labels), torch.tensor(indices)
 
@@ -209,8 +219,8 @@ def shuffled_batches(count: int, size: int, seed: int, epoch: int) -> list[list[
         epoch: Likewise.
     """
     order = np.random.default_rng([seed, epoch, _SHUFFLE]).permutation(count).tolist()
-    found = [order[i : i + size] for i in range(0, count, size)]
-    return found[:-1] if len(found) > 1 and len(found[-1]) == 1 else found
+    batches = [order[i : i + size] for i in range(0, count, size)]
+    return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 else batches
 
 
 def balanced_batches(labels: Sequence[int], classes: int, each: int, seed: int, epoch: int) -> list[list[int]]:
@@ -243,29 +253,10 @@ def balanced_batches(labels: Sequence[int], classes: int, each: int, seed: int, 
             f"a batch has {classes} classes, but the training images are of {len(groups)}: expected at least as "
             "many. Lower classes_per_batch"
         )
-    found: list[list[int]] = []
+    batches: list[list[int]] = []
     while len(left := [label for label, own in groups.items() if own]) >= classes:
         # Those with most groups left come first, ties at random: so the fewest groups remain at the end.
         ties = random.permutation(len(left))
         order = sorted(range(len(left)), key=lambda i: (-len(groups[left[i]]), ties[i]))
-        found.append([image for i in order[:classes] for image in groups[left[i]].pop()])
-    return [found[i] for i in random.permutation(len(found)).tolist()]
-
-
-@dataclass
-class Batch:
-    """What one step learns from: images and labels, never boxes.
-
-    Attributes:
-        images: Model inputs, (B, C, H, W), normalised, on the model's device.
-        labels: (B,) int64, each image's class; or (B, K) float32 shares in [0, 1] for multi-label recipes and CutMix.
-        indices: Positions of the images in the training set, (B,) int64, on the CPU.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-
-
-Labels = Sequence[Sequence[int]]
-"""The classes of every training image, each once: `labels[i]` are the model's indices of image i."""
+        batches.append([image for i in order[:classes] for image in groups[left[i]].pop()])
+    return [batches[i] for i in random.permutation(len(batches)).tolist()]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from camtools.checkpoints import weights_hash
 from camtools.classes.matching import match_classes
 from camtools.datasets.selection import Selection
 from camtools.errors import InputError
-from camtools.heads import HeadedModel
+from camtools.heads.headed import HeadedModel
 from camtools.images.preprocess import Preprocess
 from camtools.model.cam_model import unwrapped, wrap
 from camtools.pipeline.pipeline import Pipeline
@@ -25,14 +25,17 @@ from camtools.pipeline.presets import preset
 from camtools.progress import progress_bar
 from camtools.sources.base import LoadedModel
 from camtools.training.augment import seeded
-from camtools.training.checkpoint import BEST_FILE, LAST_FILE, RunFolder
+from camtools.training.checkpoint import BEST_FILE, LAST_FILE, TrainingFolder
 from camtools.training.data import TrainingSet
-from camtools.training.logs import Logs, Row
+from camtools.training.logs import EpochRow, Logs
 from camtools.training.recipe import Recipe
 from camtools.training.registry import make_recipe
-from camtools.training.start import Fit, fit_classes, labels_are_shares, starting_model, training_preprocess
+from camtools.training.start import ClassFit, fit_classes, labels_are_shares, starting_model, training_preprocess
 from camtools.training.trainer import Trainer, accelerated
-from camtools.training.validation import LAST, Validation, before_and_after, check_best, read_pipelines
+from camtools.training.validation import LAST, LOSS, Validation, check_best, read_pipelines
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _BUILDING = 1_000_037  # so that a fresh classifier's random numbers are its own
 
@@ -43,8 +46,8 @@ class FinetuneResult:
 
     Attributes:
         model: The best epoch's model, in eval mode, on the device where the caller's lived.
-        history: A row an epoch: its number, learning rate, losses, "val_accuracy" and "PIPELINE/METRIC", all but rates
-            and losses in per cent. Epoch 0 is the validation before training.
+        history: One row per epoch: its number, learning rate, losses, "val_accuracy" and "PIPELINE/METRIC", all but
+            rates and losses in per cent. Epoch 0 is the validation before training.
         best_epoch: Whose model it is, from 1.
         class_names: Of the model's classes.
         settings: All that the run depended on.
@@ -54,7 +57,7 @@ class FinetuneResult:
     """
 
     model: nn.Module
-    history: list[Row]
+    history: list[EpochRow]
     best_epoch: int
     class_names: tuple[str, ...]
     settings: dict[str, Any]
@@ -85,7 +88,7 @@ def finetune(
 
     With `out`, a checkpoint is written after every epoch. A run that was killed and is started again with `resume` ends
     with the weights it would have ended with: on a CPU, to the last bit. Under `accelerate launch` or `torchrun`, the
-    processes share the batches: each step sees `batch_size` images a process.
+    processes share the batches: each step sees `batch_size` images per process.
 
     Args:
         recipe: Name of an installed recipe ("gap", "tap", "minmaxcam" ...), or one with its settings.
@@ -98,7 +101,7 @@ def finetune(
         device: Where to train: "cpu", or None for a GPU where there is one.
         transform: The model's preprocessing, a `Preprocess` or what makes one; None asks the model.
         class_names: Names of the model's classes in order; None asks the model.
-        progress: Whether to tell on stderr what happens, with a bar on a terminal.
+        progress: Whether to say on stderr what happens, with a bar on a terminal.
         **config: Settings of the recipe, see its `Config`.
 
     Raises:
@@ -114,8 +117,7 @@ def finetune(
     check_best(method.config.best, val_set is not None)
     train, val = Selection(train_set), None if val_set is None else Selection(val_set)
     loaded = starting_model(model, weights, transform, class_names)
-    network, names = loaded.model, loaded.class_names
-    fit = fit_classes(train, len(wrap(network).class_weights), names)
+    fit = fit_classes(train, len(wrap(loaded.model).class_weights), loaded.class_names)
     data = TrainingSet(train, fit.index)
     shares = labels_are_shares(method, data)
     method.check(data.labels, fit.names)
@@ -123,11 +125,11 @@ def finetune(
         match_classes(val.classes, val.occurring, len(fit.names), fit.names)
     preprocess = training_preprocess(loaded.preprocess, method)
     with accelerated(method.config.mixed_precision, device) as accelerator:
-        run = _Run(method, loaded, data, val, fit, shares, preprocess, accelerator, folder, progress)
-        return run(resume)
+        tuning = _Finetuning(method, loaded, data, val, fit, shares, preprocess, accelerator, folder, progress)
+        return tuning.run(resume)
 
 
-class _Run:
+class _Finetuning:
     """One fine-tune, from its first step or a checkpoint to its last."""
 
     def __init__(
@@ -136,17 +138,17 @@ class _Run:
         loaded: LoadedModel,
         data: TrainingSet,
         val: Selection | None,
-        fit: Fit,
+        fit: ClassFit,
         shares: bool,
         preprocess: Preprocess,
-        accelerator: Any,
+        accelerator: Accelerator,
         folder: Path | None,
         progress: bool,
     ) -> None:
-        self.recipe, self.config, self.val, self.fit = recipe, recipe.config, val, fit
-        self.folder = RunFolder(folder, accelerator.is_main_process)
+        self.recipe, self.config, self.data, self.fit = recipe, recipe.config, data, fit
+        self.folder = TrainingFolder(folder, accelerator.is_main_process)
         self.accelerator, self.shown = accelerator, progress and accelerator.is_main_process
-        self.preprocess, network = preprocess, loaded.model
+        network = loaded.model
         self.home = next((p.device for p in network.parameters()), torch.device("cpu"))
         self.settings = {
             "recipe": recipe.name,
@@ -169,57 +171,42 @@ class _Run:
         headed = getattr(built, "network", built)  # a BoxRegressor's
         if isinstance(headed, HeadedModel) and loaded.spec:
             headed.origin = replace(headed.origin, source=loaded.spec, source_args=dict(loaded.model_args))
-        self.before = copy.deepcopy(built).to(self.home).eval() if val is not None and self._drawn else None
-        self.trainer = Trainer(recipe, built, data, len(fit.names), shares, preprocess, accelerator)
         self.validation = None
         if val is not None:
             pipelines = read_pipelines(recipe.name, recipe.pipeline)
-            whole = torch.utils.data.Subset(val.data, val.indices)
-            self.validation = Validation(whole, pipelines, self.config, preprocess, fit.names, shares)
-        self.history: list[Row] = []
+            subset = torch.utils.data.Subset(val.data, val.indices)
+            self.validation = Validation(subset, pipelines, self.config, preprocess, fit.names, shares)
+        drawn = val is not None and folder is not None and self.config.examples
+        self.before = copy.deepcopy(built).to(self.home).eval() if drawn else None
+        fast = recipe.fast_parameters(built)
+        self.trainer = Trainer(self.config, built, fast, data, len(fit.names), shares, preprocess, accelerator)
+        self.history: list[EpochRow] = []
         self.best: dict[str, Any] = {"epoch": 0, "value": None, "state": None}
-        self._notes(data)
+        self._notes()
 
-    def __call__(self, resume: bool) -> FinetuneResult:
+    def run(self, resume: bool) -> FinetuneResult:
         """Train what is left."""
         trainer, config = self.trainer, self.config
         with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if trainer.device.type == "cuda" else []):
             self._begin(resume)
             with Logs(self.folder.path if self.folder.written else None, trainer.updates) as logs:
                 if not self.history and self.validation is not None:
-                    self._validated({"epoch": 0.0})
+                    self.history.append({"epoch": 0.0, **self.recipe.validate(self._model(), self.validation)})
+                    self._say(f"before training: {_described(self.history[0])}")
                     logs.epoch(self.history, 0)
                 self.recipe.before_training(trainer)
                 while trainer.epoch < config.epochs:
                     self._epoch(logs)
-                    self.save(models=True)
+                    self._save(models=True)
                     logs.epoch(self.history, trainer.updates)
-            return self._finish()
-
-    def save(self, models: bool = False) -> None:
-        """Write the checkpoint; with `models`, the best and last model beside it, before it.
-
-        Raises:
-            InputError: A file cannot be written.
-        """
-        if not self.folder.written:
-            return
-        if models:
-            self._write_model(LAST_FILE)
-            if self.best["epoch"] == self.trainer.epoch:
-                self._write_model(BEST_FILE)
-        state = {"history": self.history, "best": self.best, "trainer": self.trainer.state_dict()}
-        self.folder.write_checkpoint(self.settings, state)
-
-    def _write_model(self, name: str) -> None:
-        model = self.trainer.result()
-        self.folder.write_model(name, model, self.recipe.files(model))
+            return self._result()
 
     def _begin(self, resume: bool) -> None:
         """Load the checkpoint, or see that there is none."""
         state = self.folder.checkpoint(self.settings, resume, self.trainer.device)
         if state is not None:
             self.trainer.load_state_dict(state["trainer"])
+            self.recipe.load_state_dict(state["trainer"]["recipe"])
             self.history, self.best = state["history"], state["best"]
             self._say(f"going on after epoch {self.trainer.epoch}, batch {self.trainer.batch}")
         else:
@@ -229,59 +216,79 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def _epoch(self, logs: Logs) -> None:
-        trainer, config = self.trainer, self.config
-        number = trainer.epoch + 1
-        left = trainer.own_batches()[trainer.batch :]
-        images = sum(map(len, left)) * self.accelerator.num_processes
-        start = time.perf_counter()
-
-        def report(step: int, means: Mapping[str, float]) -> None:
-            logs.scalars({f"train/{name}": value for name, value in means.items()}, step)
-
-        with progress_bar(images, f"Epoch {number}/{config.epochs}", self.shown) as tick:
-            means = trainer.run_epoch(report, tick, self.save)
+        """Train on what is left of an epoch; validate, and keep the model if no epoch before was better."""
+        trainer, config, number = self.trainer, self.config, self.trainer.epoch + 1
+        batches = trainer.own_batches(self.recipe.batches(self.data.labels, trainer.epoch))
+        world = self.accelerator.num_processes
+        images = sum(map(len, batches[trainer.batch :])) * world
+        start, due = time.perf_counter(), False
+        with progress_bar(images, f"Epoch {number}/{config.epochs}", self.shown) as advance:
+            for batch in trainer.epoch_batches(batches):
+                trainer.learn(batch, self.recipe.step)
+                text = ""
+                if trainer.batch % config.log_every == 0:
+                    means = trainer.means()
+                    logs.scalars({f"train/{name}": value for name, value in means.items()}, trainer.updates)
+                    text = f"loss {means['loss']:.3f}"
+                advance(len(batch.indices) * world, text)
+                due = due or bool(config.save_every and trainer.batch % config.save_every == 0)
+                if due and trainer.between_updates and trainer.batch < len(batches):
+                    trainer.means()  # raises rather than keep what is not a number
+                    self._save()
+                    due = False
+        means = trainer.epoch_means()
+        self.recipe.after_epoch(trainer)
+        trainer.next_epoch()
         speed = images / max(time.perf_counter() - start, 1e-9)
-        row: Row = {"epoch": float(number), "lr": trainer.rates()[0], **means}
-        if number % config.validate_every == 0 or number == config.epochs:
-            self._validated(row)
-        else:
-            self.history.append(row)
-        self._judge(row)
-        words = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in ("epoch", "lr"))
-        self._say(f"epoch {number}/{config.epochs}: {words} ({speed:.1f} images/s)")
-
-    def _validated(self, row: Row) -> None:
-        """Append a row of the history, with the validation's metrics."""
-        if self.validation is not None:
-            row |= self.recipe.validate(self.trainer.result(), self.validation)
+        row: EpochRow = {"epoch": float(number), "lr": trainer.rates()[0], **means}
+        validated = self.validation is not None and (number % config.validate_every == 0 or number == config.epochs)
+        if self.validation is not None and validated:
+            row |= self.recipe.validate(self._model(), self.validation)
         self.history.append(row)
-        if row["epoch"] == 0:
-            words = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
-            self._say(f"before training: {words}")
+        self._judge(row, validated)
+        self._say(f"epoch {number}/{config.epochs}: {_described(row)} ({speed:.1f} images/s)")
 
-    def _judge(self, row: Row) -> None:
-        """Keep the model if no epoch before was better; without a validation the last is the best."""
-        if self.validation is None or self.config.best == LAST:
+    def _judge(self, row: EpochRow, validated: bool) -> None:
+        """Keep the model if no epoch before was better; without anything to go by, the last is the best."""
+        if self.config.best == LOSS:
+            value = -row["loss"]
+        elif self.validation is None or self.config.best == LAST:
             value = row["epoch"]
-        elif "val_accuracy" in row:
+        elif validated:
             value = self.validation.judge(row)
         else:
             return
         if self.best["value"] is None or value > self.best["value"]:
-            state = self.trainer.result().state_dict()
-            kept = {name: tensor.detach().clone() for name, tensor in state.items()}
+            state = {name: tensor.detach().clone() for name, tensor in self._model().state_dict().items()}
             own = copy.deepcopy(self.recipe.state_dict())
-            self.best = {"epoch": int(row["epoch"]), "value": value, "state": kept, "recipe": own}
+            self.best = {"epoch": int(row["epoch"]), "value": value, "state": state, "recipe": own}
 
-    def _finish(self) -> FinetuneResult:
+    def _save(self, models: bool = False) -> None:
+        """Write the checkpoint; with `models`, the best and last model beside it, before it.
+
+        Raises:
+            InputError: A file cannot be written.
+        """
+        if not self.folder.written:
+            return
+        if models:
+            model = self._model()
+            files = self.recipe.files(model)
+            self.folder.write_model(LAST_FILE, model, files)
+            if self.best["epoch"] == self.trainer.epoch:
+                self.folder.write_model(BEST_FILE, model, files)
+        trainer = {**self.trainer.state_dict(), "recipe": self.recipe.state_dict()}
+        self.folder.write_checkpoint(self.settings, {"history": self.history, "best": self.best, "trainer": trainer})
+
+    def _result(self) -> FinetuneResult:
         """Hand out the best model, and draw what training changed."""
         self.accelerator.unwrap_model(self.trainer.model, keep_fp32_wrapper=False)  # its forward is its own again
-        model = copy.deepcopy(self.trainer.result())
+        model = copy.deepcopy(self._model())
         model.load_state_dict(self.best["state"])
         self.recipe.load_state_dict(self.best["recipe"])
         model = self.recipe.finished(model.to(self.home).eval())
-        if self.before is not None and self.folder.written:
-            image = self._image(model)
+        if self.before is not None and self.validation is not None and self.folder.written:
+            image = self.validation.before_and_after(self.before, model)
             if image is not None:
                 self.folder.write_image(image)
         paths = self.folder.paths(self.recipe.files(model))
@@ -292,35 +299,23 @@ class _Run:
         pipeline = list(read_pipelines(self.recipe.name, self.recipe.pipeline).values())[-1]
         return FinetuneResult(model, self.history, self.best["epoch"], self.fit.names, settings, paths, pipeline)
 
-    def _image(self, model: nn.Module) -> Any:
-        assert self.before is not None and self.val is not None and self.validation is not None
-        index = match_classes(self.val.classes, self.val.occurring, len(self.fit.names), self.fit.names).index
-        return before_and_after(
-            self.before,
-            model,
-            self.val,
-            index,
-            self.validation.pipelines,
-            count=self.config.examples,
-            protocol=self.config.protocol,
-            preprocess=self.preprocess,
-            class_names=self.fit.names,
-        )
+    def _model(self) -> nn.Module:
+        """Return the model that the recipe hands out as training stands."""
+        return self.recipe.finished(self.trainer.trained())
 
-    @property
-    def _drawn(self) -> bool:
-        return self.folder.path is not None and bool(self.config.examples)
-
-    def _notes(self, data: TrainingSet) -> None:
+    def _notes(self) -> None:
         """Say what a user should know before hours go by."""
-        self._say(f"{self.recipe.name}: {len(data)} images, {self.fit.words}")
-        empty = [
-            name for name, count in zip(self.fit.names, data.counts(len(self.fit.names)), strict=True) if not count
-        ]
+        self._say(f"{self.recipe.name}: {len(self.data)} images, {self.fit.summary}")
+        counts = self.data.counts(len(self.fit.names))
+        empty = [name for name, count in zip(self.fit.names, counts, strict=True) if not count]
         if empty:
             some = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
             self._say(f"{len(empty)} classes have no training image ({some}): the model unlearns them")
 
-    def _say(self, words: str) -> None:
+    def _say(self, text: str) -> None:
         if self.shown:
-            print(words, file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)
+
+
+def _described(row: EpochRow) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in ("epoch", "lr"))

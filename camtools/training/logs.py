@@ -1,4 +1,4 @@
-"""What a fine-tune writes down: metrics.csv, a line an epoch, and TensorBoard's event files."""
+"""What a fine-tune logs: metrics.csv, one line per epoch, and TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from camtools.files import write_text
 
 CSV_FILE, EVENTS = "metrics.csv", "tensorboard"
 
-Row = dict[str, float]
+EpochRow = dict[str, float]
 """One epoch: its number, learning rate, losses and metrics."""
 
 
 class Logs:
-    """Both kinds, in a folder; nothing without one.
+    """Writes both kinds to a folder; nothing without one.
 
     Args:
         folder: Of the run; None for no logs.
@@ -39,7 +39,7 @@ class Logs:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
 
-    def epoch(self, history: Sequence[Row], step: int) -> None:
+    def epoch(self, history: Sequence[EpochRow], step: int) -> None:
         """Write the last row to TensorBoard, and all of them to metrics.csv, whole or not at all.
 
         Raises:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from camtools.errors import InputError, ModelError
+from camtools.heads.headed import HeadedModel
 from camtools.model.cam_model import wrap
 from camtools.training.config import TrainConfig
 
@@ -22,8 +23,6 @@ def head_parameters(model: nn.Module) -> list[nn.Parameter]:
     Raises:
         ModelError: It has no such layer.
     """
-    from camtools.heads import HeadedModel
-
     if isinstance(model, HeadedModel):
         parts = [model.head] if model.classifier is None else [model.head, model.classifier]
         return [parameter for part in parts for parameter in part.parameters()]
@@ -52,14 +51,14 @@ def build_optimizer(model: nn.Module, fast: Sequence[nn.Parameter], config: Trai
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     slow = [parameter for parameter in trained if id(parameter) not in known]
     quick = [parameter for parameter in trained if id(parameter) in known]
-    groups = [(slow, config.lr), (quick, config.lr * config.head_lr_factor)]
-    found = [{"params": parameters, "lr": rate} for parameters, rate in groups if parameters]
-    if not found:
+    rates = [(slow, config.lr), (quick, config.lr * config.head_lr_factor)]
+    groups = [{"params": parameters, "lr": rate} for parameters, rate in rates if parameters]
+    if not groups:
         raise InputError(f"{type(model).__name__} has no parameter that needs a gradient: expected some. Unfreeze them")
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(found, lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(
-        found, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
+        groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
     )
 
 

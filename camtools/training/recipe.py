@@ -1,24 +1,26 @@
 """What a recipe is: how one method changes the model, chooses batches, and learns from them.
 
-`camtools.finetune` owns everything else: images, augmentation, precision, checkpoints, logs, validation. A recipe is
-found by name through the entry point group `camtools.recipes`; camtools's own lie in `recipes/camtools_recipes`.
+`camtools.finetune` owns everything else: images, augmentation, precision, checkpoints, logs, validation. Recipes are
+plug-ins of the entry point group `camtools.recipes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from camtools.errors import InputError
+from camtools.heads.pooling import GAP
+from camtools.heads.replace import replace_head
 from camtools.training.config import TrainConfig
 from camtools.training.data import Batch, Labels, shuffled_batches
-
-if TYPE_CHECKING:
-    from camtools.training.trainer import Trainer
-    from camtools.training.validation import Validation
+from camtools.training.optimizer import head_parameters
+from camtools.training.trainer import Trainer
+from camtools.training.validation import Validation
 
 
 class Recipe:
@@ -28,7 +30,7 @@ class Recipe:
         config: Its settings; None for the defaults.
 
     Attributes:
-        name: By which it is found, and named in files.
+        name: Its name in commands and files, and that of its entry point.
         Config: Its settings' class.
         pipeline: How the trained model's maps are read: anything `camtools.evaluate` takes. "cam" is measured besides.
         multilabel: False: images have one class, and labels are indices. True: labels are (B, K) shares. None: as the
@@ -41,10 +43,9 @@ class Recipe:
     multilabel: bool | None = False
 
     def __init__(self, config: TrainConfig | None = None) -> None:
-        found = self.Config() if config is None else config
-        if not isinstance(found, self.Config):
-            raise InputError(f"config is {type(found).__name__}: expected {self.name}'s {self.Config.__name__}")
-        self.config: Any = found
+        self.config: Any = self.Config() if config is None else config
+        if not isinstance(self.config, self.Config):
+            raise InputError(f"config is {type(config).__name__}: expected {self.name}'s {self.Config.__name__}")
 
     @property
     def words(self) -> str:
@@ -62,6 +63,17 @@ class Recipe:
             InputError: It cannot; says which class lacks what.
         """
 
+    def refuse_compiled(self) -> None:
+        """Check that hooks run, which they don't in a compiled model; for `check` of methods that use `captured`.
+
+        Raises:
+            InputError: `compile` is set.
+        """
+        if self.config.compile:
+            raise InputError(
+                f"compile=True: {self.name} looks into the forward by a hook, expected compile=False. Leave it out"
+            )
+
     def build(self, model: nn.Module, classes: int | None) -> nn.Module:
         """Return what is trained, made of a copy of the caller's model.
 
@@ -72,14 +84,10 @@ class Recipe:
         Raises:
             ModelError: The method does not fit the model.
         """
-        from camtools.heads import GAP, replace_head
-
         return replace_head(model, GAP(), classes=classes, output_stride=self.config.output_stride)
 
     def fast_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """Return the parameters whose rate is `head_lr_factor` times as high: what lies behind the feature map."""
-        from camtools.training.optimizer import head_parameters
-
         return head_parameters(model)
 
     def batches(self, labels: Labels, epoch: int) -> list[list[int]]:
@@ -112,10 +120,10 @@ class Recipe:
         Here cross-entropy, or binary cross-entropy for recipes with `multilabel` labels, and the accuracy.
         """
         logits = trainer.model(batch.images).float()
-        found = {"loss": self.classification_loss(logits, batch.labels)}
+        losses = {"loss": self.classification_loss(logits, batch.labels)}
         if batch.labels.ndim == 1:
-            found["accuracy"] = accuracy(logits.detach(), batch.labels)
-        return found
+            losses["accuracy"] = accuracy(logits.detach(), batch.labels)
+        return losses
 
     def classification_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return (softmax or binary) cross-entropy, a scalar, with the configured label smoothing.
@@ -182,4 +190,12 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(1) == labels).float().mean() * 100
 
 
-__all__ = ["Batch", "Labels", "Recipe", "TrainConfig", "accuracy"]
+@contextmanager
+def captured(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect a module's outputs for a while; the hook comes off after an error, too."""
+    outputs: list[Tensor] = []
+    handle = module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()

@@ -62,5 +62,5 @@ def make_recipe(recipe: str | Recipe, options: Mapping[str, Any]) -> Recipe:
         return recipe
     if not isinstance(recipe, str):
         raise InputError(f"recipe={recipe!r}: expected a recipe's name, or a camtools.training.Recipe")
-    found = recipe_class(recipe)
-    return found(found.Config.of(options))
+    kind = recipe_class(recipe)
+    return kind(kind.Config.of(options))

@@ -1,4 +1,4 @@
-"""What a run starts from: the caller's model, its preprocessing, and what kind of labels the data has."""
+"""What a fine-tune starts from: the caller's model and preprocessing, and how its classes go with the data's."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def starting_model(
     else:
         inner = unwrapped(wrap(model))
         adapter = find_adapter(inner)
-        found, own = adapter.data_config(inner), adapter.class_names(inner)
-        known = None if found is None or transform is not None else as_transform(found)
+        config, own = adapter.data_config(inner), adapter.class_names(inner)
+        known = None if config is None or transform is not None else as_transform(config)
         loaded = LoadedModel(inner, known, None if own is None else tuple(own), "")
     transform = loaded.preprocess if transform is None else transform
     return replace(loaded, preprocess=transform, class_names=loaded.class_names if names is None else tuple(names))
@@ -61,20 +61,20 @@ def training_preprocess(transform: Any, recipe: Recipe) -> Preprocess:
     Raises:
         InputError: It is a transform whose mean and std nobody knows.
     """
-    found = Preprocess.imagenet() if transform is None else as_transform(transform)
-    if not isinstance(found, Preprocess):
+    preprocess = Preprocess.imagenet() if transform is None else as_transform(transform)
+    if not isinstance(preprocess, Preprocess):
         raise InputError(
-            f"training needs the model's mean, std and input size, which {found!r} does not tell: pass "
+            f"training needs the model's mean, std and input size, which {preprocess!r} does not tell: pass "
             "transform=Preprocess.imagenet(size, mean=..., std=...)"
         )
     size = recipe.config.input_size
-    changed = adjust(found, size=None if size is None else (size, size))
+    changed = adjust(preprocess, size=None if size is None else (size, size))
     assert isinstance(changed, Preprocess)
     return changed
 
 
 def labels_are_shares(recipe: Recipe, data: TrainingSet) -> bool:
-    """Return whether labels are (B, K) shares of classes, rather than an index an image.
+    """Return whether labels are (B, K) shares of classes, rather than one index per image.
 
     Raises:
         InputError: Images have several classes, and the recipe takes one.
@@ -89,23 +89,23 @@ def labels_are_shares(recipe: Recipe, data: TrainingSet) -> bool:
 
 
 @dataclass(frozen=True)
-class Fit:
+class ClassFit:
     """How the data's classes and the trained model's go together.
 
     Attributes:
         index: The trained model's index for each of the data's classes.
         names: Of the trained model's classes.
         fresh: How many classes a fresh classifier has; None where the model's own fits.
-        words: What was found, for people.
+        summary: Both in words, for people.
     """
 
     index: tuple[int, ...]
     names: tuple[str, ...]
     fresh: int | None
-    words: str
+    summary: str
 
 
-def fit_classes(data: Selection, count: int, names: Sequence[str] | None) -> Fit:
+def fit_classes(data: Selection, count: int, names: Sequence[str] | None) -> ClassFit:
     """Keep the model's classifier where each of its classes is one of the data's; else take the data's classes.
 
     Args:
@@ -116,16 +116,15 @@ def fit_classes(data: Selection, count: int, names: Sequence[str] | None) -> Fit
     classes = tuple(data.classes)
     same = range(len(classes))
     try:
-        found = match_classes(classes, list(same), count, names)
+        match = match_classes(classes, list(same), count, names)
     except TargetError:
-        found = None
-    if found is None or sorted(found.index) != list(range(count)):
-        words = f"the model has {count} classes, the data {len(classes)}"
+        match = None
+    if match is None or sorted(match.index) != list(range(count)):
+        summary = f"the model has {count} classes, the data {len(classes)}"
         if count == len(classes):
-            words = f"the model's {count} classes have other names than the data's"
-        return Fit(tuple(same), classes, len(classes), f"{words}: a fresh linear classifier takes the old one's place")
-    own = [""] * count
-    for label, place in enumerate(found.index):
-        own[place] = classes[label]
-    kept = tuple(own) if names is None else tuple(names)
-    return Fit(found.index, kept, None, f"the model's own classifier is kept: {count} classes matched {found.how}")
+            summary = f"the model's {count} classes have other names than the data's"
+        summary += ": a fresh linear classifier takes the old one's place"
+        return ClassFit(tuple(same), classes, len(classes), summary)
+    own = [classes[label] for label in sorted(same, key=match.index.__getitem__)]
+    summary = f"the model's own classifier is kept: {count} classes matched {match.how}"
+    return ClassFit(match.index, tuple(own if names is None else names), None, summary)

@@ -11,20 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from camtools.errors import InputError
-from camtools.heads import ADL
-from camtools.heads import ExCAM as ExCAMHead
-from camtools.heads import Wildcat as WildcatHead
+from camtools.heads.dropout import ADL
+from camtools.heads.wildcat import ExCAM, Wildcat
 from camtools.training.config import option
 from camtools.training.data import Batch, Labels
+from camtools.training.recipe import captured
 from camtools.training.trainer import Trainer
-from camtools_recipes.cream import captured, refuse_compiled
-from camtools_recipes.wildcat import Wildcat, WildcatConfig
+from camtools_recipes.multi_map import MultiMapConfig, MultiMapRecipe
 
 _SECOND = "second"  # the second classifier's place in the head, with ACoL
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExCamConfig(WildcatConfig):
+class ExCamConfig(MultiMapConfig):
     """Settings of `excam`. The defaults are section 3.3; the thesis's other experiments are combined freely."""
 
     dropout: str = option(
@@ -55,7 +54,7 @@ class ExCamConfig(WildcatConfig):
     )
 
 
-class ExCam(Wildcat):
+class ExCamRecipe(MultiMapRecipe):
     """ex-CAM: WILDCAT with intra-class sequential dropout over its maps (thesis, section 3.3).
 
     In training the first map of a class keeps its important part, and each later one loses what it and all before it
@@ -66,10 +65,10 @@ class ExCam(Wildcat):
     Config = ExCamConfig
 
     def check(self, labels: Labels, names: Sequence[str]) -> None:
-        """Refuse settings that exclude each other."""
+        """Check that settings don't exclude each other."""
         config = self.config
         if config.exclusivity or config.acol != "none":
-            refuse_compiled(self.name, config)
+            self.refuse_compiled()
         if config.exclusivity and config.maps < 2:
             raise InputError(f"exclusivity={config.exclusivity:g} with maps={config.maps}: expected 2 maps at least")
         if config.acol != "none" and "cutmix" in config.augment:
@@ -77,12 +76,12 @@ class ExCam(Wildcat):
         if config.learnable and config.dropout != "sequential":
             raise InputError(f"learnable=True with dropout={config.dropout!r}: expected dropout='sequential'")
 
-    def head(self) -> Callable[[int, int], nn.Module]:
+    def head(self) -> Callable[[int, int], Wildcat]:
         """Return what makes the head of (channels, classes)."""
         config, plain = self.config, super().head()
         assert isinstance(plain, partial)
         if config.dropout == "sequential":
-            return partial(ExCAMHead, delta=config.delta, learnable=config.learnable, **plain.keywords)
+            return partial(ExCAM, delta=config.delta, learnable=config.learnable, **plain.keywords)
         if config.dropout == "none":
             return plain
         return lambda channels, classes: plain(
@@ -93,7 +92,7 @@ class ExCam(Wildcat):
         """Put the head in the place of pooling and classifier; with ACoL, a second one in it."""
         built = super().build(model, classes)
         if self.config.acol != "none":
-            head: WildcatHead = built.head  # type: ignore[assignment]
+            head: Wildcat = built.head  # type: ignore[assignment]
             second = self.head()(head.channels, head.classes)
             head.add_module(_SECOND, second.to(head.conv.weight.device, head.conv.weight.dtype))
         return built
@@ -105,19 +104,19 @@ class ExCam(Wildcat):
             return super().loss(trainer, batch)
         if config.acol != "none" and trainer.accelerator.num_processes > 1:
             raise InputError(f"acol={config.acol!r} trains in one process, but there are several: expected acol='none'")
-        head: WildcatHead = inner.head  # type: ignore[assignment]
-        with captured(head.conv) as found, captured(inner.feature_map) as features:  # type: ignore[arg-type]
+        head: Wildcat = inner.head  # type: ignore[assignment]
+        with captured(head.conv) as outputs, captured(inner.feature_map) as features:  # type: ignore[arg-type]
             logits = trainer.model(batch.images).float()
-        maps = found[0].unflatten(1, (-1, head.M))
-        losses = self.judged(trainer, logits, batch.labels)
+        maps = outputs[0].unflatten(1, (-1, head.M))
+        losses = self.losses_of(trainer, logits, batch.labels)
         if config.acol != "none":
-            erased = found_regions(maps.mean(2), batch.labels, config.delta)
+            erased = true_regions(maps.mean(2), batch.labels, config.delta)
             if config.acol == "features":
                 rest = features[0] * ~erased[:, None]
             else:
                 mask = nn.functional.interpolate(erased[:, None].float(), batch.images.shape[-2:]) > 0
                 rest = inner.features(batch.images * ~mask)  # type: ignore[operator]
-            second = self.judged(trainer, head.get_submodule(_SECOND)(rest).float(), batch.labels)["loss"]
+            second = self.losses_of(trainer, head.get_submodule(_SECOND)(rest).float(), batch.labels)["loss"]
             losses |= {"loss": losses["loss"] + second, "second": second.detach()}
         if config.exclusivity:
             apart = exclusivity(maps)
@@ -147,7 +146,7 @@ def exclusivity(maps: Tensor) -> Tensor:
     return 2 * maps.shape[2] * centred.square().sum((2, 3)).mean()
 
 
-def found_regions(maps: Tensor, labels: Tensor, delta: float) -> Tensor:
+def true_regions(maps: Tensor, labels: Tensor, delta: float) -> Tensor:
     """Return where the sigmoid of any true class's map is above delta, (B, h, w) bool.
 
     Args:
@@ -159,9 +158,9 @@ def found_regions(maps: Tensor, labels: Tensor, delta: float) -> Tensor:
     return ((maps.detach().sigmoid() > delta) & true[..., None, None]).any(1)
 
 
-def merge(head: WildcatHead) -> None:
+def merge(head: Wildcat) -> None:
     """Make one head of two, in place: a mean of linear maps is the map of the mean weights."""
-    second: WildcatHead = head.get_submodule(_SECOND)  # type: ignore[assignment]
+    second: Wildcat = head.get_submodule(_SECOND)  # type: ignore[assignment]
     with torch.no_grad():
         for own, other in zip(head.conv.parameters(), second.conv.parameters(), strict=True):
             own.copy_((own + other) / 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from camtools.training.recipe import Recipe
 
 
-class Gap(Recipe):
+class GapRecipe(Recipe):
     """Plain fine-tune with global average pooling, read as CAM (Zhou et al., CVPR 2016)."""
 
     name = "gap"

@@ -34,8 +34,8 @@ class MinMaxCamConfig(TrainConfig):
     )
 
 
-class MinMaxCam(Recipe):
-    """MinMaxCAM (Wang et al., BMVC 2021): two updates a batch, the second of the classifier through its maps.
+class MinMaxCamRecipe(Recipe):
+    """MinMaxCAM (Wang et al., BMVC 2021): two updates per batch, the second of the classifier through its maps.
 
     Stage I is cross-entropy, for all weights. In stage II the backbone B is frozen and in evaluation mode. H is the
     min-max normalised CAM of the true class at the input's size, f = GAP(B(I * H)) and f0 = GAP(B(I)). The loss is
@@ -46,9 +46,9 @@ class MinMaxCam(Recipe):
     Config = MinMaxCamConfig
 
     def check(self, labels: Labels, names: Sequence[str]) -> None:
-        """Refuse fewer classes than a batch has, and settings that mix classes or updates."""
+        """Check that there are enough classes for a batch, and that nothing mixes classes or updates."""
         config = self.config
-        present = len({one for own in labels for one in own})
+        present = len({label for own in labels for label in own})
         if present < config.classes_per_batch:
             raise InputError(
                 f"classes_per_batch={config.classes_per_batch}, but the training images are of {present} classes: "
@@ -70,14 +70,14 @@ class MinMaxCam(Recipe):
 
     def step(self, trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
         """Make both updates."""
-        found = super().step(trainer, batch)
+        losses = super().step(trainer, batch)
         weight = class_weight(trainer.inner)
         with frozen(trainer.inner, weight):
             with trainer.precision():
                 common, full = self.regularisers(trainer.inner, weight, batch)
                 loss = self.config.crr * common + self.config.frr * full
             trainer.update_only(loss, [weight])
-        return {**found, "crr": common.detach(), "frr": full.detach()}
+        return {**losses, "crr": common.detach(), "frr": full.detach()}
 
     def regularisers(self, model: nn.Module, weight: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return CRR and FRR, scalars that depend on the class weights through H.

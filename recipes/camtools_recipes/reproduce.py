@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from camtools.datasets import Record
 from camtools.datasets.base import ListedDataset
+from camtools.datasets.record import Record
 from camtools.datasets.scenes import Scenes, scene_classifier
 from camtools.errors import InputError
-from camtools.evaluation import EvaluationResult, evaluate
+from camtools.evaluation.evaluator import evaluate
+from camtools.evaluation.results import EvaluationResult
 from camtools.files import replacing, write_text
+from camtools.heads.box_regressor import BoxRegressor
 from camtools.training.finetuner import FinetuneResult, finetune
+from camtools_recipes.cream_regressor import box_ious
 
 PLAN_FILE, BOXES_FILE = "plan.json", "boxes.npz"
-OBJECTS = (1, 3)  # creatures a multi-label scene
+OBJECTS = (1, 3)  # creatures per multi-label scene
 
 _GENTLE: dict[str, Any] = {"lr": 1e-3}
 _FRESH: dict[str, Any] = {"lr": 1e-2, "augment": ("flip",), "k_max": 0.05, "k_min": 0.05}
@@ -48,7 +51,7 @@ class Budget:
         train: Training scenes of one creature; `multi` of several.
         test: Test scenes, of either kind.
         epochs: Passes over them; `multi_epochs` likewise, as these heads are fresh.
-        seeds: Runs a recipe.
+        seeds: Runs per recipe.
     """
 
     train: int = 300
@@ -65,14 +68,14 @@ class Budget:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class RecipeRun:
     """One recipe with one seed.
 
     Attributes:
         recipe: Its name.
         seed: Of the training.
         result: On the test scenes, "cam" and the recipe's own reading, under its name, among the pipelines.
-        ious: Of a regressor's boxes, (N,), a row of `result` each; None for others.
+        ious: Of a regressor's boxes, (N,), one per row of `result`; None for others.
     """
 
     recipe: str
@@ -109,7 +112,7 @@ class InMemory(ListedDataset):
 
 def run_all(
     folder: str | Path, budget: Budget, recipes: Sequence[str] | None = None, *, device: str | None = None
-) -> list[Run]:
+) -> list[RecipeRun]:
     """Run what is not done yet; a run that was killed goes on where it was.
 
     Args:
@@ -126,20 +129,21 @@ def run_all(
     """
     place, wanted = Path(folder), _wanted(recipes)
     _check_plan(place, budget)
-    sets = Sets(budget)
-    found, todo = [], [(name, seed) for seed in range(budget.seeds) for name in wanted]
+    sets = SceneSets(budget)
+    runs, todo = [], [(name, seed) for seed in range(budget.seeds) for name in wanted]
     start = time.perf_counter()
     for number, (name, seed) in enumerate(todo):
         own = place / name / f"seed{seed}"
         if not (own / "test" / "results.json").exists():
-            _say(f"[{number + 1}/{len(todo)}, {time.perf_counter() - start:.0f} s] {name}, seed {seed}")
+            done = f"{number + 1}/{len(todo)}, {time.perf_counter() - start:.0f} s"
+            print(f"[{done}] {name}, seed {seed}", file=sys.stderr, flush=True)
             _run(name, seed, own, budget, sets, device)
         ious = np.load(own / BOXES_FILE, allow_pickle=False)["ious"] if (own / BOXES_FILE).exists() else None
-        found.append(Run(name, seed, EvaluationResult.load(own / "test"), ious))
-    return sorted(found, key=lambda run: (wanted.index(run.recipe), run.seed))
+        runs.append(RecipeRun(name, seed, EvaluationResult.load(own / "test"), ious))
+    return sorted(runs, key=lambda run: (wanted.index(run.recipe), run.seed))
 
 
-class Sets:
+class SceneSets:
     """The scenes, drawn when first looked at.
 
     Args:
@@ -153,12 +157,12 @@ class Sets:
         self.multi_test = InMemory(Scenes("test", budget.test, objects=OBJECTS, mixed=True))
 
     def of(self, recipe: str) -> tuple[InMemory, InMemory]:
-        """Return the training and test scenes of a recipe."""
+        """Return a recipe's training and test scenes."""
         return (self.multi_train, self.multi_test) if recipe in MULTI else (self.train, self.test)
 
 
 def trained(
-    recipe: str, seed: int, folder: Path, budget: Budget, sets: Sets, device: str | None = None
+    recipe: str, seed: int, folder: Path, budget: Budget, sets: SceneSets, device: str | None = None
 ) -> FinetuneResult:
     """Return a recipe's run, from its checkpoint as far as that goes."""
     model = scene_classifier().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs
@@ -169,11 +173,8 @@ def trained(
     )
 
 
-def _run(recipe: str, seed: int, folder: Path, budget: Budget, sets: Sets, device: str | None) -> None:
-    """Train and evaluate; the evaluation's results.json, written last, says that all is done."""
-    from camtools.heads.box_regressor import BoxRegressor
-    from camtools_recipes.cream_regressor import box_hits
-
+def _run(recipe: str, seed: int, folder: Path, budget: Budget, sets: SceneSets, device: str | None) -> None:
+    """Train and evaluate; the evaluation's results.json is written last, so where it is all is done."""
     result = trained(recipe, seed, folder, budget, sets, device)
     test = sets.of(recipe)[1]
     model: Any = result.model
@@ -182,9 +183,9 @@ def _run(recipe: str, seed: int, folder: Path, budget: Budget, sets: Sets, devic
         pipelines = {name: name for name in READINGS}
     if isinstance(model, BoxRegressor):
         with replacing(folder / BOXES_FILE) as partial:
-            np.savez(partial, ious=box_hits(model, test).numpy())
+            np.savez(partial, ious=box_ious(model, test).numpy())
         model = scene_classifier()  # whose classes go with the boxes
-    found = evaluate(
+    evaluation = evaluate(
         model,
         test,
         pipelines,
@@ -193,7 +194,7 @@ def _run(recipe: str, seed: int, folder: Path, budget: Budget, sets: Sets, devic
         bootstrap=0,
         progress=False,
     )
-    found.save(folder / "test")
+    evaluation.save(folder / "test")
 
 
 def _wanted(recipes: Sequence[str] | None) -> list[str]:
@@ -208,7 +209,7 @@ def _wanted(recipes: Sequence[str] | None) -> list[str]:
 
 
 def _check_plan(folder: Path, budget: Budget) -> None:
-    """Refuse a folder of another budget or of other settings; write down those of a new one."""
+    """Check that the folder is of this budget and these settings; write down those of a new one."""
     plan = {"scenes": vars(budget) | {"seeds": None}, "recipes": {**SINGLE, **MULTI}}
     text, path = json.dumps(plan, indent=1), folder / PLAN_FILE
     if not path.exists():
@@ -218,7 +219,3 @@ def _check_plan(folder: Path, budget: Budget) -> None:
             f"{folder} holds runs of another budget or of other settings ({PLAN_FILE}): expected the same to go on. "
             "Choose another folder (--out)"
         )
-
-
-def _say(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)

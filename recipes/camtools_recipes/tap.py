@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from camtools.heads.pooling import TAP
+from camtools.heads.replace import replace_head
 from camtools.training.config import TrainConfig, option
 from camtools.training.recipe import Recipe
 
@@ -22,7 +24,7 @@ class TapConfig(TrainConfig):
     relative: bool = option(True, "Whether theta is a share of the maximum.", source="Bae et al., ECCV 2020")
 
 
-class Tap(Recipe):
+class TapRecipe(Recipe):
     """Thresholded average pooling (RCAM, Bae et al., ECCV 2020), read with NWC and PaS.
 
     p_c = sum 1(F_c > t) F_c / sum 1(F_c > t), t = theta * max F_c.
@@ -34,7 +36,5 @@ class Tap(Recipe):
 
     def build(self, model: nn.Module, classes: int | None) -> nn.Module:
         """Put TAP in the place of the model's pooling."""
-        from camtools.heads import TAP, replace_head
-
         head = TAP(theta=self.config.theta, relative=self.config.relative)
         return replace_head(model, head, classes=classes, output_stride=self.config.output_stride)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from camtools.heads.pooling import WGAP
+from camtools.heads.replace import replace_head
 from camtools.training.config import TrainConfig, option
 from camtools.training.recipe import Recipe
 
@@ -24,7 +26,7 @@ class WgapConfig(TrainConfig):
     )
 
 
-class Wgap(Recipe):
+class WgapRecipe(Recipe):
     """Weighted global average pooling (Zhang et al., eq. 1), read with absolute weights and the adaptive threshold.
 
     G_c = sum S_c F_c, S_c the softmax of F_c over the positions.
@@ -36,7 +38,5 @@ class Wgap(Recipe):
 
     def build(self, model: nn.Module, classes: int | None) -> nn.Module:
         """Put WGAP in the place of the model's pooling."""
-        from camtools.heads import WGAP, replace_head
-
         head = WGAP(divide=self.config.divide)
         return replace_head(model, head, classes=classes, output_stride=self.config.output_stride)

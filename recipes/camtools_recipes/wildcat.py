@@ -1,92 +1,19 @@
-"""`wildcat`: several maps a class, pooled over the class, then over the highest and lowest positions."""
+"""`wildcat`: several maps per class, pooled over the class, then over the highest and lowest positions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
-from torch import Tensor, nn
-
-from camtools.heads import Wildcat as WildcatHead
-from camtools.heads import replace_head
-from camtools.pipeline.pipeline import Pipeline
-from camtools.steps.cam import CAM
-from camtools.steps.sigmoid import ScoreThreshold, Sigmoid
-from camtools.training.config import TrainConfig, option
-from camtools.training.data import Batch
-from camtools.training.recipe import Recipe, accuracy
-from camtools.training.trainer import Trainer
-
-_THESIS = "ex-CAM thesis, 4.2"
+from camtools_recipes.multi_map import MultiMapConfig, MultiMapRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class WildcatConfig(TrainConfig):
+class WildcatConfig(MultiMapConfig):
     """Settings of `wildcat`."""
 
-    maps: int = option(8, "M, maps a class.", source=_THESIS, least=1)
-    k_max: float = option(0.2, "k+, share of the positions that count as highest.", source=_THESIS, least=0.001, most=1)
-    k_min: float = option(0.2, "k-, share that counts as lowest; 0: none.", source=_THESIS, least=0, most=1)
-    alpha: float = option(0.6, "Weight of the lowest.", source=_THESIS)
-    halve: bool = option(False, "Whether to halve the sum, as the released code of WILDCAT does.")
-    cut: float = option(
-        0.5,
-        "Boxes are drawn where the sigmoid of the map is above it.",
-        source="ex-CAM thesis, 3.3",
-        least=0,
-        most=0.99,
-    )
 
-
-class Wildcat(Recipe):
-    """WILDCAT (Durand et al., CVPR 2017) with the settings of the ex-CAM thesis; single- and multi-label data.
-
-    Binary cross-entropy where images have several classes, cross-entropy where each has one. The head is fresh. Maps
-    are read as scores: their sigmoid, bias included, above 0.5.
-    """
+class WildcatRecipe(MultiMapRecipe):
+    """WILDCAT (Durand et al., CVPR 2017) with the settings of the ex-CAM thesis; single- and multi-label data."""
 
     name = "wildcat"
     Config = WildcatConfig
-    multilabel = None
-
-    def __init__(self, config: TrainConfig | None = None) -> None:
-        super().__init__(config)
-        self._sigmoid = Sigmoid()
-        self.pipeline = Pipeline([CAM(), self._sigmoid, ScoreThreshold(self.config.cut)])
-
-    def head(self) -> Callable[[int, int], nn.Module]:
-        """Return what makes the head of (channels, classes)."""
-        config = self.config
-        return partial(
-            WildcatHead,
-            M=config.maps,
-            k_max=config.k_max,
-            k_min=config.k_min,
-            alpha=config.alpha,
-            halve=config.halve,
-        )
-
-    def build(self, model: nn.Module, classes: int | None) -> nn.Module:
-        """Put the head in the place of pooling and classifier."""
-        return replace_head(model, self.head(), classes=classes, output_stride=self.config.output_stride)
-
-    def loss(self, trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
-        """Return the classification loss, and of single-label data the accuracy."""
-        return self.judged(trainer, trainer.model(batch.images).float(), batch.labels)
-
-    def judged(self, trainer: Trainer, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return the loss of logits, (B, K), and the accuracy where each image has one class.
-
-        Labels of single-label data are shares after CutMix, and stay with the softmax.
-        """
-        if trainer.shares:
-            return {"loss": self.classification_loss(logits, labels)}
-        smoothing = self.config.label_smoothing
-        found = {"loss": nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)}
-        return found | ({"accuracy": accuracy(logits.detach(), labels)} if labels.ndim == 1 else {})
-
-    def finished(self, model: nn.Module) -> nn.Module:
-        """Return the model, and read its maps with its own bias from now on."""
-        self._sigmoid.bias = Sigmoid.of(model).bias
-        return model

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/recipes.py --recipes tap,wgap,minmaxcam --model torchvision/mobilenet_v2
 
-Prints milliseconds an image of each recipe's step on random images, with its ratio to `gap`; then images a
+Prints milliseconds per image of each recipe's step on random images, with its ratio to `gap`; then images per
 second of a real epoch of `gap` as a share of a bare forward, backward and update on images that lie in memory.
 """
 
@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from camtools.datasets import Record
 from camtools.datasets.base import ListedDataset
+from camtools.datasets.record import Record
 from camtools.datasets.selection import Selection
 from camtools.loading import load_model
-from camtools.training import make_recipe
+from camtools.training import Recipe, make_recipe
 from camtools.training.augment import input_size
 from camtools.training.data import Batch, TrainingSet
 from camtools.training.trainer import Trainer, accelerated
@@ -49,14 +49,15 @@ class Noise(ListedDataset):
         return Record(image, torch.tensor(self.labels_of(index)), torch.zeros(0, 4), None, None, self.ids[index])
 
 
-def trainer_of(name: str, args: argparse.Namespace, data: TrainingSet, accelerator: Any) -> Trainer:
+def made(name: str, args: argparse.Namespace, data: TrainingSet, accelerator: Any) -> tuple[Recipe, Trainer]:
     loaded = load_model(args.model, "random", num_classes=args.classes)
     recipe = make_recipe(
         name, {"batch_size": args.batch, "epochs": 1, "workers": args.workers, "mixed_precision": args.precision}
     )
     built = recipe.build(loaded.model, None)
     preprocess: Any = loaded.preprocess
-    return Trainer(recipe, built, data, args.classes, recipe.multilabel is True, preprocess, accelerator)
+    fast, shares = recipe.fast_parameters(built), recipe.multilabel is True
+    return recipe, Trainer(recipe.config, built, fast, data, args.classes, shares, preprocess, accelerator)
 
 
 def waited(device: torch.device) -> float:
@@ -65,21 +66,21 @@ def waited(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def step_seconds(trainer: Trainer, args: argparse.Namespace) -> list[float]:
-    """Seconds an image of each step; the batch is the recipe's own size, S images per class one after another."""
-    indices = trainer.own_batches()[0]
+def step_seconds(recipe: Recipe, trainer: Trainer, args: argparse.Namespace) -> list[float]:
+    """Seconds per image of each step; the batch is the recipe's own size, S images per class one after another."""
+    indices = recipe.batches(trainer.data.labels, 0)[0]
     size = input_size(trainer.config, trainer.preprocess)
     images = torch.randn(len(indices), 3, *size, device=trainer.device)
     labels = torch.tensor([trainer.data.labels[i][0] for i in indices], device=trainer.device)
     if trainer.shares:
         labels = torch.nn.functional.one_hot(labels, trainer.classes).float()
-    found = []
+    seconds = []
     for _ in range(args.steps + 2):
         trainer.model.train()
         start = waited(trainer.device)
-        trainer.recipe.step(trainer, Batch(images, labels, torch.tensor(indices)))
-        found.append((waited(trainer.device) - start) / len(indices))
-    return found[2:]
+        recipe.step(trainer, Batch(images, labels, torch.tensor(indices)))
+        seconds.append((waited(trainer.device) - start) / len(indices))
+    return seconds[2:]
 
 
 def main() -> None:
@@ -90,24 +91,27 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=25, help="minmaxcam's own is 25")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--side", type=int, default=500, help="pixels a side of the stored images")
+    parser.add_argument("--side", type=int, default=500, help="pixels per side of the stored images")
     parser.add_argument("--workers", type=int, default=None)
     parser.add_argument("--precision", default="no", choices=["no", "bf16", "fp16"])
     args = parser.parse_args()
     data = TrainingSet(Selection(Noise(max(args.images, 5 * args.classes), args.classes, args.side)))
     with accelerated(args.precision, None) as accelerator:
-        trainers = {name: trainer_of(name, args, data, accelerator) for name in ("gap", *args.recipes.split(","))}
-        times: dict[str, list[float]] = {name: [] for name in trainers}
+        pairs = {name: made(name, args, data, accelerator) for name in ("gap", *args.recipes.split(","))}
+        times: dict[str, list[float]] = {name: [] for name in pairs}
         for _ in range(3):  # in turn, so that whatever else the machine does meets all of them
-            for name, trainer in trainers.items():
-                times[name] += step_seconds(trainer, args)
+            for name, (recipe, trainer) in pairs.items():
+                times[name] += step_seconds(recipe, trainer, args)
         base = statistics.median(times["gap"])
         for name, seconds in times.items():
             middle = statistics.median(seconds)
             print(f"{name:12} {1000 * middle:8.3f} ms per image, {middle / base:.2f} x gap")
-        count = sum(map(len, trainers["gap"].own_batches()))
+        recipe, trainer = pairs["gap"]
+        batches = trainer.own_batches(recipe.batches(data.labels, 0))
+        count = sum(map(len, batches))
         start = waited(accelerator.device)
-        trainers["gap"].run_epoch(lambda step, means: None, lambda count, loss: None, lambda: None)
+        for batch in trainer.epoch_batches(batches):
+            trainer.learn(batch, recipe.step)
         speed = count / (waited(accelerator.device) - start)
         print(f"an epoch of {count} images: {speed:.1f} images/s, {speed * base:.2f} of the bare step's")
 

@@ -11,7 +11,8 @@ from camtools.steps import CREAM
 from camtools.steps.base import State
 from camtools.steps.cream import UnitFeatures
 from camtools.training import Recipe
-from camtools_recipes.cream import Cream, CreamConfig
+from camtools.training.trainer import accelerated
+from camtools_recipes.cream import CreamConfig, CreamRecipe
 
 OPTIONS = {"epochs": 2, "batch_size": 4, "input_size": 32, "lr": 0.02}
 RUN = {"progress": False, "device": "cpu"}
@@ -29,9 +30,6 @@ class Told:
 
     classes = 2
 
-    class accelerator:
-        num_processes = 1
-
     class inner:
         classifier = torch.nn.Linear(2, 2, bias=False)
 
@@ -40,8 +38,16 @@ with torch.no_grad():
     Told.inner.classifier.weight.copy_(torch.eye(2))
 
 
+@pytest.fixture
+def alone():
+    """One process, as in a fine-tune."""
+    with accelerated("no", "cpu"):
+        yield
+
+
+@pytest.mark.usefixtures("alone")
 def test_the_bank_by_hand():
-    recipe = Cream(CreamConfig(bank_momentum=0.75, delta=0.2))
+    recipe = CreamRecipe(CreamConfig(bank_momentum=0.75, delta=0.2))
     # Two positions: channel 0 is 10 and 1, so only the first is above 0.2 of the maximum.
     first = torch.tensor([[[[10.0, 1.0]], [[4.0, 2.0]]]])
     second = torch.tensor([[[[2.0, 0.0]], [[8.0, 6.0]]]])
@@ -55,7 +61,7 @@ def test_the_bank_by_hand():
     assert bank.background[0].tolist() == [0.75 * 1, 0.75 * 2 + 0.25 * 6]
     assert bank.counts.tolist() == [[2, 2], [0, 0]]
     assert (bank.momentum, bank.delta) == (0.75, 0.2)
-    unit = Cream(CreamConfig(unit=True))
+    unit = CreamRecipe(CreamConfig(unit=True))
     unit.remember(Told, torch.tensor([[[[3.0, 0.0]], [[4.0, 2.0]]]]), torch.tensor([0]))
     assert unit.bank(torch.nn.Linear(1, 1)).foreground[0].tolist() == pytest.approx([0.6, 0.8])
     assert any(isinstance(step, UnitFeatures) for step in unit.pipeline)
@@ -126,7 +132,7 @@ def test_a_resumed_run_ends_with_the_same_bank(net, tmp_path):
         pass
 
     data, config = Scenes("train", 12, size=32), CreamConfig.of({**OPTIONS, "save_every": 1})
-    stopped, count = Cream(config), []
+    stopped, count = CreamRecipe(config), []
     step = stopped.step
 
     def stops(trainer, batch):
@@ -138,17 +144,18 @@ def test_a_resumed_run_ends_with_the_same_bank(net, tmp_path):
     stopped.step = stops
     with pytest.raises(Stop):
         camtools.finetune(stopped, net, data, out=tmp_path / "a", **RUN)
-    resumed = camtools.finetune(Cream(config), net, data, out=tmp_path / "a", resume=True, **RUN)
-    whole = camtools.finetune(Cream(config), net, data, out=tmp_path / "b", **RUN)
+    resumed = camtools.finetune(CreamRecipe(config), net, data, out=tmp_path / "a", resume=True, **RUN)
+    whole = camtools.finetune(CreamRecipe(config), net, data, out=tmp_path / "b", **RUN)
     banks = [ContextBank.load(one.paths["bank"], one.model) for one in (resumed, whole)]
     assert torch.equal(banks[0].foreground, banks[1].foreground) and torch.equal(banks[0].counts, banks[1].counts)
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_state_comes_back():
-    recipe = Cream()
+    recipe = CreamRecipe()
     assert recipe.state_dict() == {} and recipe.files(torch.nn.Linear(1, 1)) == {}
     recipe.remember(Told, torch.rand(1, 2, 3, 3), torch.tensor([1]))
-    other = Cream()
+    other = CreamRecipe()
     other.load_state_dict(recipe.state_dict())
     assert torch.equal(other.state_dict()["values"], recipe.state_dict()["values"])
     assert isinstance(other._updates, BankUpdates)

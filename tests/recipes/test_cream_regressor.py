@@ -15,7 +15,7 @@ from camtools.heads import BoxRegressor
 from camtools.heads.box_regressor import whole_pixels
 from camtools.images.preprocess import Preprocess
 from camtools.steps import CREAM
-from camtools_recipes.cream_regressor import CreamRegressor, CreamRegressorConfig, box_hits, mirrored
+from camtools_recipes.cream_regressor import CreamRegressorConfig, CreamRegressorRecipe, box_ious, mirrored
 
 SIDE = 32
 RUN = {"progress": False, "device": "cpu"}
@@ -93,13 +93,13 @@ def test_mirrored_and_whole_pixels_by_hand():
 
 def test_pseudo_boxes_are_those_of_the_maps_and_the_truth_plays_no_part(bright, monkeypatch):
     seen = {}
-    original = CreamRegressor.before_training
+    original = CreamRegressorRecipe.before_training
 
     def watch(self, trainer):
         original(self, trainer)
         seen.setdefault("boxes", []).append(self._boxes)
 
-    monkeypatch.setattr(CreamRegressor, "before_training", watch)
+    monkeypatch.setattr(CreamRegressorRecipe, "before_training", watch)
     results = [
         camtools.finetune("cream_regressor", bright, Squares(16, moved=moved), epochs=1, **config(), **RUN)
         for moved in (False, True)
@@ -117,16 +117,16 @@ def test_it_learns_the_boxes(bright):
     result = camtools.finetune("cream_regressor", bright, data, val, **options, **RUN)
     first, last = result.history[0], result.history[-1]
     assert last["loss"] < 0.01 < result.history[1]["loss"]
-    assert last["cream_regressor/GT-known"] > 75 > 25 > first["cream_regressor/GT-known"]
-    ious = box_hits(result.model, val)
-    assert last["cream_regressor/GT-known"] == pytest.approx(100 * float((ious >= 0.5).float().mean()))
+    assert last["cream_regressor/GT-known@own"] > 75 > 25 > first["cream_regressor/GT-known@own"]
+    ious = box_ious(result.model, val)
+    assert last["cream_regressor/GT-known@own"] == pytest.approx(100 * float((ious >= 0.5).float().mean()))
     shares = [100 * float((ious >= at).float().mean()) for at in (0.3, 0.5, 0.7)]
     assert last["cream_regressor/MaxBoxAccV2"] == pytest.approx(sum(shares) / 3)
     assert result.best_epoch == 60
 
 
 def test_the_error_is_the_mean_square_over_images_with_a_box(bright):
-    recipe = CreamRegressor(CreamRegressorConfig.of({"flip": "false"}))
+    recipe = CreamRegressorRecipe(CreamRegressorConfig.of({"flip": "false"}))
     recipe._boxes = torch.tensor([[0.0, 0.0, 0.5, 1.0], [0.0, 0.0, 0.0, 0.0]])
 
     class Told:
@@ -252,6 +252,6 @@ def test_data_without_boxes_cannot_judge():
             return found
 
     with pytest.raises(InputError, match="no image has a true box"):
-        box_hits(fixed(0.1, 0.2, 0.3, 0.4), Unknown(4))
+        box_ious(fixed(0.1, 0.2, 0.3, 0.4), Unknown(4))
     with pytest.raises(InputError, match="the network has 3 outputs: expected 4"):
         BoxRegressor(camtools.heads.replace_head(Fixed(), camtools.heads.GAP()))

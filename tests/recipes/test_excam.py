@@ -10,7 +10,7 @@ import camtools
 from camtools.datasets.scenes import SceneNet, Scenes
 from camtools.errors import InputError
 from camtools.heads import ADL, ExCAM, SequentialDropout, Wildcat
-from camtools_recipes.excam import ExCam, ExCamConfig, exclusivity, found_regions
+from camtools_recipes.excam import ExCamConfig, ExCamRecipe, exclusivity, true_regions
 
 OPTIONS = {"epochs": 1, "batch_size": 8, "input_size": 32, "progress": False, "device": "cpu", "maps": 2}
 
@@ -34,34 +34,34 @@ def test_exclusivity_by_hand():
     assert float(exclusivity(random)) == pytest.approx(float(pairs), rel=1e-5)
 
 
-def test_found_regions_by_hand():
+def test_true_regions_by_hand():
     maps = torch.tensor([[[[2.0, -1.0]], [[-1.0, 2.0]]], [[[2.0, -1.0]], [[0.0, 0.1]]]])
-    assert found_regions(maps, torch.tensor([0, 1]), 0.5).tolist() == [[[True, False]], [[False, True]]]
+    assert true_regions(maps, torch.tensor([0, 1]), 0.5).tolist() == [[[True, False]], [[False, True]]]
     both = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
-    assert found_regions(maps, both, 0.5).tolist() == [[[True, True]], [[False, False]]]
-    assert not found_regions(maps, both, 0.9).any()  # sigmoid(2) is 0.88
+    assert true_regions(maps, both, 0.5).tolist() == [[[True, True]], [[False, False]]]
+    assert not true_regions(maps, both, 0.9).any()  # sigmoid(2) is 0.88
 
 
 def test_what_options_build(net):
-    plain = ExCam().build(net, None)
+    plain = ExCamRecipe().build(net, None)
     assert isinstance(plain.head, ExCAM) and isinstance(plain.head.dropout, SequentialDropout)
     assert plain.head.M == 8 and plain.head.dropout.delta == 0.5
-    learnt = ExCam(ExCamConfig(learnable=True, delta=0.25)).build(net, None)
+    learnt = ExCamRecipe(ExCamConfig(learnable=True, delta=0.25)).build(net, None)
     assert learnt.head.dropout.delta.item() == pytest.approx(0.25)
-    adl = ExCam(ExCamConfig(dropout="adl", adl_rate=0.4, adl_gamma=0.7)).build(net, None).head
+    adl = ExCamRecipe(ExCamConfig(dropout="adl", adl_rate=0.4, adl_gamma=0.7)).build(net, None).head
     assert type(adl) is Wildcat and isinstance(adl.dropout, ADL)
     assert (adl.dropout.drop_rate, adl.dropout.gamma, adl.dropout.per_map) == (0.4, 0.7, True)
-    none = ExCam(ExCamConfig(dropout="none")).build(net, 5).head
+    none = ExCamRecipe(ExCamConfig(dropout="none")).build(net, 5).head
     assert type(none) is Wildcat and isinstance(none.dropout, torch.nn.Identity) and none.classes == 5
 
 
 def test_the_exclusivity_is_subtracted(net):
     data = Scenes("train", 8, size=32, objects=(1, 2))
-    recipe = ExCam(ExCamConfig.of({k: v for k, v in OPTIONS.items() if k not in ("progress", "device")}))
+    recipe = ExCamRecipe(ExCamConfig.of({k: v for k, v in OPTIONS.items() if k not in ("progress", "device")}))
     runs = {}
     for weight in (0.0, 0.125):
         options = {**recipe.config.to_dict(), "exclusivity": weight, "augment": ()}
-        made = ExCam(ExCamConfig.of(options))
+        made = ExCamRecipe(ExCamConfig.of(options))
         runs[weight] = camtools.finetune(made, net, data, progress=False, device="cpu").history[-1]
     # One batch, so both losses are those of the same fresh head.
     extra = 0.125 * runs[0.125]["exclusivity"]
@@ -70,7 +70,7 @@ def test_the_exclusivity_is_subtracted(net):
 
 @pytest.mark.parametrize("kind", ["image", "features"])
 def test_two_classifiers_become_one(net, tmp_path, kind):
-    recipe = ExCam(ExCamConfig(maps=2, acol=kind, dropout="none"))
+    recipe = ExCamRecipe(ExCamConfig(maps=2, acol=kind, dropout="none"))
     built = recipe.build(net, None).eval()
     first, second = built.head, built.head.second
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -92,7 +92,9 @@ def test_two_classifiers_become_one(net, tmp_path, kind):
 
 
 def test_a_second_classifier_learns_from_what_is_left(net):
-    recipe = ExCam(ExCamConfig(maps=1, acol="features", dropout="none", k_max=1.0, k_min=0, batch_size=2, epochs=1))
+    recipe = ExCamRecipe(
+        ExCamConfig(maps=1, acol="features", dropout="none", k_max=1.0, k_min=0, batch_size=2, epochs=1)
+    )
     seen = []
     built = recipe.build(net, None)
 

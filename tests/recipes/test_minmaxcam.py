@@ -9,7 +9,14 @@ from camtools.datasets.scenes import SceneNet, Scenes
 from camtools.errors import InputError, ModelError
 from camtools.heads import GAP, replace_head
 from camtools.training import Batch
-from camtools_recipes.minmaxcam import MinMaxCam, MinMaxCamConfig, class_weight, common_region, frozen, full_region
+from camtools_recipes.minmaxcam import (
+    MinMaxCamConfig,
+    MinMaxCamRecipe,
+    class_weight,
+    common_region,
+    frozen,
+    full_region,
+)
 from camtools_recipes.minmaxcam import normalised as minmax
 
 
@@ -72,7 +79,7 @@ def test_regularisers_by_hand_and_their_gradient():
     # f: (1.5 + 5) / 4 and 4 * 1.5 / 4; (.25 + 1 + 4) / 4 and (.5 + 2) / 4. f0: 2.5 and 4; 1.75 and 1.75.
     common = ((1.625 - 1.3125) ** 2 + (1.5 - 0.625) ** 2) / 2
     full = ((1.625 - 2.5) ** 2 + (1.5 - 4) ** 2 + (1.3125 - 1.75) ** 2 + (0.625 - 1.75) ** 2) / 4
-    recipe = MinMaxCam()
+    recipe = MinMaxCamRecipe()
     with frozen(model, weight):
         found = recipe.regularisers(model, weight, batch)
         assert [float(one) for one in found] == pytest.approx([common, full])
@@ -112,7 +119,7 @@ def config(**options):
 
 def test_stage_two_moves_the_class_weights_only(scenes_net):
     data = Scenes("train", 20, size=32)
-    recipe = MinMaxCam(MinMaxCamConfig(**config(crr=3.0, frr=3.0)))
+    recipe = MinMaxCamRecipe(MinMaxCamConfig(**config(crr=3.0, frr=3.0)))
     moved, modes = [], []
     original = recipe.regularisers
 
@@ -172,7 +179,7 @@ def test_several_classes_per_image_are_refused(scenes_net):
 
 
 def test_a_class_with_too_few_images_repeats_them(scenes_net):
-    recipe = MinMaxCam(MinMaxCamConfig(**config(set_size=5, classes_per_batch=2)))
+    recipe = MinMaxCamRecipe(MinMaxCamConfig(**config(set_size=5, classes_per_batch=2)))
     (batch,) = recipe.batches([[0]] * 2 + [[1]] * 5, epoch=0)
     assert sorted(batch).count(0) + sorted(batch).count(1) == 5 and set(batch) == set(range(7))
 

@@ -9,12 +9,12 @@ from PIL import Image
 from camtools.datasets.scenes import Scenes
 from camtools.errors import InputError
 from camtools.evaluation import EvaluationResult
-from camtools.evaluation.results import Ranked, Rows
+from camtools.evaluation.rows import Ranked, Rows
 from camtools.evaluation.statistics import image_weights
-from camtools.training.validation import top1
+from camtools.training.validation import top1_hits
 from camtools_recipes import reproduce
-from camtools_recipes.reproduce import MULTI, SINGLE, Budget, InMemory, Run, run_all
-from camtools_recipes.reproduce_report import Cell, bars, csv, lines, markdown, write_report
+from camtools_recipes.reproduce import MULTI, SINGLE, Budget, InMemory, RecipeRun, run_all
+from camtools_recipes.reproduce_report import ReportCell, bars, csv, lines, markdown, write_report
 
 TINY = Budget(train=6, multi=6, test=4, epochs=1, multi_epochs=1, seeds=1)
 
@@ -44,11 +44,11 @@ def made(ious, ranks=None, detections=None):
 
 
 def gap(seed, ious, ranks=None):
-    return Run("gap", seed, made({"cam": ious, "rcam": [1.0] * len(ious), "adaptive": [0.0] * len(ious)}, ranks))
+    return RecipeRun("gap", seed, made({"cam": ious, "rcam": [1.0] * len(ious), "adaptive": [0.0] * len(ious)}, ranks))
 
 
 def tap(seed, ious, ranks=None):
-    return Run("tap", seed, made({"cam": [0.0] * len(ious), "tap": ious}, ranks))
+    return RecipeRun("tap", seed, made({"cam": [0.0] * len(ious), "tap": ious}, ranks))
 
 
 def line_of(found, recipe, reading):
@@ -69,9 +69,9 @@ def test_values_and_differences_by_hand():
     ]  # fmt: skip
     base = line_of(single, "gap", "cam").cells
     # IoU at least 0.3, 0.5, 0.7: 3, 2, 1 of four with the first seed, 2, 2, 2 with the second
-    assert base["MaxBoxAccV2"] == Cell(50.0, (50.0, 50.0))
-    assert base["top-1"] == Cell(87.5, (75.0, 100.0))
-    assert base["PxAP"] == Cell(None)  # no pixels were counted
+    assert base["MaxBoxAccV2"] == ReportCell(50.0, (50.0, 50.0))
+    assert base["top-1"] == ReportCell(87.5, (75.0, 100.0))
+    assert base["PxAP"] == ReportCell(None)  # no pixels were counted
     own = line_of(single, "tap", "rcam").cells
     assert own["MaxBoxAccV2"].values == (100.0, pytest.approx(100 * (3 + 2 + 2) / 12))
     assert own["MaxBoxAccV2"].value == pytest.approx(100 * 19 / 24)
@@ -115,12 +115,12 @@ def test_intervals_are_of_images_and_seeds():
 
 
 def test_a_regressor_has_boxes_and_no_maps():
-    found = Run("cream_regressor", 0, made({"cam": [1.0] * 4, "cream_regressor": [1.0] * 4}))
+    found = RecipeRun("cream_regressor", 0, made({"cam": [1.0] * 4, "cream_regressor": [1.0] * 4}))
     found = dataclasses.replace(found, ious=np.array([0.8, 0.6, 0.4, 0.0]))
     single, _ = lines([gap(0, [0.0] * 4), found], replicates=20)
     cells = line_of(single, "cream_regressor", "its own boxes").cells
     assert cells["MaxBoxAccV2"].value == pytest.approx(100 * (3 + 2 + 1) / 12)
-    assert cells["PxAP"] == Cell(None) and cells["top-1"].value == 100.0
+    assert cells["PxAP"] == ReportCell(None) and cells["top-1"].value == 100.0
     assert len([line for line in single if line.recipe == "cream_regressor"]) == 1
 
 
@@ -132,7 +132,9 @@ def test_scenes_of_several_classes_are_compared_with_wildcat():
         return {"boxes": Ranked(images, zeros, score, np.array(correct), images, zeros)}
 
     runs = [
-        Run(name, 0, made({"cam": [0.0] * 2, name: ious}, detections={name: ranked(hits), "cam": ranked([False] * 2)}))
+        RecipeRun(
+            name, 0, made({"cam": [0.0] * 2, name: ious}, detections={name: ranked(hits), "cam": ranked([False] * 2)})
+        )
         for name, ious, hits in (("wildcat", [0.4, 0.0], [False, True]), ("excam", [0.6, 0.0], [True, True]))
     ]
     single, multi = lines(runs, replicates=20)
@@ -190,8 +192,10 @@ def test_a_quick_run(folder):
     place, runs, paths = folder
     assert [(run.recipe, run.seed) for run in runs] == [("gap", 0), ("tap", 0)]
     assert [path.name for path in paths] == ["table.md", "table.csv", "bars.png", "sheet.png"]
+    rows = runs[1].result.rows
+    accuracy = 100 * top1_hits(rows, np.unique(rows.index)).mean()
     value = runs[1].result.metrics["tap"]["MaxBoxAccV2"].value
-    assert f"| `tap` | rcam | {top1(runs[1].result):.1f}" in (place / "table.md").read_text()
+    assert f"| `tap` | rcam | {accuracy:.1f}" in (place / "table.md").read_text()
     assert f"tap,rcam,MaxBoxAccV2,{value:.4f}," in (place / "table.csv").read_text()
     with Image.open(place / "sheet.png") as image:
         assert image.height > 4 * 150  # a row a scene

@@ -11,7 +11,7 @@ from camtools.errors import InputError, PipelineError
 from camtools.steps import CAM
 from camtools.steps.base import State
 from camtools.steps.sigmoid import ScoreThreshold, Sigmoid
-from camtools_recipes.wildcat import Wildcat, WildcatConfig
+from camtools_recipes.wildcat import WildcatConfig, WildcatRecipe
 
 OPTIONS = {"epochs": 1, "batch_size": 8, "input_size": 32, "progress": False, "device": "cpu"}
 
@@ -31,31 +31,33 @@ class Told:
 
 
 def test_losses_by_hand():
-    recipe, logits = Wildcat(), torch.tensor([[0.0, math.log(3)]])
+    recipe, logits = WildcatRecipe(), torch.tensor([[0.0, math.log(3)]])
     # sigmoid: 1/2 and 3/4; the first is true: (-log 1/2 - log 1/4) / 2
-    found = recipe.judged(Told(True), logits, torch.tensor([[1.0, 0.0]]))
+    found = recipe.losses_of(Told(True), logits, torch.tensor([[1.0, 0.0]]))
     assert found.keys() == {"loss"} and float(found["loss"]) == pytest.approx((math.log(2) + math.log(4)) / 2)
     # softmax: 1/4 and 3/4
-    found = recipe.judged(Told(False), logits, torch.tensor([0]))
+    found = recipe.losses_of(Told(False), logits, torch.tensor([0]))
     assert float(found["loss"]) == pytest.approx(math.log(4)) and found["accuracy"] == 0
     # shares of single-label data, as CutMix makes them, stay with the softmax
-    found = recipe.judged(Told(False), logits, torch.tensor([[0.5, 0.5]]))
+    found = recipe.losses_of(Told(False), logits, torch.tensor([[0.5, 0.5]]))
     assert float(found["loss"]) == pytest.approx((math.log(4) - math.log(0.75)) / 2) and "accuracy" not in found
 
 
 def test_head_and_rates(net):
     config = WildcatConfig(maps=3, k_max=0.5, k_min=0.25, alpha=0.1, halve=True)
-    recipe = Wildcat(config)
+    recipe = WildcatRecipe(config)
     built = recipe.build(net, None)
     pool = built.head.map_pool
     assert (built.head.M, pool.k_max, pool.k_min, pool.alpha, pool.halve) == (3, 0.5, 0.25, 0.1, True)
     assert built.head.conv.weight.shape == (24, 8, 1, 1)
     assert {id(p) for p in recipe.fast_parameters(built)} == {id(p) for p in built.head.parameters()}
-    assert Wildcat().config.maps == 8 and Wildcat().config.k_max == 0.2 and Wildcat().config.alpha == 0.6
+    assert (
+        WildcatRecipe().config.maps == 8 and WildcatRecipe().config.k_max == 0.2 and WildcatRecipe().config.alpha == 0.6
+    )
 
 
 def test_maps_are_read_as_scores_with_the_models_bias(net):
-    recipe = Wildcat(WildcatConfig(maps=2, cut=0.6))
+    recipe = WildcatRecipe(WildcatConfig(maps=2, cut=0.6))
     built = recipe.build(net, None).eval()
     with torch.no_grad():
         built.head.conv.bias.copy_(torch.arange(16.0))
@@ -92,7 +94,7 @@ def test_steps_by_hand():
     for wrong in (1.0, -0.1, True, "a"):
         with pytest.raises(PipelineError, match=r"ScoreThreshold\(value=.*0 <= value < 1"):
             ScoreThreshold(wrong)
-    assert CAM in map(type, Wildcat().pipeline)
+    assert CAM in map(type, WildcatRecipe().pipeline)
 
 
 @pytest.mark.parametrize("objects", [1, (1, 3)])

@@ -28,7 +28,7 @@ def test_it_learns_and_reports(net, colours, plain, options, tmp_path):
     assert [row["epoch"] for row in history] == [0, 1, 2, 3, 4]
     assert history[-1]["loss"] < history[1]["loss"] < 1.5
     assert history[-1]["val_accuracy"] == 100
-    assert {"cam/MaxBoxAccV2", "cam/GT-known"} <= history[-1].keys()
+    assert {"cam/MaxBoxAccV2", "cam/GT-known@own"} <= history[-1].keys()
     best = max(history[1:], key=lambda row: row["cam/MaxBoxAccV2"])
     assert result.best_epoch == best["epoch"]
     again = camtools.evaluate(
@@ -244,9 +244,9 @@ def test_mistakes(net, colours, plain, options, tmp_path):
         camtools.finetune(plain(workers=1), net, colours(broken=3), **options)
     with pytest.raises(InputError, match="best='PxAP' needs a validation set"):
         camtools.finetune(plain(best="PxAP"), net, colours(), **options)
-    with pytest.raises(InputError, match="best='f1': expected accuracy, last, or one of MaxBoxAcc"):
+    with pytest.raises(InputError, match="best='f1': expected accuracy, loss, last, or one of MaxBoxAcc"):
         camtools.finetune(plain(best="f1"), net, colours(), colours(), **options)
-    with pytest.raises(InputError, match="best='PxAP': the validation set has no truth for it, only for GT-known, Max"):
+    with pytest.raises(InputError, match="best='PxAP': the validation set has no truth for it, only for GT-known@own, Max"):
         camtools.finetune(plain(best="PxAP"), net, colours(), colours(6), **options)
     with pytest.raises(TargetError, match="of the data's 3 classes are not among the model's 3"):
         camtools.finetune(plain(), net, colours(), colours(6, classes=("x", "y", "z")), **options)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from camtools.errors import InputError
-from camtools.training.checkpoint import RunFolder, beside
+from camtools.training.checkpoint import TrainingFolder, beside
 
 CPU = torch.device("cpu")
 
@@ -22,7 +22,7 @@ def fill(folder):
 
 
 def test_files_and_what_they_are_called(tmp_path):
-    folder = RunFolder(tmp_path / "run", leads=True)
+    folder = TrainingFolder(tmp_path / "run", leads=True)
     assert folder.written and "examples" not in folder.paths({})
     fill(folder)
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
@@ -37,14 +37,14 @@ def test_files_and_what_they_are_called(tmp_path):
 
 @pytest.mark.parametrize(("inside", "leads"), [(True, False), (False, True)])
 def test_others_write_nothing(tmp_path, inside, leads):
-    folder = RunFolder(tmp_path / "run" if inside else None, leads)
+    folder = TrainingFolder(tmp_path / "run" if inside else None, leads)
     fill(folder)
     assert not folder.written and list(tmp_path.iterdir()) == []
     assert bool(folder.paths({})) == inside and folder.checkpoint({}, True, CPU) is None
 
 
 def test_a_run_goes_on_with_the_same_settings_only(tmp_path):
-    folder = RunFolder(tmp_path, leads=True)
+    folder = TrainingFolder(tmp_path, leads=True)
     assert folder.checkpoint({"lr": 0.5}, False, CPU) is None
     fill(folder)
     assert folder.checkpoint({"lr": 0.5}, True, CPU)["history"] == [{"epoch": 0.0}]
