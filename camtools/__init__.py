@@ -7,7 +7,6 @@ classifier's last features, class weights and maps, differentiable; `Pipeline` a
 Nothing is imported before it is first used; the names are listed in `__init__.pyi`.
 """
 
-import warnings
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
@@ -28,6 +27,6 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for; a name that has moved to a sub-package comes with a warning."""
     if name not in moved.NAMES:
         return _attribute(name)
-    new = moved.NAMES[name]
-    warnings.warn(f"camtools.{name} is {new}.{name} now", DeprecationWarning, stacklevel=2)
-    return getattr(import_module(new), name)
+    package = moved.NAMES[name]
+    moved.warn(f"camtools.{name}", f"{package}.{name}")
+    return getattr(import_module(package), name)

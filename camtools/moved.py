@@ -36,6 +36,8 @@ MODULES = {
     "camtools.coco": "camtools.boxes",
     "camtools.crf": "camtools.steps.dense_crf",
     "camtools.decomposition": "camtools.model.decomposition",
+    "camtools.evaluation.classes": "camtools.classes.matching",
+    "camtools.evaluation.selection": "camtools.datasets.selection",
     "camtools.geometry": "camtools.images.geometry",
     "camtools.guard": "camtools.model.guard",
     "camtools.inputs": "camtools.images.read",
@@ -55,22 +57,34 @@ MODULES = {
 }
 """Modules that a user could have imported, and those that hold their names now."""
 
+RENAMED = {
+    "Picture": "InputImage",
+    "Pictures": "InputImages",
+    "read_picture": "read_image",
+    "read_pictures": "read_images",
+    "per_picture": "per_image",
+}
+"""What is called otherwise in the new place of its module."""
+
+
+def warn(old: str, new: str) -> None:
+    """Say where something went, at the line that asked for it under its old name."""
+    warnings.warn(f"{old} is {new} now", DeprecationWarning, stacklevel=3)
+
 
 class _MovedModules(MetaPathFinder, Loader):
-    """Finds old module paths, after every other finder has failed."""
+    """Finds old module paths, after every other finder has failed: a module with the names of the new one."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         return ModuleSpec(fullname, self) if fullname in MODULES else None
 
-    def create_module(self, spec: ModuleSpec) -> None:
-        return None
-
     def exec_module(self, module: ModuleType) -> None:
         new = MODULES[module.__name__]
-        warnings.warn(f"{module.__name__} is {new} now", DeprecationWarning, stacklevel=2)
-        module.__getattr__ = import_module(new).__getattribute__  # type: ignore[method-assign]
+        warn(module.__name__, new)
+        names = {name: value for name, value in vars(import_module(new)).items() if not name.startswith("__")}
+        vars(module).update(names | {old: names[name] for old, name in RENAMED.items() if name in names})
 
 
 def install() -> None:

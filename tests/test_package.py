@@ -1,9 +1,6 @@
 """The package as installed: entry points, metadata, and what importing it brings."""
 
-import os
 import signal
-import subprocess
-import sys
 import tomllib
 from importlib.metadata import entry_points, files, metadata, version
 from pathlib import Path
@@ -18,11 +15,11 @@ def project(repo):
     return tomllib.loads((repo / "pyproject.toml").read_text())["project"]
 
 
-def python(*args, cwd):
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    return subprocess.run(
-        [sys.executable, *args], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
-    )
+@pytest.fixture
+def python(run_python, monkeypatch):
+    """Runs Python on the installed packages, wherever it is started."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    return run_python
 
 
 def test_version_is_said_once_everywhere(project):
@@ -37,14 +34,17 @@ def test_metadata(project):
     assert set(data.get_all("Provides-Extra")) == {"test", "crf", "bench", "docs"}
 
 
-def test_adapters_are_entry_points_that_load():
-    found = {
-        point.name: point.load() for point in entry_points(group="camtools.adapters") if point.dist.name == "camtools"
-    }
-    assert set(found) == {"described", "timm", "torchvision", "generic"}
-    assert {point.name for point in entry_points(group="console_scripts") if point.dist.name == "camtools"} == {
-        "camtools"
-    }
+def ours(group):
+    return {point.name: point for point in entry_points(group=group) if point.dist.name == "camtools"}
+
+
+def test_plug_ins_are_entry_points_that_load():
+    assert set(ours("camtools.adapters")) == {"described", "timm", "torchvision", "generic"}
+    assert set(ours("camtools.sources")) == {"timm", "torchvision"}
+    assert set(ours("camtools.commands")) == {"reproduce"}
+    assert set(ours("console_scripts")) == {"camtools"}
+    for group in ("adapters", "sources", "commands", "recipes"):
+        assert all(callable(point.load()) for point in ours(f"camtools.{group}").values())
 
 
 def test_the_packages_are_this_repositorys(repo):
@@ -65,12 +65,51 @@ def test_packages_are_typed_and_every_folder_is_one(repo, package):
     assert all((folder / "__init__.py").is_file() for folder in folders)
 
 
+HEAVY = (
+    *("torch", "torchvision", "timm", "numpy", "scipy", "skimage", "matplotlib", "PIL", "safetensors", "torchmetrics"),
+    *("pycocotools", "pyarrow", "numba", "accelerate", "tensorboard", "cv2"),
+)
+SHOW_HEAVY = f"print([name for name in {HEAVY} if name in sys.modules])"
+
+
+def test_importing_camtools_brings_nothing_heavy(python):
+    done = python("-c", f"import sys, camtools; camtools.__all__, dir(camtools), camtools.InputError; {SHOW_HEAVY}")
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_help_and_version_bring_nothing_heavy(python):
+    code = f"""
+import sys
+from typer.main import get_command
+from typer.testing import CliRunner
+from camtools.cli import app
+names = list(get_command(app).commands)
+for arguments in (["--version"], ["--help"], *([name, "--help"] for name in names)):
+    assert CliRunner().invoke(app, arguments).exit_code == 0, arguments
+print(*names)
+{SHOW_HEAVY}
+"""
+    done = python("-c", code)
+    assert done.stderr == ""
+    names, heavy = done.stdout.splitlines()
+    assert names.split() == ["demo", "evaluate", "explain", "finetune", "models", "segment", "reproduce"]
+    assert heavy == "[]"
+
+
+def test_sub_packages_need_no_import_of_their_own(python):
+    names = ("classes", "datasets", "evaluation", "heads", "images", "metrics", "model", "pipeline", "plot", "sources")
+    names += ("steps", "training")
+    # `__getattr__`: what an earlier one has imported is an attribute already
+    code = f"import camtools\nfor name in {names}: print(camtools.__getattr__(name).__name__)"
+    assert python("-c", code).stdout.split() == [f"camtools.{name}" for name in names]
+
+
 def test_everything_exported_exists():
     assert [name for name in camtools.__all__ if not hasattr(camtools, name)] == []
 
 
 @pytest.mark.parametrize("where", ["repository", "elsewhere"])
-def test_runs_from_the_repository_and_from_anywhere(repo, tmp_path, where):
+def test_runs_from_the_repository_and_from_anywhere(python, repo, tmp_path, where):
     result = python("-m", "camtools", "--version", cwd=repo if where == "repository" else tmp_path)
     assert (result.returncode, result.stdout) == (0, f"camtools {version('camtools')}\n"), result.stderr
 
@@ -82,7 +121,7 @@ def test_licence_and_changelog(repo):
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_all_three_packages(repo, tmp_path):
+def test_a_wheel_holds_all_three_packages(python, repo, tmp_path):
     import shutil
     import zipfile
 
@@ -98,6 +137,7 @@ def test_a_wheel_holds_all_three_packages(repo, tmp_path):
         root = (repo / package).parent
         assert {path.relative_to(root).as_posix() for path in (repo / package).rglob("*.py")} <= held
         assert f"{Path(package).name}/py.typed" in held
+    assert "camtools/__init__.pyi" in held
     assert not [name for name in held if name.startswith(("tests", "docs", "build"))]
 
 
