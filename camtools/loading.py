@@ -10,6 +10,7 @@ from torch import Tensor
 
 from camtools.checkpoints import class_count, fit, match_prefix, read_checkpoint
 from camtools.errors import ModelError, WeightsError
+from camtools.heads.saved import headed_config, load_headed
 from camtools.images.preprocess import adjust, as_transform
 from camtools.model.adapter import find_adapter
 from camtools.sources import Built, Source, find_source
@@ -90,15 +91,11 @@ def _loaded(
 
 def _is_headed(path: str) -> bool:
     """Tell whether a file holds a model with a swapped head."""
-    from camtools.heads.saved import headed_config
-
     return headed_config(path) is not None
 
 
 def _headed(path: Path, source: Source | None, num_classes: int | None) -> Built:
     """Load a model with a swapped head, by the name in the file or from a source."""
-    from camtools.heads.saved import headed_config, load_headed
-
     config = headed_config(path)
     assert config is not None
     if config.get("outputs", "classes") != "classes":

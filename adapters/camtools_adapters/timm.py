@@ -52,6 +52,21 @@ class TimmAdapter:
         """Return the names of the ImageNet subset that the number of classes tells, None where it tells none."""
         return timm_names(model)
 
+    def source(self, model: nn.Module) -> tuple[str | None, dict[str, Any]]:
+        """Return the name that builds a model, where its own metadata tells; it needs no arguments."""
+        config = getattr(model, "pretrained_cfg", None)
+        name = config.get("architecture") if isinstance(config, dict) else getattr(config, "architecture", None)
+        own = isinstance(name, str) and type(model).__module__.startswith("timm.")
+        return f"timm/{name}" if own else None, {}
+
+    def strip(self, model: nn.Module) -> float:
+        """Take out the functional dropout before the classifier, `model.drop_rate`, and return its probability."""
+        rate = getattr(model, "drop_rate", None)
+        if not isinstance(rate, float | int) or not 0 < rate < 1:
+            return 0.0
+        model.drop_rate = 0.0  # type: ignore[assignment]
+        return float(rate)
+
 
 def _named(model: nn.Module) -> FeatureSpec | None:
     """Give the families with several branches, and the encoders that are too large to observe quickly."""

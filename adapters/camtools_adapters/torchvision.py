@@ -83,6 +83,20 @@ class TorchvisionAdapter:
             return None
         return imagenet_names()
 
+    def source(self, model: nn.Module) -> tuple[str | None, dict[str, Any]]:
+        """Return no name, which models do not carry, and whether an Inception normalises its input, as published."""
+        transforms = getattr(model, "transform_input", None)
+        return None, {} if transforms is None else {"transform_input": bool(transforms)}
+
+    def strip(self, model: nn.Module) -> float:
+        """Take out the second classifiers of GoogLeNet and Inception, which no loss would reach."""
+        if getattr(model, "aux_logits", False):
+            model.aux_logits = False  # type: ignore[assignment]
+        for name in ("aux1", "aux2", "AuxLogits"):
+            if isinstance(getattr(model, name, None), nn.Module):
+                setattr(model, name, None)
+        return 0.0
+
 
 def _with_classifier(model: nn.Module, spec: FeatureSpec, head: str) -> FeatureSpec:
     """Claim the last linear layer of the head, whatever a user made of it (a Linear, a Sequential with dropout)."""

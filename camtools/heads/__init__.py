@@ -6,8 +6,8 @@ linear classifier; `Wildcat` and `ExCAM` bring their own.
 
 from camtools.heads.box_regressor import BoxRegressor
 from camtools.heads.dropout import ADL, SequentialDropout
-from camtools.heads.headed import HeadedModel, MapHead
-from camtools.heads.pooling import GAP, TAP, WGAP
+from camtools.heads.headed import HeadedModel
+from camtools.heads.pooling import GAP, TAP, WGAP, MapHead
 from camtools.heads.replace import replace_head
 from camtools.heads.saved import load_headed
 from camtools.heads.wildcat import ClassWisePool, ExCAM, Wildcat, WildcatPool

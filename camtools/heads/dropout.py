@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from camtools.checks import whole
 from camtools.errors import ModelError
-from camtools.heads.pooling import positions
+from camtools.heads.pooling import HeadLayer, positions
 
 
 class SequentialDropout(nn.Module):
@@ -24,7 +25,7 @@ class SequentialDropout(nn.Module):
     delta stays in (0, 1).
 
     Args:
-        M: Maps a class.
+        M: Maps per class.
         delta: Threshold on sigmoid(F), in (0, 1); where it starts, if it is learnt.
         learnable: Whether delta is a parameter.
 
@@ -40,7 +41,7 @@ class SequentialDropout(nn.Module):
             raise ModelError(
                 f"delta is {delta}: expected 0 < delta < 1, on the sigmoid of the maps. The default is 0.5"
             )
-        self.M = at_least_one("M", M)
+        self.M = whole("M", M, error=ModelError)
         self.start = float(delta)
         self.logit = nn.Parameter(torch.tensor(math.log(delta / (1 - delta)))) if learnable else None
 
@@ -79,7 +80,7 @@ class SequentialDropout(nn.Module):
         return f"M={self.M}, delta={delta:.3g}, learnable={self.logit is not None}"
 
 
-class ADL(nn.Module):
+class ADL(HeadLayer):
     """Attention-based dropout layer (Choe and Shim, CVPR 2019): by chance, drops the strongest region or stresses it.
 
     Attention A is the mean of F over channels. In training, F is multiplied either by the drop mask
@@ -117,10 +118,6 @@ class ADL(nn.Module):
         factor = torch.where(draw < self.drop_rate, kept.to(f.dtype), importance)
         return (f * factor).view(features.shape).to(features.dtype)
 
-    def extra_repr(self) -> str:
-        """Say the parameters, for `repr`."""
-        return f"drop_rate={self.drop_rate}, gamma={self.gamma}, per_map={self.per_map}"
-
 
 def by_class(maps: Tensor, m: int) -> Tensor:
     """Return (B, K·M, h, w) as (B, K, M, h, w).
@@ -130,18 +127,7 @@ def by_class(maps: Tensor, m: int) -> Tensor:
     """
     if maps.dim() != 4 or maps.shape[1] % m or not maps.shape[1]:
         raise ModelError(
-            f"got maps of shape {tuple(maps.shape)}: expected (batch, classes * {m}, rows, columns). Give M={m} maps a "
-            "class, those of one class side by side"
+            f"got maps of shape {tuple(maps.shape)}: expected (batch, classes * {m}, rows, columns). Give M={m} maps "
+            "per class, those of one class side by side"
         )
     return maps.unflatten(1, (-1, m))
-
-
-def at_least_one(name: str, value: int) -> int:
-    """Return a count that must be a whole number above 0.
-
-    Raises:
-        ModelError: It is something else.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelError(f"{name} is {value!r}: expected a whole number, 1 or more. Correct it")
-    return value

@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from camtools.errors import ModelError
-from camtools.images.preprocess import Transform
+from camtools.files import staging, swap
+from camtools.heads.pooling import GAP, TAP, WGAP, MapHead
+from camtools.heads.wildcat import ExCAM, Wildcat
+from camtools.images.preprocess import Preprocess, Transform
 from camtools.model.adapter import FeatureSpec
+from camtools.model.cam_model import CamModel
 from camtools.model.decomposition import name_of
+from camtools.model.guard import call_eagerly, untouched
 from camtools.model.layout import to_nchw
 from camtools.model.outputs import replace_tensor, tensors_in
 
-
-@runtime_checkable
-class MapHead(Protocol):
-    """A module that makes logits of F by itself: logits = map_pool(W · F + b), with W · F + b one map per class.
-
-    Attributes:
-        weight: W, (K, C).
-        bias: b, (K,), or None.
-        map_pool: From class maps, (B, K, h, w), to logits, (B, K).
-    """
-
-    @property
-    def weight(self) -> Tensor:
-        """W, (K, C)."""
-        ...
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The bias of the class maps, (K,), or None."""
-        ...
-
-    @property
-    def map_pool(self) -> Callable[[Tensor], Tensor]:
-        """From class maps, (B, K, h, w), to logits, (B, K)."""
-        ...
+KEY = "camtools.headed"  # in the header of a saved file
+FORMAT = 1
+PROBED = 64  # scores of the probe
+ACTIVATIONS = {"relu": torch.relu}
+OWN_HEADS: dict[str, Any] = {kind.__name__: kind for kind in (GAP, TAP, WGAP, Wildcat, ExCAM)}
 
 
 @dataclass(frozen=True)
@@ -66,7 +51,7 @@ class Origin:
     output_stride: int | None = None
 
 
-class Tap:
+class FeatureHook:
     """Holds F of the forward that is running; the body goes on with a copy of one image that no gradient follows."""
 
     def __init__(self, spec: FeatureSpec, tail: str) -> None:
@@ -137,20 +122,20 @@ class HeadedModel(nn.Module):
         self.preprocess = preprocess
         self.class_names = class_names
         self.outputs = "classes"
-        self._tap = Tap(origin.spec, origin.tail)
-        self._handle = self._tap.attach(body)
+        self._hook = FeatureHook(origin.spec, origin.tail)
+        self._handle = self._hook.attach(body)
 
     def features(self, x: Tensor) -> Tensor:
         """Return F, (B, C, h, w), of model inputs, (B, 3, H, W); what the head pools."""
         spec = self.origin.spec
         try:
             self.body(x)
-            found = self._tap.value
+            captured = self._hook.value
         finally:
-            self._tap.value = None
-        if found is None:
+            self._hook.value = None
+        if captured is None:
             raise ModelError(f"layer {spec.layer!r} did not run, so it gave no features. Give the model that was built")
-        f = to_nchw(found, spec.layout, (x.shape[-2], x.shape[-1]), spec.prefix_tokens)
+        f = to_nchw(captured, spec.layout, (x.shape[-2], x.shape[-1]), spec.prefix_tokens)
         features: Tensor = self.feature_map(f if spec.activation is None else spec.activation(f))
         return features
 
@@ -184,26 +169,78 @@ class HeadedModel(nn.Module):
         Raises:
             ModelError: The head or the features' place cannot be written down, or the file cannot be written.
         """
-        from camtools.heads.saved import save_headed
+        from safetensors.torch import save_file
 
-        save_headed(self, path)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> HeadedModel:
-        """Copy without the hook, and attach the copy's own."""
-        made = type(self).__new__(type(self))
-        memo[id(self)] = made
-        self._handle.remove()
+        path = Path(path)
+        header = {KEY: json.dumps(configuration(self)), "format": "pt"}
+        tensors = {key: value.detach().cpu().clone().contiguous() for key, value in self.state_dict().items()}
         try:
-            state = {key: value for key, value in self.__dict__.items() if key not in ("_tap", "_handle")}
-            made.__dict__.update(copy.deepcopy(state, memo))
-        finally:
-            self._handle = self._tap.attach(self.body)
-        made._tap = Tap(made.origin.spec, made.origin.tail)
-        made._handle = made._tap.attach(made.body)
-        return made
+            with staging(path.parent) as stage:
+                save_file(tensors, stage / path.name, header)
+                swap(stage, path.parent, [path.name])
+        except Exception as error:
+            raise ModelError(
+                f"{path} cannot be written: {str(error).partition(chr(10))[0]}. Nothing was left there; free some room "
+                "or name another place"
+            ) from error
+
+    def release(self) -> nn.Module:
+        """Return the body without the hook, which leaves this model without features."""
+        self._handle.remove()
+        return self.body
 
     def _replicate_for_data_parallel(self) -> NoReturn:
         raise ModelError(
             "torch.nn.DataParallel shares a model's hooks between threads, so it cannot run a HeadedModel on several "
             "GPUs. Use DistributedDataParallel (accelerate launch)"
         )
+
+
+def configuration(model: HeadedModel) -> dict[str, Any]:
+    """Return how to build a model, as JSON's types.
+
+    Raises:
+        ModelError: The features' place has a function before the pooling that cannot be written down.
+    """
+    spec, origin, linear = model.origin.spec, model.origin, model.classifier
+    activation = next((name for name, function in ACTIVATIONS.items() if function is spec.activation), None)
+    if spec.activation is not None and activation is None:
+        raise ModelError(
+            f"the function {spec.activation!r} before the pooling cannot be written to a file: expected none, or "
+            "torch.relu. Save model.state_dict() and build the model in your own code"
+        )
+    classes = linear.out_features if linear is not None else None
+    if isinstance(model.head, MapHead):
+        classes = model.head.weight.shape[0]
+    place = {name: getattr(spec, name) for name in ("layer", "side", "prefix_tokens", "index")}
+    head: Any = model.head
+    kind, preprocess = type(head), model.preprocess
+    if OWN_HEADS.get(kind.__name__) is kind:
+        how = {"class": kind.__name__, "args": head.arguments()}
+    else:  # the name alone
+        how = {"class": f"{kind.__module__}.{kind.__qualname__}", "own": True}
+    return {
+        "format": FORMAT,
+        "source": origin.source,
+        "source_args": origin.source_args,
+        "output_stride": origin.output_stride,
+        "features": place | {"layout": str(spec.layout), "activation": activation},
+        "body_classifier": origin.classifier,
+        "tail": origin.tail,
+        "head": how,
+        "classifier": None if linear is None else [linear.in_features, linear.out_features, linear.bias is not None],
+        "classes": classes,
+        "dropout": model.drop.p if isinstance(model.drop, nn.Dropout) else 0.0,
+        "dtype": str(next(iter(model.parameters()), torch.empty(0)).dtype).removeprefix("torch."),
+        "class_names": model.class_names,
+        "outputs": model.outputs,
+        "preprocess": asdict(preprocess) if isinstance(preprocess, Preprocess) else preprocess and "own",
+        "probe": probe(model),
+    }
+
+
+def probe(model: HeadedModel) -> list[float]:
+    """Return the first scores of a fixed input, which tell whether a model was built again as it was."""
+    with untouched(model), torch.no_grad():
+        scores: Tensor = call_eagerly(model, CamModel(model).example())[0, :PROBED]
+    return scores.float().tolist()

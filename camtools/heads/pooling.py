@@ -1,6 +1,10 @@
-"""Poolings: a feature map (B, C, h, w) becomes one vector an image, (B, C)."""
+"""Poolings: a feature map (B, C, h, w) becomes one vector per image, (B, C); and what a head that needs none has."""
 
 from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +12,39 @@ from torch import Tensor, nn
 from camtools.errors import ModelError
 
 
-class GAP(nn.Module):
+class HeadLayer(nn.Module):
+    """A layer that keeps its constructor's arguments as attributes: it is printed with them, and saved as them."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that make it again, as JSON's types."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if hasattr(self, name)}
+
+    def extra_repr(self) -> str:
+        """Say the arguments, for `repr`."""
+        return ", ".join(f"{name}={value}" for name, value in self.arguments().items())
+
+
+@runtime_checkable
+class MapHead(Protocol):
+    """A module that makes logits of F by itself: logits = map_pool(W · F + b), with W · F + b one map per class."""
+
+    @property
+    def weight(self) -> Tensor:
+        """W, (K, C)."""
+        ...
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the class maps, (K,), or None."""
+        ...
+
+    @property
+    def map_pool(self) -> Callable[[Tensor], Tensor]:
+        """From class maps, (B, K, h, w), to logits, (B, K)."""
+        ...
+
+
+class GAP(HeadLayer):
     """Global average pooling, the mean over positions: what most classifiers have, for comparisons."""
 
     def forward(self, features: Tensor) -> Tensor:
@@ -16,7 +52,7 @@ class GAP(nn.Module):
         return positions(features).mean(2).to(features.dtype)
 
 
-class TAP(nn.Module):
+class TAP(HeadLayer):
     """Thresholded average pooling: the mean of the activations above a threshold.
 
     p_c = sum 1(F_c > t) F_c / sum 1(F_c > t), the sums over positions; a channel with nothing above its threshold gives
@@ -47,12 +83,8 @@ class TAP(nn.Module):
         pooled = torch.where(above, f, 0).sum(2) / above.sum(2).clamp_min(1)
         return pooled.to(features.dtype)
 
-    def extra_repr(self) -> str:
-        """Say the parameters, for `repr`."""
-        return f"theta={self.theta}, relative={self.relative}"
 
-
-class WGAP(nn.Module):
+class WGAP(HeadLayer):
     """Weighted global average pooling: the mean over positions, weighted by their softmax.
 
     S_c = softmax over positions of F_c; G_c = sum S_c F_c. Source: Zhang, Chang and Bui, ICASSP 2022, eq. 1; the
@@ -72,10 +104,6 @@ class WGAP(nn.Module):
         f = positions(features)
         pooled = (f.softmax(2) * f).sum(2)
         return (pooled / f.shape[2] if self.divide else pooled).to(features.dtype)
-
-    def extra_repr(self) -> str:
-        """Say the parameters, for `repr`."""
-        return f"divide={self.divide}"
 
 
 def positions(maps: Tensor) -> Tensor:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from camtools.checks import whole
 from camtools.errors import CamtoolsError, ModelError
-from camtools.heads.headed import HeadedModel, MapHead, Origin, Tap
-from camtools.images.preprocess import Transform, as_transform
+from camtools.heads.headed import FeatureHook, HeadedModel, Origin
+from camtools.heads.pooling import MapHead
+from camtools.images.preprocess import as_transform
+from camtools.model.adapter import FeatureSpec, find_adapter
 from camtools.model.cam_model import CamModel, unwrapped
 from camtools.model.decomposition import name_of
 from camtools.model.guard import untouched
@@ -74,109 +77,109 @@ def replace_head(
         model = model.model
     if not isinstance(model, nn.Module):
         raise ModelError(f"model is a {type(model).__name__}: expected a torch.nn.Module or what load_model returns")
-    parts = _parts(model, output_stride, source, source_args)
-    own = parts.weight.shape[0]
-    count = own if classes is None else classes
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ModelError(f"classes is {count!r}: expected a whole number, 1 or more. Leave it out to keep {own}")
-    made = _made(head, parts.channels, count)
-    is_map_head = isinstance(made, MapHead)
-    classifier = None
-    if not is_map_head and not (parts.origin.classifier is None and count == own and keep_classifier):
-        classifier = nn.Linear(
-            parts.channels, count, bias=parts.bias is not None or not keep_classifier or count != own
+    cam_model = _copied(model, output_stride)
+    inner, example, adapter = unwrapped(cam_model), cam_model.example(), cam_model.adapter
+    decomposition = cam_model.decomposition
+    if not decomposition.exact:
+        raise ModelError(
+            f"the head of {type(inner).__name__} is linearised ({decomposition.head}): it has layers between pooling "
+            "and classifier, so there is no pooling to swap. Take a model whose head is pooling + linear, such as "
+            "torchvision/mobilenet_v2 or resnet50 (`camtools models PATTERN` says which are exact)"
         )
-        classifier = classifier.to(parts.weight.device, parts.weight.dtype)
-        if keep_classifier and count == own:
-            with torch.no_grad():
-                classifier.weight.copy_(parts.weight)
-                if parts.bias is not None:
-                    classifier.bias.copy_(parts.bias)
+    weight, channels = cam_model.class_weights.detach(), decomposition.channels
+    own = weight.shape[0]
+    count = own if classes is None else whole("classes", classes, error=ModelError)
     if class_names is None and count == own:
-        class_names = parts.class_names
+        class_names = adapter.class_names(inner)
     if class_names is not None and len(class_names) != count:
-        raise ModelError(f"class_names has {len(class_names)} names: expected {count}, one a class. Correct them")
+        raise ModelError(f"class_names has {len(class_names)} names: expected {count}, one per class. Correct them")
+    if preprocess is None:
+        preprocess = adapter.data_config(inner)
+    made = _made(head, channels, count)
+    bias = _bias(inner, cam_model.spec)
+    body, origin, dropout = _body(cam_model, source, source_args, output_stride)
+    fresh = count != own or not keep_classifier
+    classifier = None
+    if not isinstance(made, MapHead) and (fresh or origin.classifier is not None):
+        classifier = nn.Linear(channels, count, bias=fresh or bias is not None).to(weight.device, weight.dtype)
+        if not fresh:
+            with torch.no_grad():
+                classifier.weight.copy_(weight)
+                if bias is not None:
+                    classifier.bias.copy_(bias)
     headed = HeadedModel(
-        parts.body,
-        made.to(parts.weight.device, parts.weight.dtype),
+        body,
+        made.to(weight.device, weight.dtype),
         classifier,
-        parts.origin,
-        dropout=0.0 if is_map_head or classifier is None else parts.dropout,
-        preprocess=parts.preprocess if preprocess is None else as_transform(preprocess),
+        origin,
+        dropout=0.0 if classifier is None else dropout,
+        preprocess=None if preprocess is None else as_transform(preprocess),
         class_names=None if class_names is None else tuple(class_names),
     )
-    _check(headed, parts.example, count, f"{name_of(made)}")
+    _check(headed, example, count, name_of(made))
     return headed.train(model.training)
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a classifier is made of: a copy of its body, and its linear classifier."""
+@runtime_checkable
+class BodyAdapter(Protocol):
+    """What an adapter may also do, for the models whose heads are swapped; without it, models are taken as they are."""
 
-    body: nn.Module
-    origin: Origin
-    weight: Tensor
-    bias: Tensor | None
-    channels: int
-    dropout: float
-    preprocess: Transform | None
-    class_names: tuple[str, ...] | None
-    example: Tensor
+    def source(self, model: nn.Module) -> tuple[str | None, dict[str, Any]]:
+        """Return the name that `camtools.load_model` builds the model by, None where it does not tell, and arguments.
+
+        The arguments are those that belong to any name of the adapter's library.
+        """
+        ...
+
+    def strip(self, model: nn.Module) -> float:
+        """Take out, in place, what serves training alone: auxiliary classifiers, and dropout that is no module.
+
+        Returns:
+            The probability of that dropout; 0 for none.
+        """
+        ...
 
 
-def _parts(
-    model: nn.Module, output_stride: int | None, source: str | None, source_args: Mapping[str, Any] | None
-) -> Parts:
-    """Copy a classifier and take it apart."""
-    given = model if isinstance(model, CamModel) else None
+def _copied(model: nn.Module, output_stride: int | None) -> CamModel:
+    """Copy a classifier, at another output stride where one is asked for."""
     inner = copy.deepcopy(unwrapped(model))
-    cam_model = CamModel(inner, given._given if given else None, given.adapter if given else None)
-    if output_stride is not None:
-        inner = set_output_stride(cam_model, output_stride)
-        cam_model = CamModel(inner, given._given if given else None, given.adapter if given else None)
-    found, example = cam_model.decomposition, cam_model.example()
-    name, spec = type(inner).__name__, cam_model._spec
-    assert spec is not None
-    if not found.exact:
-        raise ModelError(
-            f"the head of {name} is linearised ({found.head}): it has layers between pooling and classifier, so there "
-            "is no pooling to swap. Take a model whose head is pooling + linear, such as torchvision/mobilenet_v2 or "
-            "resnet50 (`camtools models PATTERN` says which are exact)"
-        )
-    config = cam_model.adapter.data_config(inner)
-    names = cam_model.adapter.class_names(inner)
-    weight, bias = cam_model.class_weights.detach(), None
-    known: dict[str, Any] = {
-        "preprocess": None if config is None else as_transform(config),
-        "class_names": None if names is None else tuple(names),
-        "example": example,
-        "weight": weight,
-        "channels": found.channels,
-    }
+    cam_model = model.rewrap(inner) if isinstance(model, CamModel) else CamModel(inner)
+    return cam_model if output_stride is None else cam_model.rewrap(set_output_stride(cam_model, output_stride))
+
+
+def _bias(inner: nn.Module, spec: FeatureSpec) -> Tensor | None:
+    """Return the bias of the classifier that follows the pooling, None where there is none."""
+    if spec.classifier is None or spec.pool == "identity":
+        return None
+    return getattr(inner.get_submodule(spec.classifier), "bias", None)
+
+
+def _body(
+    cam_model: CamModel, source: str | None, source_args: Mapping[str, Any] | None, output_stride: int | None
+) -> tuple[nn.Module, Origin, float]:
+    """Take the head off a copied model, and say how the body came about and which dropout the head had."""
+    inner, spec = unwrapped(cam_model), cam_model.spec
+    args = dict(source_args or {})
     if isinstance(inner, HeadedModel):
-        own = inner.classifier if inner.classifier is not None else inner.head
-        bias = getattr(own, "bias", None)
-        inner._handle.remove()
         origin = replace(inner.origin, output_stride=output_stride or inner.origin.output_stride)
         if source is not None:
-            origin = replace(origin, source=source, source_args=dict(source_args or {}))
-        dropout = inner.drop.p if isinstance(inner.drop, nn.Dropout) else 0.0
-        return Parts(body=inner.body, origin=origin, bias=bias, dropout=dropout, **known)
-    classifier = None if spec.pool == "identity" else spec.classifier
-    if classifier is not None:
-        bias = getattr(inner.get_submodule(classifier), "bias", None)
-    args = dict(source_args or {})
-    if (source or "").startswith("torchvision/") and hasattr(inner, "transform_input"):
-        args.setdefault("transform_input", bool(inner.transform_input))  # published Inceptions have it, others not
+            origin = replace(origin, source=source, source_args=args)
+        return inner.release(), origin, inner.drop.p if isinstance(inner.drop, nn.Dropout) else 0.0
+    adapter = find_adapter(inner)
+    if isinstance(adapter, BodyAdapter):
+        known, always = adapter.source(inner)
+        source = source or known
+        if source is not None and source.partition("/")[0] == adapter.name:
+            args = always | args
     origin = Origin(
         replace(spec, classifier=None, pool=None, map_pool=None, head=""),
-        classifier,
-        source=source or _timm_source(inner),
+        None if spec.pool == "identity" else spec.classifier,
+        source=source,
         source_args=args,
         output_stride=output_stride,
     )
-    origin, dropout = strip(inner, origin, example)
-    return Parts(body=inner, origin=origin, bias=bias, dropout=dropout, **known)
+    origin, dropout = strip(inner, origin, cam_model.example())
+    return inner, origin, dropout
 
 
 def strip(body: nn.Module, origin: Origin, example: Tensor) -> tuple[Origin, float]:
@@ -193,19 +196,19 @@ def strip(body: nn.Module, origin: Origin, example: Tensor) -> tuple[Origin, flo
     Raises:
         ModelError: There are trained layers between F and the classifier, or the rest cannot run without it.
     """
-    _drop_auxiliary_heads(body)
-    dropout = _dropout(body, origin, example)
+    adapter = find_adapter(body)
+    functional = adapter.strip(body) if isinstance(adapter, BodyAdapter) else 0.0
+    dropout = _take_dropout(body, origin, example)
     if origin.classifier is not None:
-        parent, _, child = origin.classifier.rpartition(".")
-        setattr(body.get_submodule(parent), child, nn.Identity())
+        body.set_submodule(origin.classifier, nn.Identity())
     pair = torch.cat([example, example])
     problem: Exception | None = None
     for tail in ("first", "all"):
-        handle = Tap(origin.spec, tail).attach(body)
+        handle = FeatureHook(origin.spec, tail).attach(body)
         try:
             with untouched(body), torch.no_grad():
                 body(pair)
-            return replace(origin, tail=tail), dropout
+            return replace(origin, tail=tail), functional if dropout is None else dropout
         except Exception as error:
             problem = error
         finally:
@@ -216,65 +219,44 @@ def strip(body: nn.Module, origin: Origin, example: Tensor) -> tuple[Origin, flo
     ) from problem
 
 
-def _drop_auxiliary_heads(body: nn.Module) -> None:
-    """Take out the second classifiers of torchvision's GoogLeNet and Inception, which no loss here would reach."""
-    if getattr(body, "aux_logits", False) is True:
-        body.aux_logits = False  # type: ignore[assignment]
-    for name in ("aux1", "aux2", "AuxLogits"):
-        if isinstance(getattr(body, name, None), nn.Module):
-            setattr(body, name, None)
+def _take_dropout(body: nn.Module, origin: Origin, example: Tensor) -> float | None:
+    """Take the dropout modules between F and the classifier out of the body; found by running it.
 
-
-def _dropout(body: nn.Module, origin: Origin, example: Tensor) -> float:
-    """Find the dropout between F and the classifier, and take it out of the body.
-
-    Modules are found by running them; timm's functional dropout by the model's `drop_rate`.
+    Returns:
+        Their probability together; None where there are none.
 
     Raises:
         ModelError: Layers with parameters or statistics of their own run between F and the classifier.
     """
-    ran: list[tuple[str, nn.Module]] = []
-    tap = Tap(origin.spec, "all")
+    tail: list[tuple[str, nn.Module]] = []  # what runs once F is there
+    hook = FeatureHook(origin.spec, "all")
 
     def note(name: str, module: nn.Module) -> Any:
-        return lambda *_: ran.append((name, module)) if tap.value is not None else None
+        return lambda *_: tail.append((name, module)) if hook.value is not None else None
 
-    handles = [tap.attach(body)]
+    handles = [hook.attach(body)]
     try:
-        handles += [
-            module.register_forward_pre_hook(note(name, module))
-            for name, module in body.named_modules()
-            if not any(True for _ in module.children())
-        ]
+        for name, module in body.named_modules():
+            if name not in (origin.classifier, origin.spec.layer) and not any(True for _ in module.children()):
+                handles.append(module.register_forward_pre_hook(note(name, module)))
         with untouched(body), torch.no_grad():
             body(example)
     finally:
         for handle in handles:
             handle.remove()
-    tail = [(n, m) for n, m in ran if n not in (origin.classifier, origin.spec.layer)]
-    state = [n for n, m in tail if any(True for _ in m.parameters()) or any(True for _ in m.buffers())]
-    if state and origin.classifier is not None:
+    trained = [name for name, module in tail if [*module.parameters(), *module.buffers()]]
+    if trained and origin.classifier is not None:
         raise ModelError(
-            f"{type(body).__name__} has trained layers between the features and the classifier ({', '.join(state)}), "
+            f"{type(body).__name__} has trained layers between the features and the classifier ({', '.join(trained)}), "
             "which a swapped head would leave out. Take a model whose head is pooling + linear"
         )
-    rates = [m.p for _, m in tail if isinstance(m, nn.modules.dropout._DropoutNd)]
-    for name, module in tail:
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            parent, _, child = name.rpartition(".")
-            setattr(body.get_submodule(parent), child, nn.Identity())
-    rate = getattr(body, "drop_rate", None)
-    if not rates and isinstance(rate, float | int) and 0 < rate < 1:
-        body.drop_rate = 0.0  # type: ignore[assignment]
-        rates = [float(rate)]
-    return 1 - math.prod(1 - rate for rate in rates) if len(rates) != 1 else float(rates[0])
-
-
-def _timm_source(model: nn.Module) -> str | None:
-    """The name that builds a timm model, where its own metadata tells."""
-    config = getattr(model, "pretrained_cfg", None)
-    name = config.get("architecture") if isinstance(config, dict) else getattr(config, "architecture", None)
-    return f"timm/{name}" if isinstance(name, str) and type(model).__module__.startswith("timm.") else None
+    dropouts = [(name, module.p) for name, module in tail if isinstance(module, nn.modules.dropout._DropoutNd)]
+    for name, _ in dropouts:
+        body.set_submodule(name, nn.Identity())
+    rates = [rate for _, rate in dropouts]
+    if len(rates) == 1:
+        return float(rates[0])
+    return 1 - math.prod(1 - rate for rate in rates) if rates else None
 
 
 def _made(head: Any, channels: int, classes: int) -> nn.Module:

@@ -1,17 +1,19 @@
-"""WILDCAT (Durand et al., CVPR 2017) and ex-CAM: several maps a class, pooled over the class, then over positions."""
+"""WILDCAT (Durand et al., CVPR 2017) and ex-CAM: several maps per class, pooled over the class, then over positions."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor, nn
 
+from camtools.checks import whole
 from camtools.errors import ModelError
-from camtools.heads.dropout import ADL, SequentialDropout, at_least_one, by_class
-from camtools.heads.pooling import positions
+from camtools.heads.dropout import ADL, SequentialDropout, by_class
+from camtools.heads.pooling import HeadLayer, positions
 
 
-class WildcatPool(nn.Module):
+class WildcatPool(HeadLayer):
     """The mean of the k+ highest positions, plus alpha times the mean of the k- lowest (WILDCAT, eq. 4).
 
     How many positions: a `float` in (0, 1] is a share of them, rounded to the nearest number (halves up) and at least
@@ -51,16 +53,12 @@ class WildcatPool(nn.Module):
             pooled = pooled + self.alpha * values.topk(low, dim=2, largest=False, sorted=False).values.mean(2)
         return (pooled / 2 if self.halve else pooled).to(maps.dtype)
 
-    def extra_repr(self) -> str:
-        """Say the parameters, for `repr`."""
-        return f"k_max={self.k_max}, k_min={self.k_min}, alpha={self.alpha}, halve={self.halve}"
 
-
-class ClassWisePool(nn.Module):
+class ClassWisePool(HeadLayer):
     """The mean of each class's M maps: (B, K·M, h, w) to (B, K, h, w) (WILDCAT, eq. 3).
 
     Args:
-        M: Maps a class, side by side: channel k·M + j is map j of class k.
+        M: Maps per class, side by side: channel k·M + j is map j of class k.
 
     Raises:
         ModelError: M is no whole number above 0.
@@ -68,7 +66,7 @@ class ClassWisePool(nn.Module):
 
     def __init__(self, M: int) -> None:
         super().__init__()
-        self.M = at_least_one("M", M)
+        self.M = whole("M", M, error=ModelError)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Average over each class's maps, (B, K·M, h, w) to (B, K, h, w).
@@ -77,10 +75,6 @@ class ClassWisePool(nn.Module):
             ModelError: The number of channels is no multiple of M.
         """
         return by_class(maps, self.M).mean(2)
-
-    def extra_repr(self) -> str:
-        """Say the parameters, for `repr`."""
-        return f"M={self.M}"
 
 
 class Wildcat(nn.Module):
@@ -92,7 +86,7 @@ class Wildcat(nn.Module):
     Args:
         channels: C of the features.
         classes: K.
-        M: Maps a class (thesis: 8).
+        M: Maps per class (thesis: 8).
         k_max, k_min, alpha, halve: Of `WildcatPool`.
         adl: A layer between the convolution and the class-wise mean: `ADL(per_map=True)` is the thesis's experiment
             3.8.3. It must pass maps unchanged in eval mode.
@@ -115,7 +109,8 @@ class Wildcat(nn.Module):
     ) -> None:
         super().__init__()
         self.channels, self.classes, self.M = (
-            at_least_one(name, value) for name, value in (("channels", channels), ("classes", classes), ("M", M))
+            whole(name, value, error=ModelError)
+            for name, value in (("channels", channels), ("classes", classes), ("M", M))
         )
         self.conv = nn.Conv2d(channels, classes * M, 1)
         self.dropout: nn.Module = adl or nn.Identity()
@@ -132,6 +127,11 @@ class Wildcat(nn.Module):
         """The bias of the class maps, (K,)."""
         assert self.conv.bias is not None
         return self.conv.bias.view(self.classes, self.M).mean(1)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that make it again, as JSON's types; a dropout of somebody's own is left out."""
+        own = {"channels": self.channels, "classes": self.classes, "M": self.M} | self.map_pool.arguments()
+        return own | ({"adl": self.dropout.arguments()} if isinstance(self.dropout, ADL) else {})
 
     def maps(self, features: Tensor) -> Tensor:
         """Return all maps before any dropout, (B, K, M, h, w), from F, (B, C, h, w): for losses between them."""
@@ -154,7 +154,7 @@ class ExCAM(Wildcat):
     Args:
         channels: C of the features.
         classes: K.
-        M: Maps a class.
+        M: Maps per class.
         delta: Threshold of the dropout, on the sigmoid of the maps.
         learnable: Whether delta is learnt; see `SequentialDropout`.
         k_max, k_min, alpha, halve: Of `WildcatPool`.
@@ -178,6 +178,11 @@ class ExCAM(Wildcat):
     ) -> None:
         super().__init__(channels, classes, M, k_max=k_max, k_min=k_min, alpha=alpha, halve=halve)
         self.dropout = SequentialDropout(M, delta, learnable)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that make it again, as JSON's types."""
+        drop: Any = self.dropout
+        return super().arguments() | {"delta": drop.start, "learnable": drop.logit is not None}
 
 
 def _checked_k(name: str, k: float | int) -> float | int:

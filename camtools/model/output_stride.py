@@ -1,10 +1,15 @@
-"""Finer maps from the same weights: the last stages' strides taken out, what follows dilated."""
+"""Finer maps from the same weights: the last stages' strides taken out, what follows dilated (à trous).
+
+`set_output_stride` runs the model once to learn at which stride every layer works, then exchanges those beyond the one
+asked for: in place where a dilation is all it takes, else by `DenseConv2d` and `DensePool2d`.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +31,7 @@ def set_output_stride(model: nn.Module, stride: int, *, example: Tensor | None =
 
     Every convolution and pooling that works beyond that stride loses its stride, and kernels that expected coarser
     inputs are dilated by as much (the à-trous rule: Holschneider et al. 1989; Chen et al., DeepLab, 2015), so that each
-    old feature is found again among the new ones, at every `old / stride`-th row and column. Layers that look at the
+    old feature recurs among the new ones, at every `old / stride`-th row and column. Layers that look at the
     whole image (squeeze-and-excitation) see more cells, so there the features shift a little.
 
     Args:
@@ -48,10 +53,9 @@ def set_output_stride(model: nn.Module, stride: int, *, example: Tensor | None =
     """
     if stride not in STRIDES:
         raise ModelError(f"output stride {stride!r}: expected {', '.join(map(str, STRIDES))}. Pick one")
-    given = model if isinstance(model, CamModel) else None
     dense = copy.deepcopy(unwrapped(model))
     name = type(dense).__name__
-    cam_model = CamModel(dense, given._given if given else None, given.adapter if given else None)
+    cam_model = model.rewrap(dense) if isinstance(model, CamModel) else CamModel(dense)
     x = cam_model.example() if example is None else example[:1]
     before = cam_model.locate(x)
     present = _level(x, before.grid[0], before.grid[1], f"the features of {name}")
@@ -62,10 +66,11 @@ def set_output_stride(model: nn.Module, stride: int, *, example: Tensor | None =
             f"{name} has output stride {present} already, finer than {stride}. Leave output_stride out, or pass "
             f"{present if present in STRIDES else 'a smaller one'}"
         )
+    spec = cam_model.spec
     for layer in _layers(dense, x):
         _densify(dense, layer, stride)
     try:
-        after = CamModel(dense, cam_model._spec, cam_model.adapter).locate(x)
+        after = CamModel(dense, spec, cam_model.adapter).locate(x)
     except CamtoolsError:
         raise
     except Exception as error:
@@ -91,44 +96,44 @@ class _Layer:
 
 def _layers(model: nn.Module, x: Tensor) -> list[_Layer]:
     """Run the model once and note every layer without children that has positions."""
-    found: dict[str, _Layer] = {}
-
-    def note(name: str, module: nn.Module) -> Any:
-        def hook(_: nn.Module, inputs: Any, output: Any) -> None:
-            given, made = next(tensors_in(inputs), None), next(tensors_in(output), None)
-            if given is None or made is None or given.dim() != 4 or made.dim() != 4:
-                return
-            same_size = given.shape[2] == made.shape[2] or given.shape[3] == made.shape[3]
-            if same_size and max(_pair(getattr(module, "kernel_size", 1))) == 1:
-                return  # nothing to change, and its axes may be no grid (squeeze-and-excitation, channels last)
-            if min(given.shape[2:]) < 2 or isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
-                return
-            whole = made.shape[2] == made.shape[3] == 1
-            levels = _level(x, given.shape[2], given.shape[3], name)
-            after = levels if whole else levels * max(_pair(getattr(module, "stride", 1)))
-            if after == levels and not whole and made.shape[2] * 1.5 < given.shape[2]:
-                after = 2 * levels  # a stride by another name
-            layer = _Layer(name, module, levels, after, whole)
-            if name in found and found[name] != layer:
-                raise ModelError(
-                    f"layer {name!r} runs at several resolutions, so no single dilation fits it. Use the model at its "
-                    "own output stride"
-                )
-            found[name] = layer
-
-        return hook
-
-    handles = []
+    calls: list[tuple[str, nn.Module, tuple[int, ...], tuple[int, ...]]] = []
+    handles = [
+        module.register_forward_hook(partial(_note, calls, name))
+        for name, module in model.named_modules()
+        if not any(True for _ in module.children())
+    ]
     try:
-        for name, module in model.named_modules():
-            if not any(True for _ in module.children()):
-                handles.append(module.register_forward_hook(note(name, module)))
         with untouched(model), torch.no_grad():
             model(x)
     finally:
         for handle in handles:
             handle.remove()
-    return list(found.values())
+    layers: dict[str, _Layer] = {}
+    for name, module, given, made in calls:
+        same_size = given[2] == made[2] or given[3] == made[3]
+        if same_size and max(_pair(getattr(module, "kernel_size", 1))) == 1:
+            continue  # nothing to change, and its axes may be no grid (squeeze-and-excitation, channels last)
+        if min(given[2:]) < 2 or isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
+            continue
+        whole = made[2] == made[3] == 1
+        before = _level(x, given[2], given[3], name)
+        after = before if whole else before * max(_pair(getattr(module, "stride", 1)))
+        if after == before and not whole and made[2] * 1.5 < given[2]:
+            after = 2 * before  # a stride by another name
+        layer = _Layer(name, module, before, after, whole)
+        if layers.setdefault(name, layer) != layer:
+            raise ModelError(
+                f"layer {name!r} runs at several resolutions, so no single dilation fits it. Use the model at its "
+                "own output stride"
+            )
+    return list(layers.values())
+
+
+def _note(calls: list[Any], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    """Add a call of a layer from grid to grid, with the shapes of what came in and went out; a forward hook."""
+    given, made = next(tensors_in(inputs), None), next(tensors_in(output), None)
+    if given is not None and made is not None and given.dim() == made.dim() == 4:
+        calls.append((name, module, tuple(given.shape), tuple(made.shape)))
 
 
 def _densify(model: nn.Module, layer: _Layer, stride: int) -> None:
@@ -138,7 +143,7 @@ def _densify(model: nn.Module, layer: _Layer, stride: int) -> None:
         return
     if layer.whole:
         if isinstance(module, nn.AvgPool2d):
-            _put(model, layer.name, nn.AdaptiveAvgPool2d(1))
+            model.set_submodule(layer.name, nn.AdaptiveAvgPool2d(1))
         return
     if layer.before < stride < layer.after:
         raise ModelError(
@@ -148,8 +153,9 @@ def _densify(model: nn.Module, layer: _Layer, stride: int) -> None:
     factor, strided = max(1, layer.before // stride), layer.after > layer.before
     if isinstance(module, nn.Conv2d):
         _densify_conv(model, layer, module, factor, strided)
-    elif kind in _MAX_POOLS or kind in _AVG_POOLS:
-        _densify_pool(model, layer, factor, strided)
+    elif kind in (*_MAX_POOLS, *_AVG_POOLS):
+        if strided or factor > 1:
+            model.set_submodule(layer.name, DensePool2d(module, factor).train(module.training))
     elif strided:
         raise ModelError(
             f"layer {layer.name!r} is a {kind}, whose stride camtools cannot take out; it knows convolutions, max and "
@@ -174,24 +180,12 @@ def _densify_conv(model: nn.Module, layer: _Layer, conv: nn.Conv2d, factor: int,
             conv.padding = (conv.padding[0] * factor, conv.padding[1] * factor)
             conv._reversed_padding_repeated_twice = [p for p in reversed(conv.padding) for _ in range(2)]
     elif plain:
-        _put(model, layer.name, dense_conv(conv, factor, same=same))
+        model.set_submodule(layer.name, DenseConv2d.of(conv, _window(conv, factor, same)))
     else:
         raise ModelError(
             f"layer {layer.name!r} is a {type(conv).__name__} padded to one side, whose stride camtools cannot take "
             "out. Use the model at its own output stride, or feed larger images"
         )
-
-
-def _densify_pool(model: nn.Module, layer: _Layer, factor: int, strided: bool) -> None:
-    pool: Any = layer.module
-    kernel, padding, dilation = _pair(pool.kernel_size), _pair(pool.padding), _pair(getattr(pool, "dilation", 1))
-    if not strided and factor == 1:
-        return
-    count_pad = bool(getattr(pool, "count_include_pad", False)) and max(padding) > 0
-    kind, same = type(pool).__name__, type(pool).__name__.endswith("Same")
-    shape = "max" if kind in _MAX_POOLS else "avg"
-    dense = DensePool2d(shape, kernel, _pair(pool.stride), padding, dilation, factor, same, count_pad)
-    _put(model, layer.name, dense.train(pool.training))
 
 
 def _check_grid(
@@ -222,125 +216,111 @@ def _level(x: Tensor, rows: int, columns: int, what: str) -> int:
     return int(2**level)
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
-
-
 def _pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[-1])) if isinstance(value, (tuple, list)) else (int(value), int(value))
+
+
+@dataclass(frozen=True)
+class _Window:
+    """What a strided layer looked at, (rows, columns) each, now over inputs that are `factor` times as dense.
+
+    Attributes:
+        kernel: Cells.
+        stride: What it had, for "same" padding.
+        lead: Padding before the first row and column.
+        dilation: What it had.
+        factor: How many times as dense as its own the inputs now are.
+        same: Whether it padded by the input's size, as TensorFlow does.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    lead: tuple[int, int]
+    dilation: tuple[int, int]
+    factor: int
+    same: bool
+
+    @property
+    def spread(self) -> tuple[int, int]:
+        """The dilation over the denser inputs."""
+        return self.dilation[0] * self.factor, self.dilation[1] * self.factor
+
+    def pads(self, x: Tensor) -> list[int]:
+        """Return left, right, top, bottom: first as the layer padded, times `factor`, then what keeps the size."""
+        pads: list[int] = []
+        for axis in (1, 0):
+            reach = (self.kernel[axis] - 1) * self.dilation[axis]
+            before = self.lead[axis]
+            if self.same:
+                size, stride = -(-x.shape[2 + axis] // self.factor), self.stride[axis]
+                before = max((-(-size // stride) - 1) * stride + reach + 1 - size, 0) // 2
+            pads += [before * self.factor, (reach - before) * self.factor]
+        return pads
+
+
+def _window(layer: Any, factor: int, same: bool) -> _Window:
+    """Return the window of a convolution or pooling."""
+    lead = (0, 0) if isinstance(layer.padding, str) else _pair(layer.padding)
+    return _Window(
+        _pair(layer.kernel_size), _pair(layer.stride), lead, _pair(getattr(layer, "dilation", 1)), factor, same
+    )
 
 
 class DenseConv2d(nn.Conv2d):
     """A convolution whose stride was taken out; it keeps rows and columns, whatever its padding was.
 
-    Made by `dense_conv`. Output i * step is what the strided layer gave at i, over inputs that are `step // stride`
-    times as dense as its own were.
+    Output i * step is what the strided layer gave at i, over inputs that are `step // stride` times as dense as its own
+    were.
     """
+
+    window: _Window
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, window: _Window) -> DenseConv2d:
+        """Return one with the very parameters of a plain convolution, zero padded."""
+        dense = cls.__new__(cls)
+        dense.__dict__.update(conv.__dict__)
+        dense.window, dense.stride, dense.padding, dense.dilation = window, (1, 1), (0, 0), window.spread
+        return dense
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, (B, C, h, w) to (B, C', h, w)."""
-        pads = _pads(x, self.lead, self.same, self.kernel_size, self.was_stride, self.was_dilation, self.factor)
-        dilation = tuple(d * self.factor for d in self.was_dilation)
-        return functional.conv2d(functional.pad(x, pads), self.weight, self.bias, 1, 0, dilation, self.groups)
-
-    lead: tuple[int, int]
-    same: bool
-    was_stride: tuple[int, int]
-    was_dilation: tuple[int, int]
-    factor: int
-
-
-def dense_conv(conv: nn.Conv2d, factor: int, *, same: bool) -> DenseConv2d:
-    """Return a convolution with the stride taken out and the very parameters of another.
-
-    Args:
-        conv: A plain strided convolution, zero padded.
-        factor: How many times as dense as its own the inputs now are.
-        same: Whether it pads as TensorFlow does ("same"), by the input's size.
-    """
-    dense = DenseConv2d.__new__(DenseConv2d)
-    dense.__dict__.update(conv.__dict__)
-    padding = (0, 0) if isinstance(conv.padding, str) else conv.padding
-    dense.lead, dense.same, dense.factor = (padding[0], padding[1]), same, factor
-    dense.was_stride, dense.was_dilation = (conv.stride[0], conv.stride[1]), (conv.dilation[0], conv.dilation[1])
-    dense.stride = (1, 1)
-    dense.dilation = (conv.dilation[0] * factor, conv.dilation[1] * factor)
-    dense.padding = (0, 0)
-    return dense
+        padded = functional.pad(x, self.window.pads(x))
+        return functional.conv2d(padded, self.weight, self.bias, 1, 0, self.window.spread, self.groups)
 
 
 class DensePool2d(nn.Module):
     """A max or average pooling at stride 1 over denser inputs; it keeps rows and columns.
 
     Args:
-        kind: "max" or "avg".
-        kernel: (rows, columns).
-        stride: What it had, for "same" padding.
-        padding: Before the first row and column, of the strided pooling.
-        dilation: Of the strided pooling.
+        pool: The strided pooling; timm's "Same" ones pad by the input's size.
         factor: How many times as dense as its own the inputs now are.
-        same: Whether it padded by the input's size, as TensorFlow does.
-        count_pad: Whether an average counts the padding as cells.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        kernel: tuple[int, int],
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-        factor: int,
-        same: bool,
-        count_pad: bool,
-    ) -> None:
+    def __init__(self, pool: Any, factor: int) -> None:
         super().__init__()
-        self.kind, self.kernel, self.stride, self.padding = kind, kernel, stride, padding
-        self.dilation, self.factor, self.same, self.count_pad = dilation, factor, same, count_pad
+        self.window = _window(pool, factor, type(pool).__name__.endswith("Same"))
+        self.largest = type(pool).__name__ in _MAX_POOLS
+        self.count_pad = bool(getattr(pool, "count_include_pad", False)) and max(self.window.lead) > 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool, (B, C, h, w) to the same shape."""
-        pads = _pads(x, self.padding, self.same, self.kernel, self.stride, self.dilation, self.factor)
-        dilation = (self.dilation[0] * self.factor, self.dilation[1] * self.factor)
-        if self.kind == "max":
+        kernel, pads = self.window.kernel, self.window.pads(x)
+        if self.largest:
             padded = functional.pad(x, pads, value=float("-inf"))
-            return functional.max_pool2d(padded, self.kernel, 1, 0, dilation)
-        total = _window_sum(functional.pad(x, pads), self.kernel, dilation)
+            return functional.max_pool2d(padded, kernel, 1, 0, self.window.spread)
+        total = self._window_sum(functional.pad(x, pads))
         if self.count_pad:
-            return total / (self.kernel[0] * self.kernel[1])
-        cells = functional.pad(x.new_ones(1, 1, *x.shape[2:]), pads)
-        return total / _window_sum(cells, self.kernel, dilation)
+            return total / (kernel[0] * kernel[1])
+        return total / self._window_sum(functional.pad(x.new_ones(1, 1, *x.shape[2:]), pads))
 
     def extra_repr(self) -> str:
         """Say the parameters, for `repr`."""
-        return f"{self.kind}, kernel={self.kernel}, factor={self.factor}"
+        return f"{'max' if self.largest else 'avg'}, kernel={self.window.kernel}, factor={self.window.factor}"
 
-
-def _window_sum(x: Tensor, kernel: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
-    """Sum over a dilated window, as slices: rows, then columns."""
-    for axis, size, step in ((2, kernel[0], dilation[0]), (3, kernel[1], dilation[1])):
-        length = x.shape[axis] - (size - 1) * step
-        x = torch.stack([x.narrow(axis, i * step, length) for i in range(size)]).sum(0)
-    return x
-
-
-def _pads(
-    x: Tensor,
-    lead: tuple[int, int],
-    same: bool,
-    kernel: tuple[int, ...],
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-    factor: int,
-) -> list[int]:
-    """Return left, right, top, bottom: first as the strided layer padded, times `factor`, then what keeps the size."""
-    pads: list[int] = []
-    for axis in (1, 0):
-        reach = (kernel[axis] - 1) * dilation[axis]
-        before = lead[axis]
-        if same:
-            size = -(-x.shape[2 + axis] // factor)
-            before = max((-(-size // stride[axis]) - 1) * stride[axis] + reach + 1 - size, 0) // 2
-        pads += [before * factor, (reach - before) * factor]
-    return pads
+    def _window_sum(self, x: Tensor) -> Tensor:
+        """Sum over a dilated window, as slices: rows, then columns."""
+        for axis, size, step in zip((2, 3), self.window.kernel, self.window.spread, strict=True):
+            length = x.shape[axis] - (size - 1) * step
+            x = torch.stack([x.narrow(axis, i * step, length) for i in range(size)]).sum(0)
+        return x

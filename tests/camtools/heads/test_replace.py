@@ -204,7 +204,7 @@ def test_what_cannot_be_is_refused(resnet):
         replace_head(resnet, TAP(theta=0.1).extra_repr)
     with pytest.raises(ModelError, match=r"head is 'tap': expected a module"):
         replace_head(resnet, "tap")
-    with pytest.raises(ModelError, match=r"classes is 0: expected a whole number"):
+    with pytest.raises(ModelError, match=r"classes=0: expected a whole number"):
         replace_head(resnet, TAP(), classes=0)
     with pytest.raises(ModelError, match=r"class_names has 2 names: expected 1000"):
         replace_head(resnet, TAP(), class_names=["a", "b"])

@@ -85,5 +85,5 @@ def test_other_errors():
         WildcatPool(0, k_min=1)
     with pytest.raises(ModelError, match=r"alpha is nan"):
         WildcatPool(alpha=float("nan"))
-    with pytest.raises(ModelError, match=r"classes is 0: expected a whole number"):
+    with pytest.raises(ModelError, match=r"classes=0: expected a whole number"):
         Wildcat(5, 0)
