@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from camtools.errors import InputError
 from camtools.evaluation.report.curve import plot_curve
 from camtools.evaluation.report.lines import available
 from camtools.evaluation.report.maps import MapOf
-from camtools.evaluation.report.sheet import By, Sheets, position_of
+from camtools.evaluation.report.ranking import By, position_of
+from camtools.evaluation.report.sheet import Sheets
 from camtools.evaluation.report.table import markdown
 from camtools.evaluation.results import EvaluationResult
 from camtools.files import staging, swap
@@ -55,51 +59,49 @@ def write_report(
     if (records is None) != (maps is None):
         given, other = ("records", "maps") if maps is None else ("maps", "records")
         raise InputError(f"{given} came without {other}: contact sheets need both. Leave both out for none")
-    wanted = result.pipelines if pipelines is None else tuple(pipelines)
     if isinstance(pipelines, str):
         raise InputError(f"pipelines={pipelines!r}: expected a list of names")
+    wanted = result.pipelines if pipelines is None else tuple(pipelines)
     for name in wanted:
         position_of(result, name)
-    made: dict[str, Callable[[Path], None]] = {TABLE: lambda path: _text(markdown(result), path)}
-    for metric in available(result):
-        made[f"curve-{metric}.png"] = lambda path, metric=metric: plot_curve(result, metric).save(path)  # type: ignore[misc]
-    if records is not None and maps is not None and "MaxBoxAcc" in available(result):
-        sheets = Sheets(result, records, maps, by=by)
-        slugs = _slugs(result.pipelines)
-        for name in wanted:
-            made[f"sheet-{slugs[name]}.png"] = _drawn(sheets, sheets.best_and_worst(name, best, worst), None)
-        for name in wanted:
-            if name != result.baseline:
-                pair = (result.baseline, name)
-                made[f"changes-{slugs[name]}.png"] = _drawn(sheets, sheets.gained_and_lost(name, best, worst), pair)
-    place = Path(out)
+    drawn = records is not None and maps is not None and "MaxBoxAcc" in available(result)
+    sheets = Sheets(result, records, maps or {}, by=by) if drawn else None
+    place, names = Path(out), [TABLE]
     try:
         with staging(place) as stage:
-            for name, write in made.items():
-                write(stage / name)
-            swap(stage, place, list(made))
+            (stage / TABLE).write_text(markdown(result), encoding="utf-8")
+            for name, image in _images(result, sheets, wanted, best, worst):
+                image.save(stage / name)
+                names.append(name)
+            swap(stage, place, names)
     except OSError as error:
         raise InputError(f"the report cannot be written to {place}: {error}. Name another folder") from error
-    return [place / name for name in made]
+    return [place / name for name in names]
 
 
-def _drawn(sheets: Sheets, sections: Any, shown: tuple[str, ...] | None) -> Callable[[Path], None]:
-    return lambda path: sheets.draw(sections, shown).save(path)
-
-
-def _text(words: str, path: Path) -> None:
-    path.write_text(words, encoding="utf-8")
+def _images(
+    result: EvaluationResult, sheets: Sheets | None, wanted: Sequence[str], best: int, worst: int
+) -> Iterator[tuple[str, Image.Image]]:
+    """Draw curves and sheets, one after another, with the names of their files."""
+    for metric in available(result):
+        yield f"curve-{metric}.png", plot_curve(result, metric)
+    slugs = _slugs(result.pipelines)
+    if sheets is None:
+        return
+    for name in wanted:
+        yield f"sheet-{slugs[name]}.png", sheets.draw(sheets.best_and_worst(name, best, worst))
+    for name in wanted:
+        if name != result.baseline:
+            pair = (result.baseline, name)
+            yield f"changes-{slugs[name]}.png", sheets.draw(sheets.gained_and_lost(name, best, worst), pair)
 
 
 def _slugs(names: Sequence[str]) -> dict[str, str]:
     """Return names that files can have, each another."""
-    found: dict[str, str] = {}
-    taken: set[str] = set()
+    slugs: dict[str, str] = {}
     for name in names:
         short = re.sub(r"[^\w.+-]+", "-", name).strip("-.")[:60] or "pipeline"
-        slug, number = short, 2
-        while slug.lower() in taken:
-            slug, number = f"{short}-{number}", number + 1
-        taken.add(slug.lower())
-        found[name] = slug
-    return found
+        numbered = (short if number == 1 else f"{short}-{number}" for number in count(1))
+        taken = {slug.lower() for slug in slugs.values()}
+        slugs[name] = next(slug for slug in numbered if slug.lower() not in taken)
+    return slugs

@@ -1,4 +1,4 @@
-"""Contact sheets: which images in which order, their boxes, maps and IoU, and what is refused."""
+"""Contact sheets: which images in which order, their boxes, maps and IoU, and what raises an error."""
 
 from dataclasses import replace
 
@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from camtools import Explainer, InputError, Preprocess
-from camtools.drawing.overlay import BOX
+from camtools.drawing.overlay import BOX, TRUTH
 from camtools.drawing.text import font
 from camtools.evaluation.report import change_sheet, contact_sheet, explainer_map, model_maps, saved_maps
-from camtools.evaluation.report.sheet import Cells, Sheets, best_levels, changes, extremes, row_ious
-from camtools.plot import TRUTH
+from camtools.evaluation.report.ranking import best_levels, changes, extremes, row_ious
+from camtools.evaluation.report.sheet import Sheets
 
 BASE = ((0.9, 0.6, 0.2, 0.0), (0.5, 0.8, 0.2, 0.4))
 
@@ -100,15 +100,15 @@ def test_a_sheet_of_changes_shows_the_two(make, records, written):
 
 
 def test_boxes_are_where_the_rows_have_them(make, records):
-    cells = Cells(make(), records, MAPS, "own", 40, 0.5, "inferno")
-    plain, found = cells(0, None), cells(0, 0)  # 40 x 20 pixels, shown at the most, 53 x 26
-    assert cells.width == 53 and plain.size == found.size == (53, 26)
+    sheets = Sheets(make(), records, MAPS, "own", 40, 0.5, "inferno")
+    plain, found = sheets.cell(0, None), sheets.cell(0, 0)  # 40 x 20 pixels, shown at the most, 53 x 26
+    assert sheets.width == 53 and plain.size == found.size == (53, 26)
     scale = np.array([53 / 40, 26 / 20] * 2)
     assert where(plain, TRUTH) == np.rint(np.array([4, 4, 16, 16]) * scale).tolist()
     assert not (np.asarray(plain) == BOX).all(-1).any()
     assert where(found, BOX) == np.rint(np.array([2, 4, 14, 16]) * scale).tolist()
-    assert not (np.asarray(cells(3, 0)) == BOX).all(-1).any()  # it has none
-    assert cells(0, 0) is found  # each is made once
+    assert not (np.asarray(sheets.cell(3, 0)) == BOX).all(-1).any()  # it has none
+    assert sheets.cell(0, 0) is found  # each is made once
 
 
 def test_the_map_is_the_pipeline_s_for_the_row_s_class(make, records):
@@ -118,11 +118,11 @@ def test_the_map_is_the_pipeline_s_for_the_row_s_class(make, records):
         asked.append((record.id, label))
         return np.repeat([[0.0, 1.0]], 2, axis=0)
 
-    cells = Cells(make(), records, {"cam": dark, "rcam": half}, "own", 60, 1.0, "gray")
-    pixels = np.asarray(cells(2, 1))
+    sheets = Sheets(make(), records, {"cam": dark, "rcam": half}, "own", 60, 1.0, "gray")
+    pixels = np.asarray(sheets.cell(2, 1))
     assert asked == [("2.jpg", 2)]
     assert pixels[-1, 0].tolist() == [0, 0, 0] and pixels[-1, -1].tolist() == [255, 255, 255]
-    assert np.asarray(cells(2, 0))[-1, -1].tolist() == [0, 0, 0]
+    assert np.asarray(sheets.cell(2, 0))[-1, -1].tolist() == [0, 0, 0]
 
 
 def test_the_best_box_is_that_of_the_map_at_the_best_threshold(make, records):
@@ -130,10 +130,10 @@ def test_the_best_box_is_that_of_the_map_at_the_best_threshold(make, records):
     values[10:20, 5:15] = 1.0
     result = make()
     result.rows.v1[0, :4, 128] = 1.0  # cam's best threshold is that of level 128
-    cells = Cells(result, records, {"cam": lambda record, label: values, "rcam": dark}, "best", 300, 0.0, "gray")
-    found = where(cells(2, 0), BOX)  # 30 x 30 pixels, ten times as large
+    sheets = Sheets(result, records, {"cam": lambda record, label: values, "rcam": dark}, "best", 300, 0.0, "gray")
+    found = where(sheets.cell(2, 0), BOX)  # 30 x 30 pixels, ten times as large
     assert np.abs(np.array(found) - [50, 100, 150, 200]).max() <= 3
-    assert not (np.asarray(cells(2, 1)) == BOX).all(-1).any()
+    assert not (np.asarray(sheets.cell(2, 1)) == BOX).all(-1).any()
 
 
 def test_strips_keep_their_proportions_and_sheets_their_width(make, records):
@@ -143,7 +143,7 @@ def test_strips_keep_their_proportions_and_sheets_their_width(make, records):
     sizes = result.rows.sizes.copy()
     sizes[1] = 5, 400
     result = replace(result, rows=replace(result.rows, sizes=sizes))
-    assert Cells(result, records, MAPS, "own", 160, 0.5, "gray")(1, None).size == (2, 160)
+    assert Sheets(result, records, MAPS, "own", 160, 0.5, "gray").cell(1, None).size == (2, 160)
     sheet = contact_sheet(result, records, MAPS, best=4, worst=0)
     assert sheet.mode == "RGB" and sheet.width <= 1900
 
@@ -192,7 +192,7 @@ def test_saved_maps_are_read_by_id(records, tmp_path):
         saved_maps(tmp_path / "none")
 
 
-# What is refused ------------------------------------------------------------------------------------------------------
+# What raises an error -----------------------------------------------------------------------------------------------
 
 
 def test_wrong_arguments(make, records):
@@ -203,9 +203,9 @@ def test_wrong_arguments(make, records):
         contact_sheet(result, records, MAPS, "pas")
     with pytest.raises(InputError, match="pipeline='cam' is the baseline"):
         change_sheet(result, records, MAPS, "cam")
-    with pytest.raises(InputError, match=r"best=-1: expected how many images"):
+    with pytest.raises(InputError, match="best=-1: expected a whole number of at least 0"):
         contact_sheet(result, records, MAPS, best=-1)
-    with pytest.raises(InputError, match=r"lost=1\.5: expected how many images"):
+    with pytest.raises(InputError, match=r"lost=1\.5: expected a whole number of at least 0"):
         change_sheet(result, records, MAPS, "rcam", lost=1.5)
     with pytest.raises(InputError, match="by='worst': expected 'own'"):
         contact_sheet(result, records, MAPS, by="worst")
