@@ -2,7 +2,8 @@
 
 from camtools.evaluation.calibrate import calibrated
 from camtools.evaluation.evaluator import evaluate
-from camtools.evaluation.results import EvaluationResult, Ranked, Rows, Value
+from camtools.evaluation.results import EvaluationResult, Value
+from camtools.evaluation.rows import Ranked, Rows
 from camtools.evaluation.statistics import STATISTICS
 
 METRICS = tuple(STATISTICS)

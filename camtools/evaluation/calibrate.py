@@ -9,10 +9,12 @@ from typing import Any
 
 from camtools.errors import InputError
 from camtools.evaluation.results import EvaluationResult, Value
+from camtools.evaluation.statistics import metric_name
 from camtools.files import write_json
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.presets import as_pipeline
-from camtools.steps import FixedThreshold, Stage
+from camtools.steps.base import Stage
+from camtools.steps.fixed_threshold import FixedThreshold
 
 FILE = "threshold.json"
 
@@ -66,25 +68,26 @@ def _thresholds(metrics: dict[str, dict[str, Value]]) -> dict[str, dict[str, Any
 def _chosen(source: Any, name: str, metric: str) -> float:
     """Find a threshold in a file or result."""
     if isinstance(source, EvaluationResult):
-        found, where = json.loads(json.dumps(_thresholds(source.metrics))), "the result"
+        thresholds, where = json.loads(json.dumps(_thresholds(source.metrics))), "the result"
     else:
         path = Path(source)
         path = path / FILE if path.is_dir() else path
         where = str(path)
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))["thresholds"]
-            assert isinstance(found, dict)
+            thresholds = json.loads(path.read_text(encoding="utf-8"))["thresholds"]
+            assert isinstance(thresholds, dict)
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
             raise InputError(
                 f"{path} holds no thresholds ({type(error).__name__}: {error}): expected the {FILE} that camtools "
                 "evaluate --calibrate has written"
             ) from error
-    if name not in found:
-        raise InputError(f"{where} has no pipeline {name!r}: expected one of {', '.join(map(repr, found))}; give name=")
-    if not isinstance(found[name].get(metric), int | float):
-        single = [key for key, value in found[name].items() if isinstance(value, int | float)]
+    if name not in thresholds:
+        known = ", ".join(map(repr, thresholds))
+        raise InputError(f"{where} has no pipeline {name!r}: expected one of {known}; give name=")
+    by_metric = {key: value for key, value in thresholds[name].items() if isinstance(value, int | float)}
+    if metric not in by_metric and metric_name(metric) not in by_metric:
         raise InputError(
             f"{where} has no single threshold of {metric!r} for {name!r}: expected one of "
-            f"{', '.join(map(repr, single)) or 'none'}; evaluate with calibrate=, and give metric="
+            f"{', '.join(map(repr, by_metric)) or 'none'}; evaluate with calibrate=, and give metric="
         )
-    return float(found[name][metric])
+    return float(by_metric[metric if metric in by_metric else metric_name(metric)])

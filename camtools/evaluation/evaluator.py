@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from camtools.checkpoints import weights_hash
-from camtools.checks import check_whole
+from camtools.checks import whole
 from camtools.classes.matching import ClassMap, match_classes
-from camtools.classes.names import checked_names
 from camtools.datasets.selection import Selection
+from camtools.engine import Engine
 from camtools.errors import CamtoolsError, InputError, ModelError
 from camtools.evaluation.calibrate import FILE, write_thresholds
 from camtools.evaluation.processes import Team, team
-from camtools.evaluation.protocol import Protocol as Preset
+from camtools.evaluation.protocol import Protocol
 from camtools.evaluation.results import EvaluationResult
-from camtools.evaluation.runner import Measure, Runner
-from camtools.evaluation.scoremaps import MapReader, map_folders
-from camtools.evaluation.scores import Arrays
+from camtools.evaluation.runner import ModelRunner, Runner
+from camtools.evaluation.scoremaps import MapRunner, map_folders
 from camtools.evaluation.statistics import Measured, check_metrics, image_weights, summarise
-from camtools.evaluation.store import Store, assemble, merged
+from camtools.evaluation.store import Failure, Store, merged
 from camtools.images.preprocess import Preprocess
-from camtools.model.cam_model import CamModel, unwrapped, wrap
-from camtools.model.device import on_device
+from camtools.model.cam_model import CamModel, unwrapped
 from camtools.model.guard import untouched
 from camtools.pipeline.text import named_pipelines
 from camtools.progress import progress_bar
+
+_MOST_CLASSES = 200  # of multi-label data, whose maps are all made for every image
+_LOOKED_AT = 8  # images, to see whether a data set has masks
 
 
 def evaluate(
@@ -74,9 +74,9 @@ def evaluate(
         metrics: Some of the names in `camtools.evaluation.METRICS`; None for all that the data has truth for.
         calibrate: Another data set on which thresholds are chosen; they are reported beside those best for `dataset`.
         out: Folder for results and finished batches.
-        fresh: Whether to start over where `out` holds another run, which is otherwise refused.
+        fresh: Whether to start over where `out` holds another run; without it, that raises.
         limit: At most this many images.
-        every: Every how manieth image.
+        every: Every n-th image.
         skip: How many images to leave out at the start.
         batch_size: Images per forward.
         device: Where to run; a model that lives elsewhere is copied there. None stays with the model.
@@ -90,7 +90,7 @@ def evaluate(
         progress: Whether to show a progress bar, on a terminal.
 
     Returns:
-        The metrics, and a row for each image, class and pipeline.
+        The metrics, and one row per image, class and pipeline.
 
     Raises:
         InputError: An argument or the data cannot be used, or `out` holds another run.
@@ -99,8 +99,9 @@ def evaluate(
         PipelineError: A pipeline is unknown or impossible.
     """
     wanted = check_metrics(metrics)
-    check_whole(batch_size=batch_size, workers=workers)
-    image_weights(0, bootstrap, seed)  # refuses what are no such numbers
+    whole("batch_size", batch_size)
+    whole("workers", workers)
+    image_weights(0, bootstrap, seed)  # raises for what are no such numbers
     if activation not in ("softmax", "sigmoid"):
         raise InputError(f"activation={activation!r}: expected 'softmax' or 'sigmoid'")
     if (model is None) == (scoremaps is None):
@@ -110,29 +111,32 @@ def evaluate(
     group = team()
     job: ModelJob | MapJob
     if model is not None:
-        place = group.device(device)
-        job = ModelJob(model, pipeline, protocol, place, transform, class_names, activation, workers)
+        job = ModelJob(model, pipeline, protocol, group.device(device), transform, class_names, activation, workers)
     else:
         assert scoremaps is not None
         job = MapJob(scoremaps, workers)
-    run = _Run(job, group, batch_size, fresh, progress)
+
+    def measure(of: Selection, place: Path | None, label: str) -> tuple[Measured, list[Failure], int, dict[str, Any]]:
+        runner = job.on(of)
+        return *_run(runner, place, label, group, batch_size, fresh, progress), runner.settings
+
     start = time.perf_counter()
-    found, settings, failed, count = run(data, folder, "Evaluating")
+    measured, failed, count, settings = measure(data, folder, "Evaluating")
     calibration = None
     if others is not None:
         below = None if folder is None else folder / "calibration"
-        calibration, theirs, _, more = run(others, below, "Calibrating")
+        calibration, _, more, theirs = measure(others, below, "Calibrating")
         settings |= {"calibration": theirs["data"]}
         count += more
     evaluated = time.perf_counter()
     settings |= {"bootstrap": bootstrap, "seed": seed}
-    values, baseline = summarise(found, wanted, calibration=calibration, bootstrap=bootstrap, seed=seed)
+    values, baseline = summarise(measured, wanted, calibration=calibration, bootstrap=bootstrap, seed=seed)
     timing = {"images": float(count), "seconds": evaluated - start}
     timing["summary_seconds"] = time.perf_counter() - evaluated
     listed = [(name, error) for _, name, error in failed]
-    detections = {name: dict(kinds) for name, kinds in found.detections.items()}
+    detections = {name: dict(kinds) for name, kinds in measured.detections.items()}
     result = EvaluationResult(
-        found.pipelines, found.rows, values, listed, settings, baseline, detections, timing=timing
+        measured.pipelines, measured.rows, values, listed, settings, baseline, detections, timing=timing
     )
     if folder is not None and group.leads:
         result.save(folder)
@@ -142,63 +146,28 @@ def evaluate(
     return result
 
 
-class _Run:
-    """One job on any data set, shared by all processes."""
+def _run(
+    runner: Runner, folder: Path | None, label: str, group: Team, batch_size: int, fresh: bool, progress: bool
+) -> tuple[Measured, list[Failure], int]:
+    """Evaluate what is not done yet, shared by all processes.
 
-    def __init__(self, job: ModelJob | MapJob, group: Team, batch_size: int, fresh: bool, progress: bool) -> None:
-        self.job, self.group, self.batch_size, self.fresh, self.progress = job, group, batch_size, fresh, progress
-
-    def __call__(
-        self, data: Selection, folder: Path | None, words: str
-    ) -> tuple[Measured, dict[str, Any], list[tuple[int, str, str]], int]:
-        """Evaluate what is not done yet.
-
-        Returns:
-            The rows, the settings, the images that failed, and how many images this process did now.
-        """
-        group, task = self.group, self.job.on(data)
-        store = Store(folder, task.settings, fresh=self.fresh, leader=group.leads)
-        group.wait()
-        done = store.done()
-        # Batches are the same however often a run was killed and however many processes share them: numbers depend on
-        # a batch's make-up in their last bits.
-        chunks = [data.indices[i : i + self.batch_size] for i in range(0, len(data), self.batch_size)]
-        mine = [chunks[number] for number in group.share(len(chunks))]
-        todo = [left for chunk in mine if (left := [index for index in chunk if index not in done])]
-        count = sum(map(len, todo))
-        with progress_bar(count, words, self.progress and group.leads) as tick:
-            task.reader.over(todo, store.add, tick)
-        group.wait()
-        parts = group.gather(store.read()) if folder is None else [store.read()]
-        tables, failed = merged(shard for part in parts for shard in part)
-        return assemble(tables, failed, task.pipelines), task.settings, failed, count
-
-
-_MOST_CLASSES = 200  # of multi-label data, whose maps are all made for every image
-_LOOKED_AT = 8  # images, to see whether a data set has masks
-
-
-class Reader(Protocol):
-    """Evaluates batches."""
-
-    def over(self, chunks: Sequence[list[int]], keep: Callable[[Arrays], None], tick: Callable[[int], None]) -> None:
-        """Evaluate images batch by batch; see `Runner.over`."""
-        ...
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is done with one data set.
-
-    Attributes:
-        reader: Evaluates its batches.
-        settings: What its rows depend on.
-        pipelines: Their names.
+    Returns:
+        What was measured, the images that failed, and how many images this process did now.
     """
-
-    reader: Reader
-    settings: dict[str, Any]
-    pipelines: tuple[str, ...]
+    store = Store(folder, runner.names, runner.settings, fresh=fresh, leader=group.leads)
+    group.wait()
+    done, indices = store.done(), runner.data.indices
+    # Batches are the same however often a run was killed and however many processes share them: numbers depend on a
+    # batch's make-up in their last bits.
+    chunks = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+    mine = [chunks[number] for number in group.share(len(chunks))]
+    todo = [left for chunk in mine if (left := [index for index in chunk if index not in done])]
+    count = sum(map(len, todo))
+    with progress_bar(count, label, progress and group.leads) as tick:
+        runner.over(todo, store.add, tick)
+    group.wait()
+    parts = group.gather(store.read()) if folder is None else [store.read()]
+    return *merged((shard for part in parts for shard in part), tuple(runner.names)), count
 
 
 class ModelJob:
@@ -216,39 +185,38 @@ class ModelJob:
         workers: int,
     ) -> None:
         self.pipelines = named_pipelines(pipeline)
-        self.model = wrap(on_device(model, device))
-        adapter, inner = self.model.adapter, unwrapped(self.model)
-        self.protocol = Preset.of(protocol, adapter.data_config(inner) if transform is None else transform)
-        self.class_names = adapter.class_names(inner) if class_names is None else checked_names(class_names)
+        self.engine = Engine(
+            model, list(self.pipelines.values()), device=device, transform=transform, class_names=class_names
+        )
+        self.protocol = Protocol.of(protocol, self.engine.transform)
         self.activation = activation
         self.workers = workers
-        self.num_classes = _num_classes(self.model, self.protocol)
-        self._weights = weights_hash(inner)
+        self.num_classes = _num_classes(self.engine.model, self.protocol)
+        self._weights = weights_hash(unwrapped(self.engine.model))
 
-    def on(self, data: Selection) -> Task:
+    def on(self, data: Selection) -> Runner:
         """Prepare for a data set.
 
         Raises:
             TargetError: Its classes are not the model's.
         """
-        classes = match_classes(data.classes, data.occurring, self.num_classes, self.class_names)
+        classes = match_classes(data.classes, data.occurring, self.num_classes, self.engine.class_names)
         multilabel = data.multilabel and len(classes.known) <= _MOST_CLASSES
         masks = has_masks(data)
-        pipelines = tuple(self.pipelines.values())
-        measure = Measure(pipelines, self.protocol, masks, multilabel, self.activation)
         settings = {
             "data": data.fingerprint(),
             "protocol": self.protocol.name,
             "transform": repr(self.protocol.transform),
-            "pipelines": {name: ", ".join(map(repr, one)) for name, one in self.pipelines.items()},
-            "model": type(unwrapped(self.model)).__name__,
+            "pipelines": {name: ", ".join(map(repr, steps)) for name, steps in self.pipelines.items()},
+            "model": type(unwrapped(self.engine.model)).__name__,
             "weights": self._weights,
             "classes": classes.how,
             "activation": self.activation,
             "masks": masks,
             "multilabel": multilabel,
         }
-        return Task(Runner(self.model, data, classes, measure, self.workers), settings, tuple(self.pipelines))
+        rest = (data, classes, tuple(self.pipelines), settings, self.workers)
+        return ModelRunner(self.engine, self.protocol, self.activation, masks, multilabel, *rest)
 
 
 class MapJob:
@@ -258,7 +226,7 @@ class MapJob:
         self.folders = map_folders(scoremaps)
         self.workers = workers
 
-    def on(self, data: Selection) -> Task:
+    def on(self, data: Selection) -> Runner:
         """Prepare for a data set."""
         classes = ClassMap(tuple(range(len(data.classes))), tuple(data.classes), "the data set's own")
         masks = has_masks(data)
@@ -268,7 +236,7 @@ class MapJob:
             "scoremaps": {name: str(folder) for name, folder in self.folders.items()},
             "masks": masks,
         }
-        return Task(MapReader(self.folders, data, classes, masks, self.workers), settings, tuple(self.folders))
+        return MapRunner(self.folders, masks, data, classes, tuple(self.folders), settings, self.workers)
 
 
 def has_masks(data: Selection) -> bool:
@@ -282,7 +250,7 @@ def has_masks(data: Selection) -> bool:
     return False
 
 
-def _num_classes(model: CamModel, protocol: Preset) -> int:
+def _num_classes(model: CamModel, protocol: Protocol) -> int:
     """Run the model once on noise of its own input size, and count its classes."""
     inner = unwrapped(model)
     example = model.example()

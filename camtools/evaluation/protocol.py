@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from camtools.engine import on_pixels
 from camtools.errors import InputError
 from camtools.images.geometry import Geometry
 from camtools.images.preprocess import Preprocess, Transform, as_transform
 from camtools.metrics.scoremap import PROTOCOL_SIZE, normalise, resize_cubic
 from camtools.pipeline.pipeline import Pipeline
-from camtools.steps import MinMax, Stage, State
+from camtools.steps.base import Stage, State
+from camtools.steps.minmax import MinMax
 
 ProtocolName = Literal["wsol", "native"]
 
@@ -76,38 +78,21 @@ class Protocol:
         )
         return cls("wsol", squash)
 
-    def parts(self, geometries: list[Geometry], most: int) -> list[list[int]]:
-        """Divide a batch into groups that can be projected together.
-
-        Args:
-            geometries: One an image.
-            most: Images in a group.
-
-        Returns:
-            Positions in the batch, each once, in ascending order within a group.
-        """
-        groups: dict[Any, list[int]] = {}
-        for position, geometry in enumerate(geometries):
-            groups.setdefault(None if self.name == "wsol" else geometry, []).append(position)
-        return [group[i : i + most] for group in groups.values() for i in range(0, len(group), most)]
-
-    def project(self, pipeline: Pipeline, state: State, geometry: Geometry, images: list[Image.Image]) -> Projected:
-        """Run a pipeline's steps on the image's pixels.
+    def project(
+        self, pipeline: Pipeline, state: State, rows: Sequence[int], geometry: Geometry, images: list[Image.Image]
+    ) -> Projected:
+        """Run a pipeline's steps on the pixels of some of a batch's images.
 
         Args:
             pipeline: The pipeline.
-            state: What `pipeline.features` returned for these images.
+            state: Of the whole batch, from `Engine.maps`.
+            rows: Which images of the batch.
             geometry: That of all of them; "wsol" does not look at it.
-            images: The images; only looked at where the pipeline needs them.
+            images: These images; only looked at where the pipeline needs them.
         """
         resize = _Cubic() if self.name == "wsol" else geometry.resize
-        state = state.replace(resize=resize)
-        if pipeline.needs_image:
-            shown = [image.resize(PROTOCOL_SIZE[::-1]) if self.name == "wsol" else image for image in images]
-            pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in shown]))
-            device = state.require("maps", pipeline).device
-            state = state.replace(images=pixels.permute(0, 3, 1, 2).to(device, torch.float32) / 255)
-        done = pipeline.image(state)
+        shown = [image.resize(PROTOCOL_SIZE[::-1]) for image in images] if self.name == "wsol" else images
+        done = on_pixels(pipeline, state, rows, resize, shown if pipeline.needs_image else None)
         maps, masks, limits = (done.require(name, pipeline) for name in ("maps", "masks", "thresholds"))
         if isinstance(resize, _Cubic) and resize.exact is not None and _only_minmax(pipeline):
             scores = normalise(resize.exact, None)  # in double precision, as the reference: levels are exactly its own

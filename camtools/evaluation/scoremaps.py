@@ -2,62 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from camtools.classes.matching import ClassMap
-from camtools.datasets.selection import Selection
-from camtools.errors import CamtoolsError, InputError
-from camtools.evaluation.runner import Failure, known_rows
+from camtools.errors import InputError
+from camtools.evaluation.rows import Rows
+from camtools.evaluation.runner import Runner
 from camtools.evaluation.sample import Sample, prepare
-from camtools.evaluation.scores import Arrays, score_rows
+from camtools.evaluation.scores import score_rows
+from camtools.evaluation.store import Shard
 from camtools.metrics.scoremap import PROTOCOL_SIZE, normalise
 
 
-@dataclass(frozen=True)
-class MapReader:
-    """Evaluates batches of one data set with maps from files; it runs as a `Runner` does.
+class MapRunner(Runner):
+    """Evaluates maps from files.
 
-    Attributes:
+    Args:
         folders: By the name of the method.
-        data: The images.
-        classes: The data set's own, as they are.
         masks: Whether the data set has masks.
-        workers: Threads that read.
+        *rest: Those of `Runner`; the classes are the data set's own.
     """
 
-    folders: Mapping[str, Path]
-    data: Selection
-    classes: ClassMap
-    masks: bool
-    workers: int = 4
+    def __init__(self, folders: Mapping[str, Path], masks: bool, *rest: Any) -> None:
+        super().__init__(*rest)
+        self.folders, self.masks = folders, masks
 
-    def over(self, chunks: Sequence[list[int]], keep: Callable[[Arrays], None], tick: Callable[[int], None]) -> None:
-        """Evaluate images batch by batch, see `Runner.over`."""
-        with ThreadPoolExecutor(self.workers) as pool:
-            for chunk in chunks:
-                futures = [pool.submit(self._read, index) for index in chunk]
-                samples: list[Sample] = []
-                maps: list[list[Tensor]] = []
-                failed: list[Failure] = []
-                for index, future in zip(chunk, futures, strict=True):
-                    try:
-                        sample, of_folders = future.result()
-                        samples.append(sample)
-                        maps.append(of_folders)
-                    except Exception as error:  # this image's trouble, not the run's
-                        kind = "" if isinstance(error, CamtoolsError) else f"{type(error).__name__}: "
-                        failed.append((index, self.data.id_of(index), kind + " ".join(str(error).split())))
-                keep(self._scored(samples, maps, failed))
-                tick(len(chunk))
-
-    def _read(self, index: int) -> tuple[Sample, list[Tensor]]:
+    def read(self, index: int) -> tuple[Sample, list[Tensor]]:
+        """Return an image's truth and its map in every folder."""
         sample = prepare(self.data.record(index), index, self.classes, None)
         if len(sample.truths) > 1:
             raise InputError(
@@ -66,26 +42,19 @@ class MapReader:
             )
         return sample, [read_map(folder, sample.id) for folder in self.folders.values()]
 
-    def _scored(self, samples: list[Sample], maps: list[list[Tensor]], failed: list[Failure]) -> Arrays:
-        tables = known_rows(samples, failed)
-        pairs = [(sample, truth) for sample in samples for truth in sample.truths]
-        kept = [of_folders for sample, of_folders in zip(samples, maps, strict=True) if sample.truths]
-        found = []
-        for number in range(len(self.folders)):
-            stack = [of_folders[number] for of_folders in kept]
-            scores = torch.stack(stack) if stack else torch.zeros((0, *PROTOCOL_SIZE), dtype=torch.float64)
-            found.append(score_rows(scores, pairs, masks=self.masks))
-        for name in found[0]:
-            tables[f"rows/{name}"] = np.stack([each[name] for each in found], 1)
-        count, methods = len(pairs), len(self.folders)
-        nothing = np.full((count, methods), np.nan, dtype=np.float32)
-        tables |= {f"rows/{name}": nothing for name in ("own_iou", "own_threshold")}
-        tables["rows/own_box"] = np.full((count, methods, 4), np.nan, dtype=np.float32)
-        if self.masks:
-            tables["rows/own_mask_iou"] = nothing
-        tables["rows/rank"] = np.full(count, -1, dtype=np.int64)
-        tables["rows/score"] = np.full(count, np.nan, dtype=np.float32)
-        return tables
+    def forward(self, images: list[tuple[Sample, list[Tensor]]]) -> list[tuple[Sample, list[Tensor]]]:
+        """Return the images: their maps are there already."""
+        return images
+
+    def score(self, passes: list[tuple[Sample, list[Tensor]]]) -> Shard:
+        """Measure every folder's maps against the truth."""
+        done = [sample.index for sample, _ in passes]
+        kept = [(sample, maps) for sample, maps in passes if sample.truths]
+        if not kept:
+            return Shard(done, [])
+        pairs = [(sample, sample.truths[0]) for sample, _ in kept]
+        stacks = [torch.stack(list(maps)) for maps in zip(*(maps for _, maps in kept), strict=True)]
+        return Shard(done, [], Rows.stacked([score_rows(stack, pairs, masks=self.masks) for stack in stacks]))
 
 
 def map_folders(given: str | Path | Mapping[str, str | Path]) -> dict[str, Path]:
@@ -98,13 +67,13 @@ def map_folders(given: str | Path | Mapping[str, str | Path]) -> dict[str, Path]
         InputError: One is not a folder.
     """
     pairs = given.items() if isinstance(given, Mapping) else [(Path(given).resolve().name, given)]
-    found = {str(name): Path(folder) for name, folder in pairs}
-    for folder in found.values():
+    folders = {str(name): Path(folder) for name, folder in pairs}
+    for folder in folders.values():
         if not folder.is_dir():
             raise InputError(f"scoremaps: {str(folder)!r} is not a folder: expected one with <image_id>.npy in it")
-    if not found:
+    if not folders:
         raise InputError("scoremaps is empty: expected at least one folder")
-    return found
+    return folders
 
 
 def read_map(folder: Path, name: str) -> Tensor:
@@ -126,14 +95,14 @@ def read_map(folder: Path, name: str) -> Tensor:
     if not path.exists():
         path = (folder / name).with_suffix(".npy")
     try:
-        found = np.load(path, allow_pickle=False)
+        values = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"there is no score map {folder / f'{name}.npy'}") from None
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"the score map {path} cannot be read ({error}): expected an .npy file") from error
-    if not isinstance(found, np.ndarray) or found.ndim != 2 or 0 in found.shape or found.dtype.kind not in "fiub":
-        shown = getattr(found, "shape", type(found).__name__)
-        raise InputError(f"the score map {path} has shape {shown} and dtype {found.dtype}: expected (H, W) numbers")
-    if np.isinf(found).any():
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or 0 in values.shape or values.dtype.kind not in "fiub":
+        shown = getattr(values, "shape", type(values).__name__)
+        raise InputError(f"the score map {path} has shape {shown} and dtype {values.dtype}: expected (H, W) numbers")
+    if np.isinf(values).any():
         raise InputError(f"the score map {path} has an infinite value: expected finite numbers, or NaN")
-    return normalise(torch.from_numpy(found.astype(np.float64))[None], PROTOCOL_SIZE)[0]
+    return normalise(torch.from_numpy(values.astype(np.float64))[None], PROTOCOL_SIZE)[0]

@@ -3,95 +3,109 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from camtools.boxes import SPECK, boxes_from_masks
+from camtools.evaluation.rows import Array, Ranked, Rows
 from camtools.evaluation.sample import Sample, Truth
 from camtools.metrics.box_ious import LEVELS, box_ious
 from camtools.metrics.localization_map import box_iou, match_boxes
-from camtools.metrics.pixel import mask_ious, truth_masks
+from camtools.metrics.pixel import mask_ious, pixel_bins, truth_masks
 from camtools.metrics.pointing import padded_boxes, peak_points, point_hits
-from camtools.metrics.scoremap import BIN_EDGES, PROTOCOL_SIZE
+from camtools.metrics.scoremap import PROTOCOL_SIZE
 
-Arrays = dict[str, NDArray[Any]]
-BINS = len(BIN_EDGES)
-_FOUND = 0.5  # IoU
+Pairs = Sequence[tuple[Sample, Truth]]
+"""The image and the truth of every row."""
+_HIT = 0.5  # IoU
 
 
-def score_rows(scores: Tensor, pairs: Sequence[tuple[Sample, Truth]], *, masks: bool) -> Arrays:
+def score_rows(scores: Tensor, pairs: Pairs, *, masks: bool) -> Rows:
     """Measure score maps against the truth.
 
     Args:
-        scores: (n, 224, 224) float64 in [0, 1], one map a row, normalised.
+        scores: (n, 224, 224) float64 in [0, 1], one map per row, normalised.
         pairs: The image and the truth of every row.
         masks: Whether the data set has masks.
 
     Returns:
-        Arrays with a row each: "v1" and "v2" (n, 256), "pointing" (n,), and with masks "mask_iou" (n, 256),
-        "on_objects" and "elsewhere" (n, 1001); see `Rows`.
+        Rows of one pipeline, without what its own threshold and the classifier give.
     """
     count = len(pairs)
     levels = (scores * (LEVELS - 1)).to(torch.uint8)
     v1, v2 = (torch.full((count, LEVELS), torch.nan) for _ in range(2))
     boxed = [row for row, (_, truth) in enumerate(pairs) if len(truth.boxes)]
     if boxed:
-        boxes = [pairs[row][1].boxes for row in boxed]
-        found = box_ious(levels[boxed], boxes, [pairs[row][0].size for row in boxed])
-        v1[boxed], v2[boxed] = found.largest.float(), found.any.float()
-    out = {"v1": v1.numpy(), "v2": v2.numpy(), "pointing": _pointing(scores, pairs)}
-    return out | _mask_scores(scores, levels, pairs) if masks else out
+        ious = box_ious(levels[boxed], [pairs[row][1].boxes for row in boxed], [pairs[row][0].size for row in boxed])
+        v1[boxed], v2[boxed] = ious.largest.float(), ious.any.float()
+    return Rows(
+        index=np.array([sample.index for sample, _ in pairs], dtype=np.int64),
+        ids=[sample.id for sample, _ in pairs],
+        labels=np.array([truth.label for _, truth in pairs], dtype=np.int64),
+        names=[truth.name for _, truth in pairs],
+        sizes=np.array([sample.size for sample, _ in pairs], dtype=np.int64).reshape(-1, 2),
+        truth=[truth.boxes.float().numpy() for _, truth in pairs],
+        v1=v1.numpy()[None],
+        v2=v2.numpy()[None],
+        pointing=_pointing(scores, pairs)[None],
+        **(_mask_scores(scores, levels, pairs) if masks else {}),
+    )
 
 
-def own_rows(masks: Tensor, thresholds: Tensor, pairs: Sequence[tuple[Sample, Truth]], *, has_masks: bool) -> Arrays:
-    """Measure a pipeline's own masks.
+def with_own(rows: Rows, masks: Tensor, thresholds: Tensor, pairs: Pairs) -> Rows:
+    """Add what a pipeline's own masks give.
 
     Args:
+        rows: From `score_rows`.
         masks: (n, H, W) bool, each covering its whole image, at any resolution.
         thresholds: (n,) fractions.
         pairs: The image and the truth of every row.
-        has_masks: Whether the data set has masks.
-
-    Returns:
-        "own_iou" (n,), "own_box" (n, 4), "own_threshold" (n,), and with masks "own_mask_iou" (n,); see `Rows`.
     """
     count = len(pairs)
     own_box, own_iou = torch.full((count, 4), torch.nan), torch.full((count,), torch.nan)
-    for row, (boxes, (_, truth)) in enumerate(zip(image_boxes(masks, pairs), pairs, strict=True)):
+    for row, (boxes, (_, truth)) in enumerate(zip(_image_boxes(masks, pairs), pairs, strict=True)):
         if len(boxes):
             own_box[row] = boxes[0]
         if len(truth.boxes):
             own_iou[row] = box_iou(boxes[:1].double(), truth.boxes.double()).max() if len(boxes) else 0.0
-    out = {
-        "own_iou": own_iou.numpy(),
-        "own_box": own_box.numpy(),
-        "own_threshold": thresholds.detach().float().cpu().numpy(),
-    }
-    if has_masks:
-        small = truth_masks(masks.cpu(), None, count, PROTOCOL_SIZE)[0]
-        truth_of, ignore = _stacked(pairs)
-        counted = truth_of | ~ignore
-        both, either = (small & truth_of & counted).flatten(1).sum(1), ((small | truth_of) & counted).flatten(1).sum(1)
-        defined = truth_of.flatten(1).any(1)
-        out["own_mask_iou"] = torch.where(defined, both / either, torch.nan).float().numpy()
-    return out
+    rows = replace(
+        rows,
+        own_iou=own_iou.numpy()[None],
+        own_box=own_box.numpy()[None],
+        own_threshold=thresholds.detach().float().cpu().numpy()[None],
+    )
+    if rows.mask_iou is None:
+        return rows
+    small = truth_masks(masks.cpu(), None, count, PROTOCOL_SIZE)[0]
+    truth_of, ignore = _stacked(pairs)
+    counted = truth_of | ~ignore
+    both, either = (small & truth_of & counted).flatten(1).sum(1), ((small | truth_of) & counted).flatten(1).sum(1)
+    own_mask_iou = torch.where(truth_of.flatten(1).any(1), both / either, torch.nan)
+    return replace(rows, own_mask_iou=own_mask_iou.float().numpy()[None])
 
 
-def image_boxes(masks: Tensor, pairs: Sequence[tuple[Sample, Any]]) -> list[Tensor]:
-    """Return the boxes of masks, largest component first, (m, 4) float32 in pixels of their images."""
-    height, width = masks.shape[-2:]
-    found = []
-    for boxes, (sample, _) in zip(boxes_from_masks(masks, SPECK), pairs, strict=True):
-        scale = torch.tensor([sample.size[0] / width, sample.size[1] / height] * 2)
-        found.append(boxes * scale)
-    return found
+def with_classifier(rows: Rows, logits: Tensor, probabilities: Tensor) -> Rows:
+    """Add each class's rank among the logits, lower indices first of equals, and its probability.
+
+    Args:
+        rows: N of them.
+        logits: Of each row's image, (N, K) on the CPU.
+        probabilities: Likewise.
+    """
+    labels = torch.from_numpy(rows.labels)[:, None]
+    own = logits.gather(1, labels)
+    before = torch.arange(logits.shape[1]) < labels
+    rank = ((logits > own) | ((logits == own) & before)).sum(1)
+    return replace(rows, rank=rank.numpy(), score=probabilities.gather(1, labels)[:, 0].float().numpy())
 
 
-def ranked_rows(scores: Tensor, masks: Tensor, sample: Sample, labels: Tensor, confidence: Tensor) -> Arrays:
+def ranked_detections(
+    scores: Tensor, masks: Tensor, sample: Sample, labels: Tensor, confidence: Tensor
+) -> dict[str, Ranked]:
     """Match one image's detections of all classes with its objects.
 
     Args:
@@ -102,47 +116,54 @@ def ranked_rows(scores: Tensor, masks: Tensor, sample: Sample, labels: Tensor, c
         confidence: (K',) the classifier's scores.
 
     Returns:
-        The tables "boxes", "true_boxes", "points" and "true_points", see `Ranked`.
+        The "boxes" and the "points".
     """
-    found = image_boxes(masks, [(sample, None)] * len(labels))
-    counts = torch.tensor([len(boxes) for boxes in found])
-    boxes, owner = torch.cat(found).double(), labels.repeat_interleave(counts)
+    boxes_of = _image_boxes(masks, [(sample, None)] * len(labels))
+    counts = torch.tensor([len(boxes) for boxes in boxes_of])
+    boxes, owner = torch.cat(boxes_of).double(), labels.repeat_interleave(counts)
     sure = confidence.repeat_interleave(counts)
-    exists = ~sample.boxes.isnan().any(1)
+    exists, hard = ~sample.boxes.isnan().any(1), sample.difficult
     comparable = (owner[:, None] == sample.labels[None]) & exists[None]
     ious = torch.where(comparable, box_iou(boxes, sample.boxes.double()), -1.0)
-    hard = sample.difficult
-    correct, ignored = (part[0] for part in match_boxes(ious[None], sure[None], hard[None], _FOUND))
-    out = _ranked("boxes", sample, owner, sure, correct, ~ignored, sample.labels[exists & ~hard])
+    correct, ignored = match_boxes(ious, sure, hard, _HIT)
     points = peak_points(scores.cpu(), [sample.size] * len(labels))
     own = [sample.labels == label for label in labels.tolist()]
-    truth, placed, present = padded_boxes([sample.boxes[one] for one in own], [hard[one] for one in own], points)
-    hits = point_hits(points, truth)
-    return out | _ranked("points", sample, labels, confidence, hits, placed | ~present, labels[placed])
-
-
-def _ranked(
-    kind: str, sample: Sample, labels: Tensor, scores: Tensor, correct: Tensor, kept: Tensor, true: Tensor
-) -> Arrays:
-    detections, objects = int(kept.sum()), len(true)
+    truth, placed, present = padded_boxes([sample.boxes[of] for of in own], [hard[of] for of in own], points)
     return {
-        f"{kind}/index": np.full(detections, sample.index),
-        f"{kind}/label": labels[kept].numpy(),
-        f"{kind}/score": scores[kept].float().numpy(),
-        f"{kind}/correct": correct[kept].numpy(),
-        f"true_{kind}/index": np.full(objects, sample.index),
-        f"true_{kind}/label": true.numpy(),
+        "boxes": _ranked(sample, owner, sure, correct, ~ignored, sample.labels[exists & ~hard]),
+        "points": _ranked(sample, labels, confidence, point_hits(points, truth), placed | ~present, labels[placed]),
     }
 
 
-def _pointing(scores: Tensor, pairs: Sequence[tuple[Sample, Truth]]) -> NDArray[np.float32]:
-    """Return 1 for a hit, 0 for a miss, NaN without a box, (n,)."""
+def _ranked(sample: Sample, labels: Tensor, scores: Tensor, correct: Tensor, kept: Tensor, true: Tensor) -> Ranked:
+    return Ranked(
+        image=np.full(int(kept.sum()), sample.index),
+        label=labels[kept].numpy(),
+        score=scores[kept].float().numpy(),
+        correct=correct[kept].numpy(),
+        true_image=np.full(len(true), sample.index),
+        true_label=true.numpy(),
+    )
+
+
+def _image_boxes(masks: Tensor, pairs: Sequence[tuple[Sample, Any]]) -> list[Tensor]:
+    """Return the boxes of masks, largest component first, (m, 4) float32 in pixels of their images."""
+    height, width = masks.shape[-2:]
+    sizes = [sample.size for sample, _ in pairs]
+    return [
+        boxes * torch.tensor([size[0] / width, size[1] / height] * 2)
+        for boxes, size in zip(boxes_from_masks(masks, SPECK), sizes, strict=True)
+    ]
+
+
+def _pointing(scores: Tensor, pairs: Pairs) -> Array:
+    """Return 1 for a hit, 0 for a miss, NaN without a box, (n,) float32."""
     points = peak_points(scores, [sample.size for sample, _ in pairs]).cpu()
     truth, placed, _ = padded_boxes([truth.boxes for _, truth in pairs], None, points)
     return torch.where(placed, point_hits(points, truth).float(), torch.nan).numpy()
 
 
-def _stacked(pairs: Sequence[tuple[Sample, Truth]]) -> tuple[Tensor, Tensor]:
+def _stacked(pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Return the rows' masks and what to ignore, (n, 224, 224) bool each; a row without a mask has an empty one."""
     blank = torch.zeros(PROTOCOL_SIZE, dtype=torch.bool)
     truths = [truth for _, truth in pairs]
@@ -150,12 +171,10 @@ def _stacked(pairs: Sequence[tuple[Sample, Truth]]) -> tuple[Tensor, Tensor]:
     return masks, torch.stack([blank if truth.ignore is None else truth.ignore for truth in truths])
 
 
-def _mask_scores(scores: Tensor, levels: Tensor, pairs: Sequence[tuple[Sample, Truth]]) -> Arrays:
+def _mask_scores(scores: Tensor, levels: Tensor, pairs: Pairs) -> dict[str, Array]:
+    """Return the columns of masks, of one pipeline."""
     masks, ignore = (part.to(scores.device) for part in _stacked(pairs))
-    ious = mask_ious(levels, masks, ignore)
-    bins = torch.bucketize(scores, BIN_EDGES.to(scores.device), right=True) - 1
-    row = torch.arange(len(pairs), device=scores.device).view(-1, 1, 1)
     known = torch.tensor([truth.mask is not None for _, truth in pairs], device=scores.device).view(-1, 1, 1)
-    keys = ((2 * row + masks) * BINS + bins)[(masks | ~ignore) & known]
-    found = torch.bincount(keys, minlength=len(pairs) * 2 * BINS).view(-1, 2, BINS).cpu().numpy().astype(np.uint16)
-    return {"mask_iou": ious.float().cpu().numpy(), "on_objects": found[:, 1], "elsewhere": found[:, 0]}
+    bins = (part.cpu().numpy().astype(np.uint16)[None] for part in pixel_bins(scores, masks, (masks | ~ignore) & known))
+    ious = mask_ious(levels, masks, ignore).float().cpu().numpy()[None]
+    return dict(zip(("mask_iou", "on_objects", "elsewhere"), (ious, *bins), strict=True))

@@ -1,221 +1,188 @@
-"""Metrics as functions of how much each image counts, so that one bootstrap replicate is one row of weights."""
+"""Metrics of an evaluation, and the paired bootstrap: one replicate is one row of weights, how often each image counts.
+
+The formulas are those of `camtools.metrics`; here they meet the rows.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from camtools.checks import whole
 from camtools.errors import InputError
-from camtools.evaluation.results import LEVEL_OF, THRESHOLDS, V2_IOUS, Array, Ranked, Rows, Value
+from camtools.evaluation.results import LEVEL_OF, THRESHOLDS, V2_IOUS, Value
+from camtools.evaluation.rows import Array, Detections, Ranked, Rows
+from camtools.metrics.average_precision import class_precisions
+from camtools.metrics.base import Estimate, best_level, weighted_mean, weighted_sum
+from camtools.metrics.box_accuracy import box_hits
+from camtools.metrics.pixel import pixel_area
+from camtools.metrics.topk_localization import topk_hits
 
 _REACHED = int(LEVEL_OF[-1]) + 1  # levels that a threshold below 1 can have
-_FOUND = 0.5  # IoU
+_HIT = 0.5  # IoU
 
 
-class Estimate(NamedTuple):
-    """A metric under R sets of weights.
+@dataclass(frozen=True)
+class Statistic:
+    """One metric of one pipeline on one data set.
 
     Attributes:
-        value: Per cent, (R,) float64; NaN where nothing counts.
-        levels: The level of each of its parts' thresholds, (R, parts) int64; no columns where it has none.
+        owner: Position of each row's image in the weights, (N,).
+        estimate: Evaluates it under weights of the rows, (R, N), at given levels, (parts,), or with None at the best.
     """
 
-    value: Array
-    levels: Array
+    owner: Array
+    estimate: Callable[[Tensor, Tensor | None], Estimate]
 
-
-class Statistic(ABC):
-    """One metric of one pipeline on one data set."""
-
-    @abstractmethod
-    def __call__(self, weights: Array) -> Estimate:
+    def __call__(self, weights: Array, levels: Tensor | None = None) -> Estimate:
         """Evaluate it.
 
         Args:
             weights: How often each image counts, (R, images), whole numbers.
+            levels: The levels of its parts' thresholds; None for each replicate's own best.
         """
+        return self.estimate(torch.from_numpy(weights[:, self.owner]), levels)
 
 
-class BestLevel(Statistic):
-    """A mean over rows at the level where it is largest, the first of equals; the mean over parts of several of these.
+class _Source(NamedTuple):
+    """What metrics are made of: the rows, the pipeline's position, its detections, and the images with their rows."""
+
+    rows: Rows
+    position: int
+    ranked: Mapping[str, Ranked]
+    images: Array
+    owner: Array
+
+
+def _boxes(source: _Source, ious: Array, at: tuple[float, ...]) -> Statistic | None:
+    known = ~np.isnan(ious[source.position, :, 0])
+    kept = torch.from_numpy(ious[source.position, known, :_REACHED])
+
+    def estimate(weights: Tensor, levels: Tensor | None) -> Estimate:
+        return best_level(box_hits(kept, at, weights), weights.sum(1), levels=levels)
+
+    return Statistic(source.owner[known], estimate) if known.any() else None
+
+
+def _top(source: _Source, k: int) -> Statistic | None:
+    rows = source.rows
+    known = ~np.isnan(rows.v1[source.position, :, 0])
+    if rows.rank is None or not known.any():
+        return None
+    kept, ranks = torch.from_numpy(rows.v1[source.position, known, :_REACHED]), torch.from_numpy(rows.rank[known])
+
+    def estimate(weights: Tensor, levels: Tensor | None) -> Estimate:
+        hits = topk_hits(kept, ranks, (k,), _HIT, weights)
+        return best_level(hits[:, 1:], weights.sum(1), hits[:, :1], levels)
+
+    return Statistic(source.owner[known], estimate)
+
+
+def _peak(source: _Source) -> Statistic | None:
+    if source.rows.mask_iou is None:
+        return None
+    ious = source.rows.mask_iou[source.position]
+    known = ~np.isnan(ious[:, 0])
+    kept = torch.from_numpy(ious[known, :_REACHED]).double()
+
+    def estimate(weights: Tensor, levels: Tensor | None) -> Estimate:
+        return best_level(weighted_sum(kept, weights)[:, None], weights.sum(1), levels=levels)
+
+    return Statistic(source.owner[known], estimate) if known.any() else None
+
+
+def _mean(source: _Source, values: Array | None, at: float | None = None) -> Statistic | None:
+    """The mean of one number per row, (P, N) in [0, 1], or the share of those that reach `at`; NaN is left out."""
+    if values is None or np.isnan(values[source.position]).all():
+        return None
+    known = ~np.isnan(values[source.position])
+    kept = values[source.position, known]
+    return mean_of([kept if at is None else kept >= np.float32(at)], source.owner[known])
+
+
+def _pixels(source: _Source) -> Statistic | None:
+    if source.rows.on_objects is None or source.rows.elsewhere is None:
+        return None
+    counts = source.rows.on_objects[source.position], source.rows.elsewhere[source.position]
+    on_objects, elsewhere = (torch.from_numpy(part.astype(np.float64)) for part in counts)
+    return Statistic(source.owner, lambda weights, _: _plain(pixel_area(on_objects, elsewhere, weights)))
+
+
+def _ranked(source: _Source, kind: str) -> Statistic | None:
+    if kind not in source.ranked:
+        return None
+    ranked = source.ranked[kind]
+    detected, objects = (np.searchsorted(source.images, part) for part in (ranked.image, ranked.true_image))
+    columns = ranked.score, ranked.label, ranked.correct, ranked.true_label
+    scores, labels, correct, true_labels = (torch.from_numpy(column) for column in columns)
+
+    def estimate(weights: Tensor, levels: Tensor | None) -> Estimate:
+        counts = weights[:, detected], weights[:, objects]
+        precisions = class_precisions(scores, labels, correct, true_labels, weights=counts)
+        if not precisions:
+            return _plain(torch.full((len(weights),), torch.nan, dtype=torch.float64))
+        return _plain(torch.stack(list(precisions.values())).nanmean(0))
+
+    return Statistic(np.arange(len(source.images)), estimate)
+
+
+def mean_of(parts: list[Array], owner: Array) -> Statistic:
+    """Return the mean of numbers, (N,) in [0, 1], as a statistic; the mean over several such.
 
     Args:
-        parts: (N, T) each, in [0, 1].
-        by: Chooses the levels instead of the parts themselves, as many.
-        owner: Position of each row's image in the weights, (N,).
+        parts: The numbers, or bools.
+        owner: Position of each number's image in the weights, (N,).
     """
-
-    def __init__(self, parts: list[Array], owner: Array, by: list[Array] | None = None) -> None:
-        self.parts = parts
-        self.by = by
-        self.owner = owner
-
-    def __call__(self, weights: Array) -> Estimate:
-        """Evaluate it, every replicate at its own best level."""
-        rows, total = self._rows(weights)
-        values, levels = [], []
-        for part, by in zip(self.parts, self.by or self.parts, strict=True):
-            sums = rows @ part
-            choice = (sums if by is part else rows @ by).argmax(1)
-            values.append(np.take_along_axis(sums, choice[:, None], 1)[:, 0])
-            levels.append(choice)
-        chosen = np.stack(levels, 1) if self.parts[0].shape[1] > 1 else np.zeros((len(rows), 0), dtype=np.int64)
-        return Estimate(_percent(np.mean(np.stack(values).astype(np.float64), 0), total), chosen)
-
-    def at(self, levels: Array) -> float:
-        """Return it at given levels, one a part, every image once."""
-        found = [part[:, level].astype(np.float64).mean() for part, level in zip(self.parts, levels, strict=True)]
-        return 100 * float(np.mean(found))
-
-    def _rows(self, weights: Array) -> tuple[Array, Array]:
-        rows = weights[:, self.owner].astype(self.parts[0].dtype)
-        return rows, rows.sum(1, dtype=np.float64)
+    values = [torch.from_numpy(part) for part in parts]
+    return Statistic(
+        owner, lambda weights, _: _plain(torch.stack([weighted_mean(part, weights) for part in values]).mean(0))
+    )
 
 
-class PooledPixels(Statistic):
-    """PxAP: pixels of all images pooled in bins of their scores; see `camtools.metrics.PxAP`.
-
-    Args:
-        on_objects: (N, 1001) counts.
-        elsewhere: Likewise.
-        owner: Position of each row's image in the weights, (N,).
-    """
-
-    def __init__(self, on_objects: Array, elsewhere: Array, owner: Array) -> None:
-        self.on_objects, self.elsewhere = on_objects.astype(np.float64), elsewhere.astype(np.float64)
-        self.owner = owner
-
-    def __call__(self, weights: Array) -> Estimate:
-        """Evaluate it."""
-        rows = weights[:, self.owner].astype(np.float64)
-        true, false = (np.cumsum((rows @ part)[:, ::-1], 1) for part in (self.on_objects, self.elsewhere))
-        kept = true + false
-        precision = np.divide(true, kept, out=np.zeros_like(true), where=kept > 0)
-        steps = np.diff(true, axis=1, prepend=0)
-        return Estimate(_percent((precision * steps).sum(1), true[:, -1]), np.zeros((len(rows), 0), dtype=np.int64))
+def _plain(value: Tensor) -> Estimate:
+    """Return an estimate without levels."""
+    return Estimate(value, torch.zeros(len(value), 0, dtype=torch.int64))
 
 
-class MeanAveragePrecision(Statistic):
-    """The mean over classes of the average precision of ranked detections; see `camtools.metrics.LocalizationMAP`.
-
-    Args:
-        ranked: Detections and objects.
-        images: Index of every image in the data set, ascending, as in the weights.
-    """
-
-    def __init__(self, ranked: Ranked, images: Array) -> None:
-        self.classes = []
-        for label in np.unique(ranked.true_label):
-            own = np.flatnonzero(ranked.label == label)
-            own = own[np.argsort(-ranked.score[own].astype(np.float64), kind="stable")]
-            objects = ranked.true_image[ranked.true_label == label]
-            where = (np.searchsorted(images, part) for part in (ranked.image[own], objects))
-            self.classes.append((*where, ranked.correct[own].astype(np.float64)))
-
-    def __call__(self, weights: Array) -> Estimate:
-        """Evaluate it; classes without an object among those that count are left out."""
-        total, count = np.zeros(len(weights)), np.zeros(len(weights))
-        for detected, objects, correct in self.classes:
-            rows = weights[:, detected].astype(np.float64)
-            positives = weights[:, objects].sum(1, dtype=np.float64)
-            gained, seen = rows * correct, np.cumsum(rows, 1)
-            precision = np.divide(np.cumsum(gained, 1), seen, out=np.zeros_like(seen), where=seen > 0)
-            envelope = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
-            there = positives > 0
-            total += np.where(there, (envelope * gained).sum(1) / np.maximum(positives, 1), 0)
-            count += there
-        return Estimate(_percent(total, count), np.zeros((len(weights), 0), dtype=np.int64))
-
-
-def threshold_of(level: int) -> float:
-    """Return the smallest of the protocol's thresholds that reads this level."""
-    return round(float(THRESHOLDS[np.searchsorted(LEVEL_OF, level)]), 3)  # arange leaves 0.5690000000000001
-
-
-def _percent(part: Array, whole: Array) -> Array:
-    return np.where(whole > 0, 100 * part / np.where(whole > 0, whole, 1), np.nan)
-
-
-_Builder = Callable[[Rows, int, Mapping[str, Ranked], Array], Statistic | None]
-
-
-def _owner(rows: Rows, known: Array, images: Array) -> Array:
-    return np.searchsorted(images, rows.index[known])
-
-
-def _hits(ious: Array, at: float) -> Array:
-    return (ious[:, :_REACHED] >= np.float32(at)).astype(np.float32)
-
-
-def _boxes(rows: Rows, p: int, images: Array, ious: Array, at: tuple[float, ...]) -> Statistic | None:
-    known = ~np.isnan(ious[p, :, 0])
-    parts = [_hits(ious[p, known], one) for one in at]
-    return BestLevel(parts, _owner(rows, known, images)) if known.any() else None
-
-
-def _single(rows: Rows, images: Array, values: Array | None) -> Statistic | None:
-    """A plain mean of one number a row, (N,) in [0, 1], NaN where there is none."""
-    if values is None or np.isnan(values).all():
-        return None
-    known = ~np.isnan(values)
-    return BestLevel([values[known, None].astype(np.float64)], _owner(rows, known, images))
-
-
-def _own(rows: Rows, p: int, found: Mapping[str, Ranked], images: Array) -> Statistic | None:
-    hits = np.where(np.isnan(rows.own_iou[p]), np.nan, rows.own_iou[p] >= np.float32(_FOUND))
-    return _single(rows, images, hits)
-
-
-def _top(k: int) -> _Builder:
-    def build(rows: Rows, p: int, found: Mapping[str, Ranked], images: Array) -> Statistic | None:
-        known = ~np.isnan(rows.v1[p, :, 0])
-        if not known.any() or (rows.rank < 0).any():
-            return None
-        hits = _hits(rows.v1[p, known], _FOUND)
-        right = (rows.rank[known, None] < k).astype(np.float32)
-        return BestLevel([hits * right], _owner(rows, known, images), [hits])
-
-    return build
-
-
-def _peak(rows: Rows, p: int, found: Mapping[str, Ranked], images: Array) -> Statistic | None:
-    if rows.mask_iou is None:
-        return None
-    known = ~np.isnan(rows.mask_iou[p, :, 0])
-    part = rows.mask_iou[p, known, :_REACHED].astype(np.float64)
-    return BestLevel([part], _owner(rows, known, images)) if known.any() else None
-
-
-def _pixels(rows: Rows, p: int, found: Mapping[str, Ranked], images: Array) -> Statistic | None:
-    if rows.on_objects is None or rows.elsewhere is None:
-        return None
-    return PooledPixels(rows.on_objects[p], rows.elsewhere[p], _owner(rows, np.full(len(rows), True), images))
-
-
-def _ranked(kind: str) -> _Builder:
-    return lambda rows, p, found, images: MeanAveragePrecision(found[kind], images) if kind in found else None
-
-
-STATISTICS: dict[str, _Builder] = {
-    "MaxBoxAcc": lambda rows, p, found, images: _boxes(rows, p, images, rows.v1, (_FOUND,)),
-    "MaxBoxAccV2": lambda rows, p, found, images: _boxes(rows, p, images, rows.v2, V2_IOUS),
-    "GT-known": _own,
-    "Top-1 Loc": _top(1),
-    "Top-5 Loc": _top(5),
-    "Pointing": lambda rows, p, found, images: _single(rows, images, rows.pointing[p]),
+STATISTICS: dict[str, Callable[[_Source], Statistic | None]] = {
+    "MaxBoxAcc": lambda source: _boxes(source, source.rows.v1, (_HIT,)),
+    "MaxBoxAccV2": lambda source: _boxes(source, source.rows.v2, V2_IOUS),
+    "GT-known@own": lambda source: _mean(source, source.rows.own_iou, _HIT),
+    "Top-1 Loc@best": lambda source: _top(source, 1),
+    "Top-5 Loc@best": lambda source: _top(source, 5),
+    "Pointing": lambda source: _mean(source, source.rows.pointing),
     "PxAP": _pixels,
     "PeakIoU": _peak,
-    "MaskIoU": lambda rows, p, found, images: _single(
-        rows, images, None if rows.own_mask_iou is None else rows.own_mask_iou[p]
-    ),
-    "LocalizationMAP": _ranked("boxes"),
-    "PointingMAP": _ranked("points"),
+    "MaskIoU@own": lambda source: _mean(source, source.rows.own_mask_iou),
+    "LocalizationMAP": lambda source: _ranked(source, "boxes"),
+    "PointingMAP": lambda source: _ranked(source, "points"),
 }
-"""Every metric in the order in which they are shown; a builder returns None where the data has no truth for it."""
+"""Every metric in the order in which they are shown; None of one that the data has no truth for.
+
+"@own" is at the pipeline's own threshold, "@best" at the one that is best for the data set, as MaxBoxAcc is by
+definition: the threshold of Top-1 and Top-5 Loc is MaxBoxAcc's, so neither can exceed it.
+"""
+
+FORMER = {
+    "GT-known": "GT-known@own",
+    "Top-1 Loc": "Top-1 Loc@best",
+    "Top-5 Loc": "Top-5 Loc@best",
+    "MaskIoU": "MaskIoU@own",
+}
+"""Today's names of metrics by those of camtools 0.1."""
+
+
+def metric_name(name: str) -> str:
+    """Return a metric's name of today; warns of a former one."""
+    if name in FORMER:
+        warnings.warn(f"the metric {name!r} is now called {FORMER[name]!r}", DeprecationWarning, stacklevel=3)
+    return FORMER.get(name, name)
 
 
 def check_metrics(names: object) -> tuple[str, ...] | None:
@@ -226,9 +193,9 @@ def check_metrics(names: object) -> tuple[str, ...] | None:
     """
     if names is None:
         return None
-    wanted = [names] if isinstance(names, str) else list(names) if isinstance(names, list | tuple) else []
-    unknown = [name for name in wanted if name not in STATISTICS]
-    if not wanted or unknown:
+    given = [names] if isinstance(names, str) else list(names) if isinstance(names, list | tuple) else []
+    wanted = [metric_name(name) if isinstance(name, str) else name for name in given]
+    if not wanted or any(name not in STATISTICS for name in wanted):
         raise InputError(f"metrics={names!r}: expected some of {', '.join(STATISTICS)}, or None for all that fit")
     return tuple(wanted)
 
@@ -250,9 +217,8 @@ def image_weights(images: int, replicates: int, seed: int = 0) -> Array:
     Raises:
         InputError: `replicates` or `seed` is not a whole number of at least 0.
     """
-    for name, value in (("bootstrap", replicates), ("seed", seed)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise InputError(f"{name}={value!r}: expected a whole number of at least 0")
+    whole("bootstrap", replicates, 0)
+    whole("seed", seed, 0)
     generator = np.random.default_rng(seed)
     weights = np.zeros((replicates, images), dtype=np.uint8)
     for row in weights:
@@ -273,9 +239,6 @@ def interval(differences: Array) -> tuple[float | None, float | None]:
     return float(low), float(high)
 
 
-Detections = Mapping[str, Mapping[str, Ranked]]
-
-
 @dataclass(frozen=True)
 class Measured:
     """Rows of one data set.
@@ -293,13 +256,14 @@ class Measured:
     @property
     def images(self) -> Array:
         """Index of every image that has a row or a detection, ascending."""
-        found = [one.image for kinds in self.detections.values() for one in kinds.values()]
-        return np.unique(np.concatenate([self.rows.index, *found]))
+        detected = [ranked.image for kinds in self.detections.values() for ranked in kinds.values()]
+        return np.unique(np.concatenate([self.rows.index, *detected]))
 
     def statistic(self, metric: str, pipeline: str) -> Statistic | None:
         """Return a metric of a pipeline; None where the data has no truth for it."""
-        position = self.pipelines.index(pipeline)
-        return STATISTICS[metric](self.rows, position, self.detections.get(pipeline, {}), self.images)
+        images, position = self.images, self.pipelines.index(pipeline)
+        owner = np.searchsorted(images, self.rows.index)
+        return STATISTICS[metric](_Source(self.rows, position, self.detections.get(pipeline, {}), images, owner))
 
 
 def summarise(
@@ -345,7 +309,7 @@ def summarise(
             else:
                 low, high = interval(replicates - reference[1])
                 delta = value.value - reference[0]
-                value = Value(**{**vars(value), "delta": delta, "low": low, "high": high})
+                value = replace(value, delta=delta, low=low, high=high)
             metrics[name][metric] = value
     if not any(metrics.values()):
         raise InputError("the data has neither boxes nor masks, so there is nothing to compare maps with")
@@ -355,23 +319,21 @@ def summarise(
 def replicate(statistic: Statistic, weights: Array, together: int = 100) -> Array:
     """Return a statistic under every set of weights, (R,), so many at a time."""
     parts = [statistic(weights[start : start + together]).value for start in range(0, len(weights), together)]
-    return np.concatenate([np.zeros(0), *parts])
+    return np.concatenate([np.zeros(0), *(part.numpy() for part in parts)])
 
 
-def _value(statistic: Statistic, images: int, levels: Array | None) -> Value:
-    found = statistic(np.ones((1, images), dtype=np.uint8))
-    calibrated = None
-    if levels is not None and isinstance(statistic, BestLevel):
-        calibrated = statistic.at(levels)
+def _value(statistic: Statistic, images: int, levels: Tensor | None) -> Value:
+    ones = np.ones((1, images), dtype=np.uint8)
+    estimate = statistic(ones)
     return Value(
-        value=float(found.value[0]),
-        threshold=_thresholds(found.levels[0]),
-        calibrated=calibrated,
+        value=float(estimate.value[0]),
+        threshold=_thresholds(estimate.levels[0]),
+        calibrated=None if levels is None else float(statistic(ones, levels).value[0]),
         calibrated_threshold=None if levels is None else _thresholds(levels),
     )
 
 
-def _levels(calibration: Measured | None, metric: str, pipeline: str) -> Array | None:
+def _levels(calibration: Measured | None, metric: str, pipeline: str) -> Tensor | None:
     """Return the levels that are best for the calibration data; None where the metric has none."""
     statistic = None if calibration is None else calibration.statistic(metric, pipeline)
     if calibration is None or statistic is None:
@@ -380,6 +342,11 @@ def _levels(calibration: Measured | None, metric: str, pipeline: str) -> Array |
     return levels if len(levels) else None
 
 
-def _thresholds(levels: Array) -> float | tuple[float, ...] | None:
-    found = tuple(threshold_of(int(level)) for level in levels)
-    return (found[0] if len(found) == 1 else found) if found else None
+def _thresholds(levels: Tensor) -> float | tuple[float, ...] | None:
+    thresholds = tuple(threshold_of(level) for level in levels.tolist())
+    return (thresholds[0] if len(thresholds) == 1 else thresholds) if thresholds else None
+
+
+def threshold_of(level: int) -> float:
+    """Return the smallest of the protocol's thresholds that reads this level."""
+    return round(float(THRESHOLDS[np.searchsorted(LEVEL_OF, level)]), 3)  # arange leaves 0.5690000000000001

@@ -1,32 +1,64 @@
-"""Finished batches: in memory, or as files that a run killed at any moment can go on from."""
+"""Finished batches: in memory, or as Parquet files that a run killed at any moment can go on from."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from camtools.errors import InputError
-from camtools.evaluation.results import Ranked, Rows
-from camtools.evaluation.scores import Arrays
+from camtools.evaluation.rows import (
+    Array,
+    Detections,
+    Rows,
+    detections_table,
+    join_detections,
+    rows_table,
+    table_detections,
+    table_rows,
+)
 from camtools.evaluation.statistics import Measured
-from camtools.files import write_json
+from camtools.files import remove_partial, replacing, write_json
 
-SETTINGS = "run.json"
-SHARDS = "shards"
+SETTINGS, SHARDS = "run.json", "shards"
+_ROWS, _DETECTIONS = ".rows.parquet", ".detections.parquet"
+_IMAGES = b"camtools.images"  # key of a file's metadata
+
+Failure = tuple[int, str, str]
+"""Index, id and error of an image that could not be evaluated."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """A finished batch: the whole of some images.
+
+    Attributes:
+        done: Index of every image that was evaluated, those without a row included.
+        failed: Those that could not be.
+        rows: What was measured; None where no image has a row.
+        detections: Of multi-label data.
+    """
+
+    done: list[int]
+    failed: list[Failure]
+    rows: Rows | None = None
+    detections: Detections = field(default_factory=dict)
 
 
 class Store:
-    """Batches of rows; every one holds the whole of some images, those that failed included.
+    """Finished batches of one run.
+
+    On disk a batch is a file like rows.parquet, with the images done and failed in its metadata, and where there are
+    detections a file like detections.parquet before it.
 
     Args:
         folder: Where the files go, made if need be; None keeps all in memory.
+        pipelines: Their names.
         settings: What the rows depend on, as JSON keeps it.
         fresh: Whether to start over, whatever the folder holds of an earlier run.
         leader: Whether this process writes what all share.
@@ -36,22 +68,27 @@ class Store:
     """
 
     def __init__(
-        self, folder: Path | None, settings: dict[str, Any], *, fresh: bool = False, leader: bool = True
+        self,
+        folder: Path | None,
+        pipelines: Sequence[str],
+        settings: dict[str, Any],
+        *,
+        fresh: bool = False,
+        leader: bool = True,
     ) -> None:
         self.folder = folder
-        self._kept: list[Arrays] = []
-        if folder is None or not leader:
-            return
-        self._settle(folder, json.loads(json.dumps(settings)), fresh)
+        self.pipelines = pipelines
+        self._kept: list[Shard] = []
+        if folder is not None and leader:
+            self._settle(folder, json.loads(json.dumps(settings)), fresh)
 
     def done(self) -> set[int]:
         """Return the images, by index, that need not be evaluated again; those that failed do."""
-        found: set[int] = set()
-        for shard in self.read(("done/index",)):
-            found |= set(shard["done/index"].tolist())
-        return found
+        if self.folder is None:
+            return {index for shard in self._kept for index in shard.done}
+        return {index for path in self._files() for index in _read(path, rows=False).done}
 
-    def add(self, shard: Arrays) -> None:
+    def add(self, shard: Shard) -> None:
         """Keep a finished batch; on disk it appears whole or not at all.
 
         Raises:
@@ -60,92 +97,113 @@ class Store:
         if self.folder is None:
             self._kept.append(shard)
             return
-        images = np.concatenate([shard["done/index"], shard["failed/index"]])
-        path = self.folder / SHARDS / f"{int(images.min()):08d}-{int(images.max()):08d}.npz"
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as file:
-                np.savez(file, **shard)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise InputError(f"{path} cannot be written: {error}. Make room, or name another --out") from error
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
-    def read(self, columns: Sequence[str] | None = None) -> list[Arrays]:
+        images = [*shard.done, *(index for index, _, _ in shard.failed)]
+        # With their number: a batch that is tried again after failures has fewer, and may begin and end the same.
+        path = self.folder / SHARDS / f"{min(images):08d}-{max(images):08d}-{len(images)}{_ROWS}"
+        if shard.detections:
+            with replacing(_beside(path)) as partial:
+                pq.write_table(detections_table(shard.detections), partial)
+        table = pa.table({}) if shard.rows is None else rows_table(shard.rows, self.pipelines)
+        images_json = json.dumps({"done": shard.done, "failed": shard.failed})
+        with replacing(path) as partial:
+            pq.write_table(table.replace_schema_metadata({_IMAGES: images_json}), partial)
+
+    def read(self) -> list[Shard]:
         """Return all finished batches, in the order of their first images.
-
-        Args:
-            columns: Only these; None for all.
 
         Raises:
             InputError: A file is broken.
         """
-        if self.folder is None:
-            return list(self._kept)
-        found = []
-        for path in sorted((self.folder / SHARDS).glob("*.npz")):
-            try:
-                with np.load(path, allow_pickle=False) as data:
-                    found.append({name: data[name] for name in columns or data.files})
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                raise InputError(f"{path} is broken ({error}): delete it, and run again") from error
-        return found
+        return list(self._kept) if self.folder is None else [_read(path) for path in self._files()]
+
+    def _files(self) -> list[Path]:
+        assert self.folder is not None
+        return sorted((self.folder / SHARDS).glob(f"[0-9]*{_ROWS}"))
 
     def _settle(self, folder: Path, settings: dict[str, Any], fresh: bool) -> None:
         """Make the folder this run's."""
+        shards, known = folder / SHARDS, folder / SETTINGS
         try:
-            (folder / SHARDS).mkdir(parents=True, exist_ok=True)
-            known = folder / SETTINGS
             if fresh:
-                shutil.rmtree(folder / SHARDS)
-                (folder / SHARDS).mkdir()
+                shutil.rmtree(shards, ignore_errors=True)
                 known.unlink(missing_ok=True)
+            shards.mkdir(parents=True, exist_ok=True)
             if known.exists():
                 _compare(known, settings)
-            elif any((folder / SHARDS).glob("*.npz")):
+            elif self._files():
                 raise InputError(
                     f"{folder} holds rows without {SETTINGS}, so of unknown settings: start over (--fresh)"
                 )
-            for stale in (folder / SHARDS).glob(".*.part"):
-                stale.unlink(missing_ok=True)
+            remove_partial(shards)
             write_json(settings, known)
         except OSError as error:
             raise InputError(f"{folder} cannot be used as the output folder: {error}. Name another --out") from error
 
 
-def merged(shards: Iterable[Arrays]) -> tuple[Arrays, list[tuple[int, str, str]]]:
+def merged(shards: Iterable[Shard], pipelines: tuple[str, ...]) -> tuple[Measured, list[Failure]]:
     """Put batches together, sorted by image.
-
-    An array's name is "TABLE/COLUMN"; every table has a column "index", the index of each row's image. The table
-    "done" lists the finished images, "failed" those that could not be evaluated.
 
     Args:
         shards: As they were added, from any number of processes; an image that occurs twice counts once.
+        pipelines: Their names.
 
     Returns:
-        The arrays, and the images that failed: (index, id, error).
+        What was measured, and the images that failed and were not evaluated later either.
+
+    Raises:
+        InputError: There is no row.
     """
-    parts: list[Arrays] = []
+    rows: list[Rows] = []
+    detections: list[Detections] = []
     seen: set[int] = set()
-    failures: dict[int, tuple[int, str, str]] = {}
+    failures: dict[int, Failure] = {}
     for shard in shards:
-        finished = shard["done/index"].tolist()
-        again = [index for index in finished if index in seen]
-        parts.append(_select(shard, lambda index, again=again: np.flatnonzero(~np.isin(index, again))))  # type: ignore[misc]
-        seen.update(finished)
-        columns = (shard[f"failed/{name}"].tolist() for name in ("index", "id", "error"))
-        failures |= {index: (index, name, error) for index, name, error in zip(*columns, strict=True)}
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}
+        again = np.array([index for index in shard.done if index in seen], dtype=np.int64)
+
+        def new(index: Array, again: Array = again) -> Array:
+            return np.flatnonzero(~np.isin(index, again))
+
+        rows += [] if shard.rows is None else [shard.rows.pick(new) if len(again) else shard.rows]
+        detections.append({n: {k: r.pick(new) for k, r in kinds.items()} for n, kinds in shard.detections.items()})
+        seen.update(shard.done)
+        failures |= {failure[0]: failure for failure in shard.failed}
     failed = [failures[index] for index in sorted(failures) if index not in seen]
-    return _select(whole, lambda index: np.argsort(index, kind="stable")), failed
+    if not sum(map(len, rows)):
+        first = f" The first, {failed[0][1]!r}: {failed[0][2]}" if failed else ""
+        raise InputError(
+            f"no image could be evaluated: {len(failed)} failed, and the others have neither boxes nor masks.{first}"
+        )
+    joined = join_detections(detections, pipelines)
+    ranked = {name: {kind: part.pick(_in_order) for kind, part in kinds.items()} for name, kinds in joined.items()}
+    return Measured(pipelines, Rows.joined(rows).pick(_in_order), ranked), failed
 
 
-def _select(arrays: Arrays, choose: Callable[[Any], Any]) -> Arrays:
-    """Return the rows of every table that `choose` takes of its column "index"."""
-    chosen = {name: choose(values) for name, values in arrays.items() if name.endswith("/index")}
-    return {name: values[chosen[name.partition("/")[0] + "/index"]] for name, values in arrays.items()}
+def _in_order(index: Array) -> Array:
+    return np.argsort(index, kind="stable")
+
+
+def _beside(path: Path) -> Path:
+    """Return where the detections of a batch are."""
+    return path.with_name(path.name.removesuffix(_ROWS) + _DETECTIONS)
+
+
+def _read(path: Path, *, rows: bool = True) -> Shard:
+    """Read a batch, or only which images it has."""
+    import pyarrow.parquet as pq
+
+    try:
+        images = json.loads(pq.read_schema(path).metadata[_IMAGES])
+        done, failed = images["done"], [(index, name, error) for index, name, error in images["failed"]]
+        if not rows:
+            return Shard(done, failed)
+        table, beside = pq.read_table(path), _beside(path)
+        detections = table_detections(pq.read_table(beside)) if beside.exists() else {}
+        return Shard(done, failed, table_rows(table) if table.num_rows else None, detections)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is broken ({error}): delete it, and run again") from error
 
 
 def _compare(path: Path, settings: dict[str, Any]) -> None:
@@ -161,58 +219,3 @@ def _compare(path: Path, settings: dict[str, Any]) -> None:
             f"{path.parent} holds another run ({'; '.join(changed)}): name another --out to keep both, or start over "
             "with --fresh"
         )
-
-
-_PAIRED = ("v1", "v2", "own_iou", "own_threshold", "own_box", "pointing")
-_MASKED = ("mask_iou", "own_mask_iou", "on_objects", "elsewhere")
-
-
-def assemble(tables: Arrays, failed: list[tuple[int, str, str]], pipelines: tuple[str, ...]) -> Measured:
-    """Return the rows of an evaluation.
-
-    Args:
-        tables: From `camtools.evaluation.store.merged`.
-        failed: Images that could not be evaluated: (index, id, error).
-        pipelines: Their names.
-
-    Raises:
-        InputError: There is no row.
-    """
-    if not tables or not len(tables["rows/index"]):
-        first = f" The first, {failed[0][1]!r}: {failed[0][2]}" if failed else ""
-        raise InputError(
-            f"no image could be evaluated: {len(failed)} failed, and the others have neither boxes nor masks.{first}"
-        )
-    ends = np.cumsum(tables["rows/truths"])[:-1]
-    # A row's arrays are (N, P, ...), for they grow by rows; results have the pipelines first.
-    swapped = {name: np.ascontiguousarray(tables[f"rows/{name}"].swapaxes(0, 1)) for name in _PAIRED}
-    masked = {
-        name: np.ascontiguousarray(tables[f"rows/{name}"].swapaxes(0, 1))
-        for name in _MASKED
-        if f"rows/{name}" in tables
-    }
-    rows = Rows(
-        index=tables["rows/index"],
-        ids=tables["rows/id"].tolist(),
-        labels=tables["rows/label"],
-        names=tables["rows/name"].tolist(),
-        sizes=tables["rows/size"],
-        truth=np.split(tables["truth/box"], ends),
-        rank=tables["rows/rank"],
-        score=tables["rows/score"],
-        **swapped,
-        **masked,
-    )
-    detections: dict[str, dict[str, Ranked]] = {}
-    for number, name in enumerate(pipelines):
-        for kind in ("boxes", "points"):
-            if f"{kind}{number}/index" in tables:
-                detections.setdefault(name, {})[kind] = Ranked(
-                    image=tables[f"{kind}{number}/index"],
-                    label=tables[f"{kind}{number}/label"],
-                    score=tables[f"{kind}{number}/score"],
-                    correct=tables[f"{kind}{number}/correct"],
-                    true_image=tables[f"true_{kind}{number}/index"],
-                    true_label=tables[f"true_{kind}{number}/label"],
-                )
-    return Measured(pipelines, rows, detections)

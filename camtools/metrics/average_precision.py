@@ -7,10 +7,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from camtools.errors import InputError
+from camtools.metrics.base import ListMetric, percent
 
 Interpolation = Literal["area", "11-point"]
 
@@ -20,7 +19,7 @@ class RankedCurve(NamedTuple):
 
     Attributes:
         precision: Share of true positives among this detection and those ranked above, in [0, 1].
-        recall: Share of the objects found by them, in [0, 1].
+        recall: Share of the objects that they hit, in [0, 1].
         scores: The detections' scores.
     """
 
@@ -41,12 +40,18 @@ def ranked_curve(scores: Tensor, correct: Tensor, positives: int) -> RankedCurve
         The curve on the scores' device.
     """
     order = scores.argsort(descending=True, stable=True)
-    found = correct[order].cumsum(0).double()
+    hits = correct[order].double().cumsum(0)
     rank = torch.arange(1, len(order) + 1, dtype=torch.float64, device=scores.device)
-    return RankedCurve(found / rank, found / positives, scores[order].double())
+    return RankedCurve(hits / rank, hits / positives, scores[order].double())
 
 
-def average_precision(scores: Tensor, correct: Tensor, positives: int, interpolation: Interpolation = "area") -> Tensor:
+def average_precision(
+    scores: Tensor,
+    correct: Tensor,
+    positives: int | Tensor,
+    interpolation: Interpolation = "area",
+    weights: Tensor | None = None,
+) -> Tensor:
     """Return the average precision of one class's detections, as the VOC devkits define it.
 
     Precision at a recall is the largest precision at that recall or above. "area" is the area under this curve (VOC
@@ -55,31 +60,68 @@ def average_precision(scores: Tensor, correct: Tensor, positives: int, interpola
     Args:
         scores: (N,) any real dtype. Of equal scores the earlier comes first.
         correct: (N,) bool, whether a detection is a true positive; those to be ignored must have been left out.
-        positives: How many objects there are to find; at 0 there is no average precision, and the result is NaN.
+        positives: How many objects there are to find, or (R,) of them, one for each set of weights; at 0 there is no
+            average precision, and the result is NaN.
         interpolation: "area" or "11-point".
+        weights: How often each detection counts, (R, N) whole numbers; None for each once.
 
     Returns:
-        () float64 per cent.
+        () float64 per cent; (R,) with weights.
 
     Raises:
         InputError: `interpolation` is unknown.
     """
     check_interpolation(interpolation, "average_precision")
-    if positives == 0:
-        return torch.tensor(math.nan, dtype=torch.float64, device=scores.device)
-    precision, recall, _ = ranked_curve(scores, correct, positives)
-    envelope = precision.flip(0).cummax(0).values.flip(0) if len(precision) else precision
-    found = (recall * positives).round().long()
+    order = scores.argsort(descending=True, stable=True)
+    counts = torch.ones_like(order)[None] if weights is None else weights[:, order]
+    gained = counts * correct[order]
+    hits, seen = gained.cumsum(-1), counts.cumsum(-1)
+    precision = torch.where(seen > 0, hits.double() / seen, 0.0)
+    envelope = precision.flip(-1).cummax(-1).values.flip(-1) if len(scores) else precision
+    objects = torch.as_tensor(positives, device=scores.device).expand(len(counts))
     if interpolation == "area":
-        steps = found.diff(prepend=found.new_zeros(1))  # 1 at a true positive
-        return 100 * (envelope * steps).sum() / positives
-    wanted = torch.arange(11, device=scores.device) * positives  # ten times the objects to be found
-    reached = torch.searchsorted(10 * found, wanted)
-    return 100 * torch.cat([envelope, envelope.new_zeros(1)])[reached].mean()
+        value = percent((envelope * gained).sum(-1), objects)
+    else:
+        wanted = torch.arange(11, device=scores.device) * objects[:, None]  # ten times the objects to be found
+        reached = torch.searchsorted((10 * hits).contiguous(), wanted)
+        at = torch.cat([envelope, envelope.new_zeros(len(envelope), 1)], -1).gather(-1, reached)
+        value = torch.where(objects > 0, 100 * at.mean(-1), math.nan)
+    return value[0] if weights is None else value
+
+
+def class_precisions(
+    scores: Tensor,
+    labels: Tensor,
+    correct: Tensor,
+    true_labels: Tensor,
+    interpolation: Interpolation = "area",
+    weights: tuple[Tensor, Tensor] | None = None,
+) -> dict[int, Tensor]:
+    """Return the average precision of every class with an object to find.
+
+    Args:
+        scores: (N,), of the detections of all classes.
+        labels: (N,) int64, their classes.
+        correct: (N,) bool.
+        true_labels: (M,) int64, the class of every object to find.
+        interpolation: "area" or "11-point".
+        weights: How often each detection counts, (R, N), and each object, (R, M); None for each once.
+
+    Returns:
+        By class, () or with weights (R,) float64 per cent; NaN where none of its objects counts. The mean average
+        precision is the mean over those that are not NaN.
+    """
+    values = {}
+    for label in true_labels.unique().tolist():
+        own, objects = (labels == label).nonzero()[:, 0], true_labels == label
+        counts = None if weights is None else weights[0][:, own]
+        positives = objects.sum() if weights is None else weights[1][:, objects].sum(1)
+        values[label] = average_precision(scores[own], correct[own], positives, interpolation, counts)
+    return values
 
 
 def check_interpolation(value: object, owner: str) -> None:
-    """Refuse an unknown interpolation.
+    """Check an interpolation.
 
     Raises:
         InputError: `value` is neither "area" nor "11-point".
@@ -88,42 +130,6 @@ def check_interpolation(value: object, owner: str) -> None:
         raise InputError(
             f"{owner}(interpolation={value!r}): expected 'area' (VOC 2010 and later) or '11-point' (VOC 2007)."
         )
-
-
-class ListMetric(Metric):
-    """A metric whose states are lists of 1-D tensors, one entry an update, concatenated over processes.
-
-    Lists never are quite empty: a process without data then still sends tensors of the right type to the others.
-    """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    def __init__(self, states: dict[str, torch.dtype], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._state_dtypes = states
-        for name in states:
-            self.add_state(name, [], dist_reduce_fx="cat")
-        self._fill()
-
-    def reset(self) -> None:
-        """Forget everything."""
-        super().reset()
-        self._fill()
-
-    def append(self, **values: Tensor) -> None:
-        """Add values to the states of these names."""
-        for name, value in values.items():
-            getattr(self, name).append(value.detach().to(self.device, self._state_dtypes[name]))
-
-    def joined(self, name: str) -> Tensor:
-        """Return a state as one tensor, (N,)."""
-        return dim_zero_cat(getattr(self, name))
-
-    def _fill(self) -> None:
-        for name, dtype in self._state_dtypes.items():
-            setattr(self, name, [torch.zeros(0, dtype=dtype, device=self.device)])
 
 
 class RankedMetric(ListMetric):
@@ -161,8 +167,8 @@ class RankedMetric(ListMetric):
 
     def compute(self) -> Tensor:
         """Return the mean average precision in per cent, () float64; NaN before any object was seen."""
-        found = list(self._per_class().values())
-        return torch.tensor(found, dtype=torch.float64, device=self.device).mean()
+        values = list(self._per_class().values())
+        return torch.tensor(values, dtype=torch.float64, device=self.device).mean()
 
     def per_class(self) -> dict[int, float]:
         """Return every class's average precision in per cent, over all processes (call it in all of them)."""
@@ -184,24 +190,6 @@ class RankedMetric(ListMetric):
             return ranked_curve(self.joined("scores")[own], self.joined("correct")[own].bool(), positives)
 
     def _per_class(self) -> dict[int, float]:
-        scores, labels, correct = self.joined("scores"), self.joined("labels"), self.joined("correct").bool()
-        classes, counts = self.joined("positives").unique(return_counts=True)
-        found = {}
-        for label, positives in zip(classes.tolist(), counts.tolist(), strict=True):
-            own = labels == label
-            found[label] = average_precision(scores[own], correct[own], positives, self.interpolation).item()
-        return found
-
-
-def keep_apart(metric: Metric, *settings: float | None) -> None:
-    """Make the settings that decide what a metric counts part of its state.
-
-    `MetricCollection` compares metrics after their first batch, and from then on updates only one of those whose states
-    are equal. Two tolerances of which every point of that batch keeps to both would so become one.
-
-    Args:
-        metric: Gets the state `settings`, (n,) float64, which never changes.
-        *settings: Numbers; None never equals another None.
-    """
-    values = [math.nan if value is None else float(value) for value in settings]
-    metric.add_state("settings", torch.tensor(values, dtype=torch.float64), dist_reduce_fx="max")
+        ranked = self.joined("scores"), self.joined("labels"), self.joined("correct").bool()
+        precisions = class_precisions(*ranked, self.joined("positives"), self.interpolation)
+        return {label: value.item() for label, value in precisions.items()}

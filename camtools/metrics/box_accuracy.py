@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from camtools.errors import InputError
+from camtools.metrics.base import Estimate, best_level, keep_apart, weighted_sum
 from camtools.metrics.box_ious import LEVELS, Boxes, Sizes, box_ious, check_workers, largest_ious
 from camtools.metrics.scoremap import PROTOCOL_SIZE, scoremaps
 
@@ -29,7 +30,66 @@ class BoxCurve(NamedTuple):
     thresholds: Tensor
 
 
-class BoxAccuracy(Metric):
+def box_hits(ious: Tensor, at: Sequence[float], weights: Tensor | None = None) -> Tensor:
+    """Count the images that are localised at each level; `best_level` makes the metric of these counts.
+
+    Args:
+        ious: From `box_ious`, (N, T): `largest` for MaxBoxAcc, `any` for MaxBoxAccV2.
+        at: IoU from which on an image is a hit, a part each.
+        weights: How often each image counts, (R, N); None for each once.
+
+    Returns:
+        (R, len(at), T).
+    """
+    return torch.stack([weighted_sum(ious >= iou, weights) for iou in at], 1)
+
+
+class HitMetric(Metric):
+    """A metric made of how many images are a hit at each of the 256 levels.
+
+    Args:
+        rows: How many kinds of hits are counted.
+        size: (height, width) at which maps and boxes are compared; None for the maps' own.
+        workers: Threads that share the maps of a batch; None for as many as torch uses.
+        settings: What decides which images are hits.
+        **kwargs: Those of every `torchmetrics.Metric`.
+
+    Raises:
+        InputError: `workers` is not such a number.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    size: tuple[int, int] | None
+    hits: Tensor
+    """(rows, 256) int64, how many images are a hit of each kind at each level."""
+    images: Tensor
+    """() int64, how many images there were."""
+    settings: Tensor
+    """What is being counted. A state only so that a MetricCollection never takes two metrics for the same one."""
+
+    def __init__(
+        self, rows: int, size: tuple[int, int] | None, workers: int | None, settings: Sequence[float], **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.size = size
+        self.workers = check_workers(workers)
+        self.add_state("hits", torch.zeros(rows, LEVELS, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        keep_apart(self, *(size or (0, 0)), *settings)
+
+    def count(self, hits: Tensor, images: int) -> None:
+        """Add the hits of a batch, (rows, 256)."""
+        self.hits = self.hits + hits.to(self.hits.device)
+        self.images = self.images + images
+
+    def updated(self) -> None:
+        """Do what torchmetrics does around `update`, for other methods that add a batch."""
+        self._computed, self._update_count = None, self._update_count + 1
+
+
+class BoxAccuracy(HitMetric):
     """What both box accuracies share: hits counted for all 256 levels of a map, and read at the thresholds in the end.
 
     Args:
@@ -44,22 +104,10 @@ class BoxAccuracy(Metric):
         InputError: A parameter is outside its range.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
     plot_lower_bound = 0.0
     plot_upper_bound = 100.0
     ious: tuple[float, ...]
-    largest_only: bool
     interval: float
-    size: tuple[int, int] | None
-    workers: int | None
-    hits: Tensor
-    """(len(ious), 256) int64, how many images are a hit at each IoU and level."""
-    images: Tensor
-    """() int64, how many images there were."""
-    settings: Tensor
-    """What is being counted. A state only so that a MetricCollection never takes two metrics for the same one."""
 
     def __init__(
         self,
@@ -70,20 +118,14 @@ class BoxAccuracy(Metric):
         workers: int | None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
         if not len(ious) or not all(isinstance(iou, Real) and 0 < iou <= 1 for iou in ious):
             raise InputError(f"{type(self).__name__}: IoU of {ious!r}; expected numbers in (0, 1], such as 0.5.")
         if not (isinstance(interval, Real) and 0 < interval <= 1):
             raise InputError(f"{type(self).__name__}(interval={interval!r}): expected a step in (0, 1], such as 0.001.")
+        super().__init__(len(ious), size, workers, [largest_only, interval, *ious], **kwargs)
         self.ious = tuple(float(iou) for iou in ious)
         self.largest_only = largest_only
         self.interval = float(interval)
-        self.size = size
-        self.workers = check_workers(workers)
-        settings = torch.tensor([largest_only, interval, *(size or (0, 0)), *self.ious], dtype=torch.float64)
-        self.add_state("hits", torch.zeros(len(self.ious), LEVELS, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("settings", settings, dist_reduce_fx="max")
 
     def update(self, maps: Tensor, boxes: Boxes, sizes: Sizes) -> None:
         """Add a batch.
@@ -100,9 +142,10 @@ class BoxAccuracy(Metric):
         """
         levels = scoremaps(maps, self.size)
         if self.largest_only:
-            self._add(largest_ious(levels, boxes, sizes, workers=self.workers))
+            ious = largest_ious(levels, boxes, sizes, workers=self.workers)
         else:
-            self._add(box_ious(levels, boxes, sizes, workers=self.workers).any)
+            ious = box_ious(levels, boxes, sizes, workers=self.workers).any
+        self.count(box_hits(ious, self.ious)[0], len(ious))
 
     def update_ious(self, ious: Tensor) -> None:
         """Add a batch whose boxes were compared already, so that several metrics can share that work.
@@ -115,42 +158,39 @@ class BoxAccuracy(Metric):
         """
         if ious.dim() != 2 or ious.shape[1] != LEVELS:
             raise InputError(f"ious: expected (B, {LEVELS}) from box_ious(), got {tuple(ious.shape)}.")
-        self._computed, self._update_count = None, self._update_count + 1  # as torchmetrics does around `update`
-        self._add(ious)
-
-    def _add(self, ious: Tensor) -> None:
-        """Count the hits of a batch, (B, 256)."""
-        hits = torch.stack([(ious >= iou).sum(0) for iou in self.ious])
-        self.hits = self.hits + hits.to(self.hits.device)
-        self.images = self.images + len(ious)
+        self.updated()
+        self.count(box_hits(ious, self.ious)[0], len(ious))
 
     def compute(self) -> Tensor:
         """Return the largest accuracy over the thresholds (the mean of them over several IoU), per cent, () float64.
 
         NaN before any image was seen.
         """
-        return self._curve()[0].amax(-1).mean()
+        return self._best().value[0]
 
     def per_iou(self) -> dict[float, float]:
         """Return the largest accuracy at each IoU, per cent, over all processes (call it in all of them)."""
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
-            return dict(zip(self.ious, self._curve()[0].amax(-1).tolist(), strict=True))
+        return dict(zip(self.ious, self._curve().accuracy.amax(-1).tolist(), strict=True))
 
-    def _curve(self) -> tuple[Tensor, Tensor]:
-        """Return the accuracies, (len(ious), T), and the thresholds, (T,)."""
+    def _thresholds(self) -> tuple[Tensor, Tensor]:
+        """Return the thresholds, (T,), and the levels that they read."""
         thresholds = torch.from_numpy(np.arange(0, 1, self.interval)).to(self.device)
-        level = (thresholds * (LEVELS - 1)).long()
-        return (100 * self.hits).double()[:, level] / self.images, thresholds
+        return thresholds, (thresholds * (LEVELS - 1)).long()
 
-    def _best(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return accuracies, thresholds, and the smallest best threshold of each IoU, over all processes."""
+    def _best(self) -> Estimate:
+        """Return the metric and the place of its thresholds among all."""
+        return best_level(self.hits[None, :, self._thresholds()[1]], self.images[None])
+
+    def _best_thresholds(self) -> Tensor:
         with self.sync_context(dist_sync_fn=self.dist_sync_fn):
-            accuracy, thresholds = self._curve()
-        # argmax does not promise the first of equals
-        first = (
-            (accuracy == accuracy.amax(-1, keepdim=True)).int().cumsum(-1).eq(0).sum(-1).clamp(max=len(thresholds) - 1)
-        )
-        return accuracy, thresholds, torch.where(accuracy[:, 0].isnan(), torch.nan, thresholds[first])
+            best = self._thresholds()[0][self._best().levels[0]]
+            return torch.where(self.images == 0, torch.nan, best)
+
+    def _curve(self) -> BoxCurve:
+        """Return the accuracies, (len(ious), T), over all processes."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            thresholds, levels = self._thresholds()
+            return BoxCurve((100 * self.hits).double()[:, levels] / self.images, thresholds)
 
 
 class MaxBoxAcc(BoxAccuracy):
@@ -186,11 +226,11 @@ class MaxBoxAcc(BoxAccuracy):
     @property
     def best_threshold(self) -> Tensor:
         """The smallest threshold with the largest accuracy, () float64, over all processes (read it in all of them)."""
-        return self._best()[2][0]
+        return self._best_thresholds()[0]
 
     def curve(self) -> BoxCurve:
         """Return the accuracy at every threshold, over all processes (call it in all of them)."""
-        accuracy, thresholds, _ = self._best()
+        accuracy, thresholds = self._curve()
         return BoxCurve(accuracy[0], thresholds)
 
 
@@ -227,11 +267,11 @@ class MaxBoxAccV2(BoxAccuracy):
     @property
     def best_threshold(self) -> Tensor:
         """The smallest best threshold of each IoU, (len(ious),) float64, over all processes (read it in all)."""
-        return self._best()[2]
+        return self._best_thresholds()
 
     def curve(self) -> BoxCurve:
-        """Return the accuracies at every threshold, a row an IoU, over all processes (call it in all of them)."""
-        return BoxCurve(*self._best()[:2])
+        """Return the accuracies at every threshold, one row per IoU, over all processes (call it in all of them)."""
+        return self._curve()
 
 
 def max_box_acc(maps: Tensor | NDArray[Any], boxes: Boxes, sizes: Sizes, **options: Any) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torchvision import ops
 
 from camtools.errors import InputError
-from camtools.metrics.average_precision import Interpolation, RankedMetric, keep_apart
+from camtools.metrics.average_precision import Interpolation, RankedMetric
+from camtools.metrics.base import keep_apart
 
 Detections = Mapping[str, Any]
 
@@ -71,27 +72,20 @@ class LocalizationMAP(RankedMetric):
             InputError: Something is missing, or of another shape or type, or a box ends before it begins.
         """
         if len(preds) != len(target):
-            raise InputError(f"preds has {len(preds)} images and target {len(target)}: give one of each an image.")
-        if not len(preds):
-            return
-        found = [_read(pred, f"preds[{index}]", "scores") for index, pred in enumerate(preds)]
+            raise InputError(f"preds has {len(preds)} images and target {len(target)}: give one of each per image.")
+        detected = [_read(pred, f"preds[{index}]", "scores") for index, pred in enumerate(preds)]
         truth = [_read(true, f"target[{index}]", "difficult") for index, true in enumerate(target)]
-        boxes, labels, scores = (pad_sequence(list(part), batch_first=True) for part in zip(*found, strict=True))
-        true_boxes, true_labels, difficult = (
-            pad_sequence(list(part), batch_first=True) for part in zip(*truth, strict=True)
-        )
-        exists = _exists([len(part[0]) for part in found], boxes)
-        true_exists = _exists([len(part[0]) for part in truth], true_boxes) & ~true_boxes.isnan().any(-1)
-        comparable = (labels[:, :, None] == true_labels[:, None]) & exists[:, :, None] & true_exists[:, None]
-        ious = torch.where(comparable, box_iou(boxes, true_boxes, pixel_inclusive=self.pixel_inclusive), -1.0)
-        correct, ignored = match_boxes(ious, scores, difficult.bool(), self.iou_threshold)
-        kept = exists & ~ignored
-        self.append(
-            scores=scores[kept],
-            labels=labels[kept],
-            correct=correct[kept],
-            positives=true_labels[true_exists & ~difficult.bool()],
-        )
+        for (boxes, labels, scores), (true_boxes, true_labels, difficult) in zip(detected, truth, strict=True):
+            exists = ~true_boxes.isnan().any(-1)
+            ious = box_iou(boxes, true_boxes, pixel_inclusive=self.pixel_inclusive)
+            comparable = (labels[:, None] == true_labels) & exists
+            correct, ignored = match_boxes(torch.where(comparable, ious, -1.0), scores, difficult, self.iou_threshold)
+            self.append(
+                scores=scores[~ignored],
+                labels=labels[~ignored],
+                correct=correct[~ignored],
+                positives=true_labels[exists & ~difficult],
+            )
 
 
 def localization_average_precision(
@@ -104,56 +98,45 @@ def localization_average_precision(
 
 
 def match_boxes(ious: Tensor, scores: Tensor, difficult: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Match detections with true boxes by the VOC devkit's rule.
+    """Match an image's detections with its true boxes by the VOC devkit's rule.
 
     Args:
-        ious: (B, n, m), of each detection with each true box; -1 where they are not to be compared.
-        scores: (B, n), the order in which detections take boxes; the first of equals comes first.
-        difficult: (B, m) bool.
+        ious: (n, m), of each detection with each true box; -1 where they are not to be compared.
+        scores: (n,), the order in which detections take boxes; the first of equals comes first.
+        difficult: (m,) bool.
         threshold: IoU from which a box is found.
 
     Returns:
-        Which detections are true positives and which count for nothing, both (B, n) bool; the others are false
+        Which detections are true positives and which count for nothing, both (n,) bool; the others are false
         positives.
     """
-    batch, count, boxes = ious.shape
+    count, boxes = ious.shape
     if boxes == 0 or count == 0:
-        none = torch.zeros((batch, count), dtype=torch.bool, device=ious.device)
+        none = torch.zeros(count, dtype=torch.bool, device=ious.device)
         return none, none
     best = ious.argmax(-1)
-    overlaps = ious.gather(-1, best[..., None])[..., 0] >= threshold
-    ignored = overlaps & difficult.gather(1, best)
+    overlaps = ious.gather(-1, best[:, None])[:, 0] >= threshold
+    ignored = overlaps & difficult[best]
     candidate = overlaps & ~ignored
-    rank = scores.argsort(stable=True, dim=1, descending=True).argsort(1)
+    rank = scores.argsort(stable=True, descending=True).argsort()
     rank = torch.where(candidate, rank, count)
-    first = torch.full((batch, boxes), count, device=ious.device).scatter_reduce(1, best, rank, "amin")
-    return candidate & (rank == first.gather(1, best)), ignored
+    first = torch.full((boxes,), count, device=ious.device).scatter_reduce(0, best, rank, "amin")
+    return candidate & (rank == first[best]), ignored
 
 
 def box_iou(boxes: Tensor, others: Tensor, *, pixel_inclusive: bool = False) -> Tensor:
     """Return the IoU of every box with every other.
 
     Args:
-        boxes: (..., n, 4), x0 y0 x1 y1.
-        others: (..., m, 4).
+        boxes: (n, 4), x0 y0 x1 y1.
+        others: (m, 4).
         pixel_inclusive: Whether x1 and y1 still are inside, so that a width is x1 - x0 + 1.
 
     Returns:
-        (..., n, m) in [0, 1]; 0 where both boxes are empty.
+        (n, m) in [0, 1]; 0 where both boxes are empty or one is NaN.
     """
-    extra = float(pixel_inclusive)
-    low = torch.maximum(boxes[..., :, None, :2], others[..., None, :, :2])
-    high = torch.minimum(boxes[..., :, None, 2:], others[..., None, :, 2:])
-    shared = (high - low + extra).clamp(min=0).prod(-1)
-    area, other_area = ((part[..., 2:] - part[..., :2] + extra).prod(-1) for part in (boxes, others))
-    union = area[..., :, None] + other_area[..., None, :] - shared
-    return torch.where(union == 0, 0.0, shared / union)
-
-
-def _exists(counts: list[int], padded: Tensor) -> Tensor:
-    """Return which rows of a padded batch are real, (B, n) bool."""
-    rows = torch.arange(padded.shape[1], device=padded.device)
-    return rows < torch.tensor(counts, device=padded.device)[:, None]
+    last = boxes.new_tensor([0, 0, 1, 1]) * pixel_inclusive
+    return ops.box_iou(boxes + last, others + last).nan_to_num(0.0)
 
 
 def _read(given: Detections, name: str, extra: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,7 +154,7 @@ def _read(given: Detections, name: str, extra: str) -> tuple[Tensor, Tensor, Ten
     last = torch.as_tensor(given[extra], device=boxes.device) if given.get(extra) is not None else blank
     for key, value in (("labels", labels), (extra, last)):
         if value.shape != (len(boxes),):
-            raise InputError(f"{name}[{key!r}]: expected shape ({len(boxes)},), one a box, got {tuple(value.shape)}.")
+            raise InputError(f"{name}[{key!r}]: expected shape ({len(boxes)},), one per box, got {tuple(value.shape)}.")
     if len(labels) and (labels.is_floating_point() or labels.dtype == torch.bool):
         raise InputError(f"{name}['labels']: expected integers, the classes' indices, got {labels.dtype}.")
     if extra == "scores" and (last.isnan().any() or boxes.isnan().any()):
@@ -185,4 +168,4 @@ def _read(given: Detections, name: str, extra: str) -> tuple[Tensor, Tensor, Ten
             f"{name}['boxes'][{row}] is {boxes[row].tolist()}: expected x0 <= x1 and y0 <= y1. "
             "Boxes given as x, y, width, height become x, y, x + width, y + height."
         )
-    return boxes, labels.long(), last.double() if extra == "scores" else last
+    return boxes, labels.long(), last.double() if extra == "scores" else last.bool()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from camtools.errors import InputError
-from camtools.metrics.average_precision import keep_apart
+from camtools.metrics.base import keep_apart
 
 SemanticMasks = Tensor | NDArray[Any] | Sequence[Tensor | NDArray[Any]]
 
@@ -59,7 +59,7 @@ class MeanIoU(MulticlassConfusionMatrix):
             InputError: The shapes or types differ from these, or a pixel that counts is of no class.
         """
         if len(preds) != len(target):
-            raise InputError(f"preds has {len(preds)} images and target {len(target)}: give one of each an image.")
+            raise InputError(f"preds has {len(preds)} images and target {len(target)}: give one of each per image.")
         if not len(preds):
             return
         parts = [(torch.as_tensor(pred), torch.as_tensor(true)) for pred, true in self._pairs(preds, target)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from camtools.errors import InputError
-from camtools.metrics.average_precision import keep_apart
+from camtools.metrics.base import best_level, keep_apart, percent, weighted_sum
 from camtools.metrics.scoremap import BIN_EDGES, PROTOCOL_SIZE, THRESHOLDS, normalise, scoremaps
 
 Masks = Tensor | NDArray[Any] | Sequence[Tensor | NDArray[Any]]
@@ -22,7 +22,7 @@ _LEVELS = 256
 
 
 class PixelCurve(NamedTuple):
-    """Precision and recall of pixels at every threshold, each (1001,) float64.
+    """Precision and recall of pixels at every threshold, each (1001,) float64; precision and recall may be (R, 1001).
 
     Attributes:
         precision: Share of the kept pixels that lie on objects, in [0, 1]; NaN where nothing is kept.
@@ -90,33 +90,27 @@ class PxAP(Metric):
         """
         scores = normalise(maps, self.size)
         objects, counted = truth_masks(masks, ignore, len(scores), (scores.shape[1], scores.shape[2]), scores.device)
-        bins = torch.bucketize(scores, BIN_EDGES.to(scores.device), right=True) - 1
-        keys = (bins + len(BIN_EDGES) * objects)[counted]
-        found = torch.bincount(keys, minlength=2 * len(BIN_EDGES)).view(2, -1).to(self.on_objects.device)
-        self.elsewhere = self.elsewhere + found[0]
-        self.on_objects = self.on_objects + found[1]
+        on_objects, elsewhere = (
+            part.sum(0).to(self.on_objects.device) for part in pixel_bins(scores, objects, counted)
+        )
+        self.on_objects = self.on_objects + on_objects
+        self.elsewhere = self.elsewhere + elsewhere
 
     def compute(self) -> Tensor:
         """Return PxAP in per cent, () float64; NaN before any object's pixel was seen."""
-        precision, recall, _ = self._curve()
-        steps = recall - torch.cat([recall[1:], recall.new_zeros(1)])
-        return 100 * torch.where(steps == 0, 0.0, precision * steps).sum()
+        return pixel_area(self.on_objects[None], self.elsewhere[None])[0]
 
     def curve(self) -> PixelCurve:
         """Return precision and recall at every threshold, over all processes (call it in all of them)."""
         with self.sync_context(dist_sync_fn=self.dist_sync_fn):
-            return self._curve()
-
-    def _curve(self) -> PixelCurve:
-        on_objects, elsewhere = (part.flip(0).cumsum(0).flip(0).double() for part in (self.on_objects, self.elsewhere))
-        return PixelCurve(on_objects / (on_objects + elsewhere), on_objects / on_objects[0], BIN_EDGES.to(self.device))
+            return pixel_curve(self.on_objects, self.elsewhere)
 
 
 class PeakIoU(Metric):
     """Peak IoU: the mean over the images of the IoU of mask and truth, at the threshold best for the data set.
 
     A map has at most 256 levels, floor(255 s) of its normalised scores s, as in the box metrics; the mask at threshold
-    tau keeps what is above int(tau * its largest level). One histogram an image therefore gives the IoU at all 1,000
+    tau keeps what is above int(tau * its largest level). One histogram per image therefore gives the IoU at all 1,000
     thresholds. Pixels to ignore are left out unless they lie on the object. An image without an object's pixel has no
     IoU and is left out.
 
@@ -153,7 +147,7 @@ class PeakIoU(Metric):
 
     def compute(self) -> Tensor:
         """Return Peak IoU in per cent, () float64; NaN before any image with an object was seen."""
-        return self._curve().iou.amax()
+        return best_level(self.iou_sum[None, None], self.images[None]).value[0]
 
     @property
     def best_threshold(self) -> Tensor:
@@ -164,12 +158,51 @@ class PeakIoU(Metric):
     def curve(self) -> IoUCurve:
         """Return the mean IoU at every threshold, over all processes (call it in all of them)."""
         with self.sync_context(dist_sync_fn=self.dist_sync_fn):
-            return self._curve()
+            thresholds = THRESHOLDS.to(self.device)
+            return IoUCurve(100 * self.iou_sum[(thresholds * (_LEVELS - 1)).long()] / self.images, thresholds)
 
-    def _curve(self) -> IoUCurve:
-        thresholds = THRESHOLDS.to(self.device)
-        level = (thresholds * (_LEVELS - 1)).long()
-        return IoUCurve(100 * self.iou_sum[level] / self.images, thresholds)
+
+def pixel_bins(scores: Tensor, objects: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Count each image's pixels in PxAP's bins of scores.
+
+    Args:
+        scores: (B, H, W) float64 in [0, 1], from `normalise`.
+        objects: (B, H, W) bool, True on the objects' pixels.
+        counted: (B, H, W) bool, the pixels that count, see `truth_masks`.
+
+    Returns:
+        The pixels on objects and elsewhere, both (B, 1001) int64.
+    """
+    bins = torch.bucketize(scores, BIN_EDGES.to(scores.device), right=True) - 1
+    image = torch.arange(len(scores), device=scores.device).view(-1, 1, 1)
+    keys = ((2 * image + objects) * len(BIN_EDGES) + bins)[counted]
+    counts = torch.bincount(keys, minlength=2 * len(scores) * len(BIN_EDGES)).view(-1, 2, len(BIN_EDGES))
+    return counts[:, 1], counts[:, 0]
+
+
+def pixel_curve(on_objects: Tensor, elsewhere: Tensor) -> PixelCurve:
+    """Return precision and recall of pixels that were counted in bins, both (..., 1001)."""
+    hits, misses = (part.flip(-1).cumsum(-1).flip(-1).double() for part in (on_objects, elsewhere))
+    return PixelCurve(hits / (hits + misses), hits / hits[..., :1], BIN_EDGES.to(hits.device))
+
+
+def pixel_area(on_objects: Tensor, elsewhere: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return PxAP of pixels that were counted in bins.
+
+    Args:
+        on_objects: Each image's pixels on objects, (N, 1001).
+        elsewhere: Each image's other pixels.
+        weights: How often each image counts, (R, N); None for each once.
+
+    Returns:
+        (R,) float64 per cent; NaN without a pixel on an object.
+    """
+    counts = (weighted_sum(part, weights) for part in (on_objects, elsewhere))
+    hits, misses = (part.flip(-1).cumsum(-1).double() for part in counts)
+    kept = hits + misses
+    precision = torch.where(kept > 0, hits / kept, 0.0)
+    steps = hits.diff(dim=-1, prepend=hits.new_zeros(len(hits), 1))
+    return percent((precision * steps).sum(-1), hits[:, -1])
 
 
 def pixel_average_precision(maps: Tensor | NDArray[Any], masks: Masks, ignore: Ignore = None, **options: Any) -> Tensor:

@@ -13,16 +13,13 @@ from torch.nn.functional import interpolate
 from torch.nn.utils.rnn import pad_sequence
 
 from camtools.errors import InputError
-from camtools.metrics.average_precision import Interpolation, ListMetric, RankedMetric, keep_apart
+from camtools.metrics.average_precision import Interpolation, RankedMetric
+from camtools.metrics.base import ListMetric, keep_apart, weighted_mean
 
 Arrays = Sequence[Tensor | NDArray[Any]]
-
-
 Sizes = Sequence[tuple[int, int]]
-
-
 Labels = Tensor | NDArray[Any] | Sequence[int]
-
+Average = Literal["pairs", "classes"]
 
 TOLERANCE = 18
 """Pixels of tolerance in Oquab et al. 2015: the pooling ratio of their network."""
@@ -48,7 +45,7 @@ def peak_points(maps: Tensor, sizes: Sizes) -> Tensor:
     if not isinstance(maps, Tensor) or maps.dim() != 3 or maps.is_complex() or 0 in maps.shape[1:]:
         got = f"{tuple(maps.shape)} {maps.dtype}" if isinstance(maps, Tensor) else type(maps).__name__
         raise InputError(
-            f"maps: expected a real tensor of shape (B, H, W), one map a pair of image and class, got {got}."
+            f"maps: expected a real tensor of shape (B, H, W), one map per pair of image and class, got {got}."
         )
     if len(sizes) != len(maps):
         raise InputError(f"sizes: got {len(sizes)} for {len(maps)} maps; give (width, height) for each.")
@@ -68,8 +65,7 @@ def peak_points(maps: Tensor, sizes: Sizes) -> Tensor:
         high = flat.amax(1, keepdim=True)
         peaks = flat >= high - 1e-9 * (high - flat.amin(1, keepdim=True))
         first = peaks.byte().argmax(1)
-        found = torch.stack([first % width, first // width], 1)
-        points[same] = torch.where(high.isnan(), -1, found)
+        points[same] = torch.where(high.isnan(), -1, torch.stack([first % width, first // width], 1))
     return points
 
 
@@ -119,7 +115,7 @@ def padded_boxes(boxes: Arrays, difficult: Arrays | None, points: Tensor) -> tup
             )
         if flags.shape != row.shape[:1] or flags.dtype != torch.bool:
             raise InputError(
-                f"difficult[{index}]: expected bool of shape ({len(row)},), one a box, got {tuple(flags.shape)} "
+                f"difficult[{index}]: expected bool of shape ({len(row)},), one per box, got {tuple(flags.shape)} "
                 f"{flags.dtype}."
             )
     present = torch.tensor([len(row) > 0 for row in rows], dtype=torch.bool, device=device)
@@ -150,16 +146,13 @@ def class_labels(labels: Labels | None, points: Tensor) -> Tensor:
 
 
 def check_tolerance(value: object, owner: str) -> None:
-    """Refuse what is no number of pixels.
+    """Check a number of pixels.
 
     Raises:
         InputError: `value` is not a finite number of at least 0.
     """
     if not (isinstance(value, Real) and 0 <= float(value) < float("inf")):
         raise InputError(f"{owner}(tolerance={value!r}): expected a number of pixels >= 0; Oquab et al. have 18.")
-
-
-Average = Literal["pairs", "classes"]
 
 
 class PointingGame(ListMetric):
@@ -183,7 +176,7 @@ class PointingGame(ListMetric):
     """
 
     hits: list[Tensor]
-    """(N,) uint8, 1 for a hit; one entry a pair that counts."""
+    """(N,) uint8, 1 for a hit; one entry per pair that counts."""
     labels: list[Tensor]
     """(N,) int64, the pairs' classes; -1 where none was given."""
 
@@ -228,7 +221,7 @@ class PointingGame(ListMetric):
     def compute(self) -> Tensor:
         """Return the accuracy in per cent, () float64; NaN before any pair that counts was seen."""
         if self.average == "pairs":
-            return 100 * self.joined("hits").double().mean()
+            return weighted_mean(self.joined("hits"))[0]
         return torch.tensor(list(self._per_class().values()), dtype=torch.float64, device=self.device).mean()
 
     def per_class(self) -> dict[int, float]:
@@ -241,10 +234,10 @@ class PointingGame(ListMetric):
             return self._per_class()
 
     def _per_class(self) -> dict[int, float]:
-        labels, hits = self.joined("labels"), self.joined("hits").double()
+        labels, hits = self.joined("labels"), self.joined("hits")
         if (labels < 0).any():
             raise InputError("per_class(): some maps were added without their class; give labels at every update.")
-        return {label: 100 * hits[labels == label].mean().item() for label in labels.unique().tolist()}
+        return {label: weighted_mean(hits[labels == label]).item() for label in labels.unique().tolist()}
 
 
 class PointingMAP(RankedMetric):
@@ -252,7 +245,7 @@ class PointingMAP(RankedMetric):
 
     Every pair of image and class is one detection, its score the classifier's, its place the maximum of the class's
     map. It is a true positive if it points at a box of the class (see `PointingGame`), else a false positive: also
-    where the class is not in the image. There is one object to find an image and class. Therefore all classes of all
+    where the class is not in the image. There is one object to find per image and class. Therefore all classes of all
     images have to be given, absent ones with no boxes; the map of an absent class does not matter. Pairs whose boxes
     are all difficult, or all without a place, are left out.
 

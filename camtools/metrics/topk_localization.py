@@ -6,20 +6,40 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import Metric
 
 from camtools.errors import InputError
-from camtools.metrics.box_ious import LEVELS, Boxes, Sizes, check_workers, checked_boxes, largest_ious
+from camtools.metrics.base import best_level
+from camtools.metrics.box_accuracy import HitMetric, box_hits
+from camtools.metrics.box_ious import LEVELS, Boxes, Sizes, checked_boxes, largest_ious
+from camtools.metrics.localization_map import box_iou
 from camtools.metrics.scoremap import PROTOCOL_SIZE, THRESHOLDS, scoremaps
 
 Labels = Tensor | NDArray[Any] | Sequence[int]
 
 
-class TopKLocalization(Metric):
+def topk_hits(
+    ious: Tensor, ranks: Tensor, top: Sequence[int], iou: float = 0.5, weights: Tensor | None = None
+) -> Tensor:
+    """Count the images that are localised at each level, and whose class is among the k likeliest besides.
+
+    Args:
+        ious: `largest` of `box_ious`, (N, T).
+        ranks: From `class_ranks`, (N,).
+        top: The k.
+        iou: IoU from which on a box is right.
+        weights: How often each image counts, (R, N); None for each once.
+
+    Returns:
+        (R, 1 + len(top), T), of GT-known first: `best_level` of it chooses the level for all.
+    """
+    right = [ious] + [torch.where((ranks < k)[:, None], ious, 0.0) for k in top]
+    return torch.cat([box_hits(kept, (iou,), weights) for kept in right], 1)
+
+
+class TopKLocalization(HitMetric):
     """Top-1 Loc, Top-5 Loc and GT-known Loc, per cent of the images.
 
     GT-known: the box from the true class's map has IoU >= 0.5 with a true box. Top-k: the true class is among the k
@@ -41,20 +61,9 @@ class TopKLocalization(Metric):
         InputError: A parameter is outside its range.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
     threshold: float | Literal["best"]
     top: tuple[int, ...]
     iou: float
-    size: tuple[int, int] | None
-    workers: int | None
-    hits: Tensor
-    """(1 + len(top), 256) int64: how many images are GT-known and Top-k hits at each level."""
-    images: Tensor
-    """() int64, how many images there were."""
-    settings: Tensor
-    """What is being counted. A state only so that a MetricCollection never takes two metrics for the same one."""
 
     def __init__(
         self,
@@ -65,23 +74,17 @@ class TopKLocalization(Metric):
         workers: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
         if threshold != "best" and not (isinstance(threshold, Real) and 0 <= threshold < 1):
             raise InputError(f'TopKLocalization(threshold={threshold!r}): expected a number in [0, 1), or "best".')
         if not (isinstance(iou, Real) and 0 < iou <= 1):
             raise InputError(f"TopKLocalization(iou={iou!r}): expected a number in (0, 1], such as 0.5.")
         if not all(isinstance(k, int) and k > 0 for k in top):
             raise InputError(f"TopKLocalization(top={top!r}): expected positive integers, such as (1, 5).")
+        fixed = -1.0 if threshold == "best" else float(threshold)
+        super().__init__(1 + len(top), size, workers, [fixed, iou, *top], **kwargs)
         self.threshold = threshold
         self.top = tuple(top)
         self.iou = float(iou)
-        self.size = size
-        self.workers = check_workers(workers)
-        fixed = -1.0 if threshold == "best" else float(threshold)
-        settings = torch.tensor([fixed, iou, *(size or (0, 0)), *self.top], dtype=torch.float64)
-        self.add_state("hits", torch.zeros(1 + len(self.top), LEVELS, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("settings", settings, dist_reduce_fx="max")
 
     def update(self, maps: Tensor, boxes: Boxes, sizes: Sizes, logits: Tensor, labels: Labels) -> None:
         """Add a batch of maps.
@@ -118,14 +121,16 @@ class TopKLocalization(Metric):
             InputError: As in `update`.
         """
         ranks = class_ranks(logits, labels)
-        found = torch.as_tensor(predicted).detach().cpu().double().numpy()
-        if found.ndim != 2 or found.shape[1] != 4:
+        boxed = torch.as_tensor(predicted).detach().cpu().double()
+        if boxed.ndim != 2 or boxed.shape[1] != 4:
             raise InputError(
-                f"predicted: expected (B, 4), one box per image and NaN for none, got {tuple(found.shape)}. "
+                f"predicted: expected (B, 4), one box per image and NaN for none, got {tuple(boxed.shape)}. "
                 "The box of an explanation is explanation.box."
             )
-        truths = checked_boxes(boxes, sizes, len(found))
-        best = [_continuous_iou(box, truth).max() for box, truth in zip(found, truths, strict=True)]
+        truths = checked_boxes(boxes, sizes, len(boxed))
+        best = [
+            box_iou(box[None], torch.from_numpy(truth)).max().item() for box, truth in zip(boxed, truths, strict=True)
+        ]
         self.update_ious(torch.tensor(best, dtype=torch.float64).view(-1, 1).expand(-1, LEVELS), ranks)
 
     def update_ious(self, ious: Tensor, ranks: Tensor) -> None:
@@ -138,7 +143,7 @@ class TopKLocalization(Metric):
         Raises:
             InputError: The shapes are others.
         """
-        self._computed, self._update_count = None, self._update_count + 1  # as torchmetrics does around `update`
+        self.updated()
         self._add(ious, ranks)
 
     def _add(self, ious: Tensor, ranks: Tensor) -> None:
@@ -148,10 +153,7 @@ class TopKLocalization(Metric):
                 f"got boxes of {len(ious)} images, {tuple(ious.shape)}, and {len(ranks)} rows of logits; expected as "
                 "many of both."
             )
-        right = ious.to(ranks.device) >= self.iou
-        hits = torch.stack([right.sum(0), *((right & (ranks < k)[:, None]).sum(0) for k in self.top)])
-        self.hits = self.hits + hits.to(self.hits.device)
-        self.images = self.images + len(ranks)
+        self.count(topk_hits(ious.to(ranks.device), ranks, self.top, self.iou)[0], len(ranks))
 
     def compute(self) -> dict[str, Tensor]:
         """Return "gt_known" and, for each k, "top1", "top5" in per cent, () float64 each; NaN before any image."""
@@ -168,11 +170,10 @@ class TopKLocalization(Metric):
             return torch.where(self.images == 0, torch.nan, THRESHOLDS[index].to(self.device))
 
     def _level(self) -> int:
-        """Return the level at which boxes are read."""
+        """Return the level at which boxes are read; no threshold below 1 reaches the last."""
         if self.threshold != "best":
             return int(self.threshold * (LEVELS - 1))
-        known = self.hits[0, : LEVELS - 1]  # no threshold below 1 reaches the last level
-        return int((known == known.max()).nonzero()[0])
+        return int(best_level(self.hits[None, :1, : LEVELS - 1], self.images[None]).levels)
 
 
 def class_ranks(logits: Tensor, labels: Labels) -> Tensor:
@@ -215,13 +216,3 @@ def topk_localization(
     metric = TopKLocalization(**options)
     metric.update(torch.as_tensor(maps), boxes, sizes, logits, labels)
     return metric.compute()
-
-
-def _continuous_iou(box: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the IoU of one half-open box (4,) with several (N, 4): 0 for a box of NaN."""
-    if np.isnan(box).any():
-        return np.zeros(len(truth))
-    sides = np.minimum(box[2:], truth[:, 2:]) - np.maximum(box[:2], truth[:, :2])
-    common = np.clip(sides, 0, None).prod(1)
-    union = (box[2:] - box[:2]).prod() + (truth[:, 2:] - truth[:, :2]).prod(1) - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)

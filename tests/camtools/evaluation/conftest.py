@@ -76,6 +76,6 @@ def options() -> dict:
     return {"transform": PLAIN, "class_names": COLOURS, "progress": False, "bootstrap": 50, "batch_size": 4}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def drawing():
     return draw

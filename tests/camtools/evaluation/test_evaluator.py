@@ -8,6 +8,7 @@ from PIL import Image
 import camtools
 from camtools.datasets import BoxFolder, Record, RecordDataset
 from camtools.evaluation import METRICS, EvaluationResult
+from camtools.evaluation.statistics import FORMER
 from camtools.metrics import (
     LocalizationMAP,
     MaxBoxAcc,
@@ -88,8 +89,8 @@ def test_box_metrics_are_those_of_the_metric_classes(model, images, options):
     assert found["MaxBoxAcc"].threshold == pytest.approx(float(one.best_threshold))
     assert found["MaxBoxAccV2"].value == pytest.approx(float(several.compute()))
     assert found["MaxBoxAccV2"].threshold == pytest.approx(several.best_threshold.tolist())
-    assert found["Top-1 Loc"].value == pytest.approx(float(top.compute()["top1"]))
-    assert found["Top-5 Loc"].value == pytest.approx(float(top.compute()["top5"]))
+    assert found["Top-1 Loc@best"].value == pytest.approx(float(top.compute()["top1"]))
+    assert found["Top-5 Loc@best"].value == pytest.approx(float(top.compute()["top5"]))
     assert 0 < found["MaxBoxAccV2"].value < 100
     exact = box_ious(scoremaps(maps[:, 0]), *truth)
     np.testing.assert_array_equal(result.rows.v1[0], exact.largest.float().numpy())
@@ -171,7 +172,7 @@ def test_mask_metrics_are_those_of_the_metric_classes(model, options):
     np.testing.assert_array_equal(result.rows.elsewhere[0].sum(0), area.elsewhere.numpy())
     np.testing.assert_allclose(result.curve("PeakIoU")[1][0], peak.curve().iou.numpy(), rtol=1e-5)
     assert "LocalizationMAP" not in found
-    assert 0 < found["MaskIoU"].value <= found["PeakIoU"].value + 1e-3  # cam's own threshold is one of those tried
+    assert 0 < found["MaskIoU@own"].value <= found["PeakIoU"].value + 1e-3  # cam's own threshold is one of those tried
 
 
 def test_several_classes_per_image(model, options):
@@ -277,3 +278,16 @@ def test_metrics_can_be_chosen(model, images, options):
     result = camtools.evaluate(model, f"boxfolder:{images}", metrics=["MaxBoxAccV2", "Pointing"], **options)
     assert result.metric_names == ("MaxBoxAccV2", "Pointing")
     assert set(METRICS) >= {"MaxBoxAcc", "PxAP", "LocalizationMAP"}
+
+
+def test_former_names_of_metrics_are_taken_with_a_warning(model, images, options):
+    with pytest.warns(DeprecationWarning, match="the metric 'Top-1 Loc' is now called 'Top-1 Loc@best'"):
+        result = camtools.evaluate(model, f"boxfolder:{images}", metrics=["Top-1 Loc", "MaxBoxAcc"], **options)
+    assert result.metric_names == ("Top-1 Loc@best", "MaxBoxAcc")
+    assert set(FORMER.values()) < set(METRICS) and not set(FORMER) & set(METRICS)
+
+
+def test_top_1_loc_is_at_most_maxboxacc(model, images, options):
+    values = camtools.evaluate(model, f"boxfolder:{images}", **options).metrics["cam"]
+    assert values["Top-1 Loc@best"].threshold == values["MaxBoxAcc"].threshold
+    assert values["Top-1 Loc@best"].value <= values["Top-5 Loc@best"].value <= values["MaxBoxAcc"].value

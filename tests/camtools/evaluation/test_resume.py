@@ -1,12 +1,9 @@
 """Runs that end early: killed at any moment, with other settings, shared by two processes."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,93 +11,116 @@ import pytest
 
 import camtools
 from camtools.errors import InputError
-from camtools.evaluation.store import Store, merged
+from camtools.evaluation.rows import Ranked, Rows
+from camtools.evaluation.store import Shard, Store, merged
+from camtools.files import replacing
 
 FILES = ("results.json", "rows.parquet", "run.json", "threshold.json")
 SCRIPT = """
-import sys, time
-sys.path.insert(0, {tests!r})
+import json, multiprocessing, os, socket, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 from conftest import COLOURS, PLAIN, Colours
 import camtools
 
 class Slow(Colours):
+    pause = 0.0
+
     def forward(self, x):
-        time.sleep({pause})
+        time.sleep(self.pause)
         return super().forward(x)
 
-for out in {outs!r}:
-    result = camtools.evaluate(
-        Slow().eval(), "boxfolder:{data}", "cam,rcam", calibrate="boxfolder:{other}", out=out, batch_size=2,
-        transform=PLAIN, class_names=COLOURS, bootstrap=30, progress=False,
-    )
-    sys.stdout.write("DONE %d %r\\n" % (len(result.rows), result.metrics["rcam"]["MaxBoxAccV2"]))
-    sys.stdout.flush()
+folder = Path(sys.argv[2])
+
+def evaluate(*outs, pause=0.0):
+    Slow.pause = pause
+    for out in outs:
+        result = camtools.evaluate(
+            Slow().eval(), f"boxfolder:{folder}/images", "cam,rcam", calibrate=f"boxfolder:{folder}/other",
+            out=out and folder / out, batch_size=2, transform=PLAIN, class_names=COLOURS, bootstrap=30, progress=False,
+        )
+        print(*outs, "DONE", len(result.rows), result.metrics["rcam"]["MaxBoxAccV2"], flush=True)
+
+def evaluate_with_another(rank, port, *outs):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}  # as torchrun sets them
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    evaluate(*outs)
+
+def start(function, *arguments, **options):
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments, kwargs=options)
+    process.start()
+    return process
+
+# What takes time is importing torch: this process does it once, and the others are forked from it.
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+both = [start(evaluate_with_another, rank, port, "two", None) for rank in (0, 1)]
+for process in both:
+    process.join()
+killed = start(evaluate, "killed", pause=0.3)
+shards, deadline = folder / "killed" / "shards", time.time() + 120
+while len(list(shards.glob("[0-9]*.parquet"))) < 3 and time.time() < deadline:
+    time.sleep(0.02)
+killed.kill()
+killed.join()
+finished = (folder / "killed" / "results.json").exists()
+before = {path.name: path.stat().st_mtime_ns for path in shards.glob("[0-9]*.parquet")}
+again = start(evaluate, "killed")
+again.join()
+evaluate("whole")
+codes = {"both": [process.exitcode for process in both], "killed": killed.exitcode, "again": again.exitcode}
+(folder / "codes.json").write_text(json.dumps({**codes, "finished": finished, "before": before}))
 """
-
-
-def script(tmp_path, name, *outs, pause=0.0):
-    text = SCRIPT.format(
-        tests=str(Path(__file__).parent),
-        data=tmp_path / "images",
-        other=tmp_path / "other",
-        outs=[str(tmp_path / out) if out else None for out in outs],
-        pause=pause,
-    )
-    (tmp_path / name).write_text(text)
-    return str(tmp_path / name)
 
 
 def content(folder):
     return {name: (folder / name).read_bytes() for name in FILES}
 
 
+def draw_both(drawing, folder):
+    drawing(folder / "images", count=14, broken=3)
+    drawing(folder / "other", count=6, seed=9)
+    return folder
+
+
 @pytest.fixture
 def drawn(drawing, tmp_path):
-    drawing(tmp_path / "images", count=14, broken=3)
-    drawing(tmp_path / "other", count=6, seed=9)
-    return tmp_path
+    return draw_both(drawing, tmp_path)
 
 
-@pytest.fixture
-def whole(drawn):
-    """The files of a run that nobody disturbed."""
-    done = subprocess.run([sys.executable, script(drawn, "a.py", "whole")], capture_output=True, text=True, timeout=200)
+@pytest.fixture(scope="module")
+def runs(drawing, tmp_path_factory, run_python):
+    """A folder with runs: "two" by two processes, "killed" and gone on with, and "whole" that nobody disturbed.
+
+    With it what they printed, and what came of the processes.
+    """
+    folder = draw_both(drawing, tmp_path_factory.mktemp("runs"))
+    done = run_python("-c", SCRIPT, Path(__file__).parent, folder)
     assert done.returncode == 0, done.stderr
-    assert "DONE 13" in done.stdout
-    return content(drawn / "whole")
+    return folder, done.stdout.splitlines(), json.loads((folder / "codes.json").read_text())
 
 
-def test_killed_and_started_again_ends_with_the_same_files(drawn, whole):
-    command = [sys.executable, script(drawn, "b.py", "killed", pause=0.3)]
-    shards = drawn / "killed" / "shards"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.time() + 120
-    while len(list(shards.glob("*.npz"))) < 3 and time.time() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
-    assert not (drawn / "killed" / "results.json").exists()
-    before = {path.name: path.stat().st_mtime_ns for path in shards.glob("*.npz")}
-    assert 3 <= len(before) < 7
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert content(drawn / "killed") == whole
-    kept = [name for name, when in before.items() if (shards / name).stat().st_mtime_ns == when]
-    assert len(kept) == len(before)
+def test_killed_and_started_again_ends_with_the_same_files(runs):
+    folder, printed, codes = runs
+    assert any(line.startswith("whole DONE 13") for line in printed)
+    assert codes["killed"] == -signal.SIGKILL and not codes["finished"]
+    assert 3 <= len(codes["before"]) < 7
+    assert codes["again"] == 0
+    assert content(folder / "killed") == content(folder / "whole")
+    shards = folder / "killed" / "shards"
+    kept = [name for name, when in codes["before"].items() if (shards / name).stat().st_mtime_ns == when]
+    assert len(kept) == len(codes["before"])
 
 
-def test_two_processes_give_the_numbers_of_one(drawn, whole):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, script(drawn, "c.py", "two", None)]  # with and without files
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if "DONE" in line]
+def test_two_processes_give_the_numbers_of_one(runs):
+    folder, printed, codes = runs
+    assert codes["both"] == [0, 0]
+    lines = [line for line in printed if line.startswith("two None DONE")]  # with and without files
     assert (len(lines), len(set(lines))) == (4, 1)  # both have the whole result, both times
-    assert content(drawn / "two") == whole
+    assert content(folder / "two") == content(folder / "whole")
 
 
 class TestInThisProcess:
@@ -111,7 +131,7 @@ class TestInThisProcess:
     def test_nothing_is_done_twice(self, model, drawn, options):
         first = self.run(model, drawn, options)
         assert first.timing["images"] == 14
-        (drawn / "out" / "shards" / "00000004-00000007.npz").unlink()
+        (drawn / "out" / "shards" / "00000004-00000007-4.rows.parquet").unlink()
         again = self.run(model, drawn, options)
         assert again.timing["images"] == 5  # four that were lost, and the broken one
         assert again.metrics == first.metrics
@@ -127,7 +147,7 @@ class TestInThisProcess:
 
     def test_another_batch_size_goes_on(self, model, drawn, options):
         first = self.run(model, drawn, options)
-        for path in sorted((drawn / "out" / "shards").glob("*.npz"))[1:]:
+        for path in sorted((drawn / "out" / "shards").glob("*.parquet"))[1:]:
             path.unlink()
         again = self.run(model, drawn, options, batch_size=3)
         assert again.rows.ids == first.rows.ids
@@ -163,8 +183,10 @@ class TestInThisProcess:
 
     def test_a_broken_shard_is_named(self, model, drawn, options):
         self.run(model, drawn, options)
-        (drawn / "out" / "shards" / "00000000-00000003.npz").write_bytes(b"PK")
-        with pytest.raises(InputError, match=r"00000000-00000003\.npz is broken .* delete it, and run again"):
+        (drawn / "out" / "shards" / "00000000-00000003-4.rows.parquet").write_bytes(b"PK")
+        with pytest.raises(
+            InputError, match=r"00000000-00000003-4\.rows\.parquet is broken .* delete it, and run again"
+        ):
             self.run(model, drawn, options)
 
     def test_refuses_what_is_no_run(self, model, drawn, options):
@@ -187,31 +209,71 @@ class TestInThisProcess:
         with pytest.raises(InputError, match="no image could be evaluated: 14 failed"):
             self.run(model, drawn, options)
 
+    def test_a_batch_that_begins_and_ends_with_failures_keeps_its_others(self, model, drawn, options):
+        paths = [drawn / "images" / "000.png", drawn / "images" / "deep" / "003.png"]
+        paths[0].write_bytes(b"")
+        assert len(self.run(model, drawn, options).failed) == 2
+        again = self.run(model, drawn, options)  # tries images 0 and 3 of the first four again
+        assert (again.timing["images"], len(again.rows), len(again.failed)) == (2, 12, 2)
+        for path in paths:
+            shutil.copy(drawn / "images" / "002.png", path)
+        assert self.run(model, drawn, options).rows.index.tolist() == list(range(14))
+
 
 def shard(done, failed=()):
-    return {
-        "done/index": np.array(done),
-        "failed/index": np.array(failed, dtype=np.int64),
-        "failed/id": np.array([f"p{i}" for i in failed], dtype=np.str_),
-        "failed/error": np.array(["broken"] * len(failed), dtype=np.str_),
-        "rows/index": np.repeat(done, 2),
-        "rows/value": np.arange(2 * len(done)) + 10 * min(done),
-    }
+    """A batch with two rows per image, numbered by `labels`."""
+    count = 2 * len(done)
+    rows = Rows(
+        index=np.repeat(done, 2),
+        ids=[f"p{i}" for i in np.repeat(done, 2)],
+        labels=np.arange(count) + 10 * min(done),
+        names=["a"] * count,
+        sizes=np.full((count, 2), 8),
+        truth=[np.zeros((0, 4), dtype=np.float32)] * count,
+        v1=np.zeros((1, count, 256), dtype=np.float32),
+        v2=np.zeros((1, count, 256), dtype=np.float32),
+        pointing=np.zeros((1, count), dtype=np.float32),
+    )
+    return Shard(list(done), [(i, f"p{i}", "broken") for i in failed], rows)
 
 
 def test_batches_are_merged_in_the_order_of_images():
-    tables, failed = merged([shard([4, 3], [9]), shard([1, 2], [5]), shard([5, 4])])
-    assert tables["done/index"].tolist() == [1, 2, 3, 4, 5]
-    assert tables["rows/index"].tolist() == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
-    assert tables["rows/value"].tolist() == [10, 11, 12, 13, 32, 33, 30, 31, 40, 41]
+    measured, failed = merged([shard([4, 3], [9]), shard([1, 2], [5]), shard([5, 4])], ("cam",))
+    assert measured.rows.index.tolist() == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert measured.rows.labels.tolist() == [10, 11, 12, 13, 32, 33, 30, 31, 40, 41]
+    assert measured.rows.ids == [f"p{i}" for i in measured.rows.index]
     assert failed == [(9, "p9", "broken")]  # 5 was done later
 
 
+def test_detections_are_merged_with_their_rows():
+    def ranked(images):
+        index = np.array(images)
+        return Ranked(index, index, index.astype(np.float32), index > 0, index, index)
+
+    parts = [replace(shard([4, 3]), detections={"cam": {"boxes": ranked([4, 3, 3])}}), shard([1])]
+    parts.append(replace(shard([2, 4]), detections={"cam": {"boxes": ranked([2, 4]), "points": ranked([2])}}))
+    measured, _ = merged(parts, ("cam",))
+    assert measured.detections["cam"]["boxes"].image.tolist() == [2, 3, 3, 4]
+    assert measured.detections["cam"]["points"].true_label.tolist() == [2]
+
+
 def test_leftovers_of_a_killed_process_go(tmp_path):
-    store = Store(tmp_path, {"a": (1, 2)})
+    store = Store(tmp_path, ("cam",), {"a": (1, 2)})
     store.add(shard([1]))
-    (tmp_path / "shards" / ".x.npz.1.part").write_bytes(b"")
-    again = Store(tmp_path, {"a": [1, 2]})
-    assert [path.name for path in (tmp_path / "shards").iterdir()] == ["00000001-00000001.npz"]
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "shards" / "x.parquet") as partial:
+        partial.write_bytes(b"")
+        shutil.copy(partial, tmp_path / "left")
+        raise KeyboardInterrupt
+    shutil.copy(tmp_path / "left", partial)
+    again = Store(tmp_path, ("cam",), {"a": [1, 2]})
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == ["00000001-00000001-1.rows.parquet"]
     assert again.done() == {1}
     assert json.loads((tmp_path / "run.json").read_text()) == {"a": [1, 2]}
+
+
+def test_a_batch_without_rows_is_done(tmp_path):
+    store = Store(tmp_path, ("cam",), {})
+    store.add(Shard([4], [(5, "p5", "broken")]))
+    (found,) = Store(tmp_path, ("cam",), {}).read()
+    assert (found.done, found.failed, found.rows, found.detections) == ([4], [(5, "p5", "broken")], None, {})
+    assert store.done() == {4}

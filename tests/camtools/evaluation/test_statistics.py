@@ -2,18 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 import camtools
 from camtools.errors import InputError
-from camtools.evaluation.results import LEVEL_OF, Ranked
-from camtools.evaluation.statistics import (
-    BestLevel,
-    MeanAveragePrecision,
-    PooledPixels,
-    image_weights,
-    interval,
-    threshold_of,
-)
+from camtools.evaluation.results import LEVEL_OF
+from camtools.evaluation.rows import Ranked, Rows
+from camtools.evaluation.statistics import Measured, image_weights, interval, threshold_of
 from camtools.metrics import average_precision
 
 
@@ -46,7 +41,7 @@ def test_the_deltas_of_an_evaluation_are_those_of_a_plain_loop(model, images, op
     result = camtools.evaluate(model, f"boxfolder:{images}", "cam;NWC,PaS(90)", **{**options, "bootstrap": 40})
     rows = result.rows
     generator = np.random.default_rng(0)
-    deltas = {"MaxBoxAcc": [], "MaxBoxAccV2": [], "Top-1 Loc": [], "GT-known": []}
+    deltas = {"MaxBoxAcc": [], "MaxBoxAccV2": [], "Top-1 Loc@best": [], "GT-known@own": []}
     for _ in range(40):
         drawn = generator.integers(0, len(rows), len(rows))
         found = {name: [] for name in deltas}
@@ -57,8 +52,8 @@ def test_the_deltas_of_an_evaluation_are_those_of_a_plain_loop(model, images, op
             by_iou = [100 * (v2[:, LEVEL_OF] >= np.float32(iou)).mean(0).max() for iou in (0.3, 0.5, 0.7)]
             found["MaxBoxAccV2"].append(np.mean(by_iou))
             right = (rows.rank[drawn] < 1)[:, None] & (v1[:, LEVEL_OF] >= 0.5)
-            found["Top-1 Loc"].append(100 * right.mean(0)[curve.argmax()])
-            found["GT-known"].append(100 * (rows.own_iou[p, drawn] >= 0.5).mean())
+            found["Top-1 Loc@best"].append(100 * right.mean(0)[curve.argmax()])
+            found["GT-known@own"].append(100 * (rows.own_iou[p, drawn] >= 0.5).mean())
         for name, (base, other) in found.items():
             deltas[name].append(other - base)
     for name, expected in deltas.items():
@@ -75,14 +70,33 @@ def test_no_replicates_no_interval(model, images, options):
     assert value.delta is not None and (value.low, value.high) == (None, None)
 
 
+def rows_of(index, **columns):
+    """Rows of one pipeline with a true box each; IoU 0 unless given."""
+    count = len(index)
+    zeros = np.zeros((1, count, 256), dtype=np.float32)
+    given = {"v1": zeros, "v2": zeros, "pointing": np.ones((1, count), dtype=np.float32)} | columns
+    return Rows(
+        index=np.array(index),
+        ids=[str(i) for i in index],
+        labels=np.zeros(count, dtype=np.int64),
+        names=["a"] * count,
+        sizes=np.full((count, 2), 8),
+        truth=[np.array([[0, 0, 4, 4]], dtype=np.float32)] * count,
+        **given,
+    )
+
+
 def test_best_level_by_hand():
-    part = np.array([[1, 0, 1], [0, 1, 1], [0, 1, 0]], dtype=np.float32)
-    statistic = BestLevel([part], np.array([0, 1, 1]))  # two rows are of image 1
+    v1 = np.zeros((1, 3, 256), dtype=np.float32)
+    v1[0, :, :3] = [[1, 0, 1], [0, 1, 1], [0, 1, 0]]
+    v1[0, 0, 2] = 0.4
+    rows = rows_of([7, 9, 9], v1=v1)  # two rows are of the second image
+    statistic = Measured(("cam",), rows, {}).statistic("MaxBoxAcc", "cam")
     found = statistic(np.array([[1, 1], [2, 0], [0, 0]]))
-    assert found.value[:2] == pytest.approx([200 / 3, 100])
-    assert np.isnan(found.value[2])
+    assert found.value[:2].tolist() == pytest.approx([200 / 3, 100])
+    assert found.value[2].isnan()
     assert found.levels[:2].tolist() == [[1], [0]]  # the first of equals
-    assert statistic.at(np.array([0])) == pytest.approx(100 / 3)
+    assert float(statistic(np.array([[1, 1]]), torch.tensor([0])).value) == pytest.approx(100 / 3)
 
 
 def test_thresholds_are_the_smallest_that_read_a_level():
@@ -101,11 +115,10 @@ def test_mean_average_precision_with_weights_is_that_of_repeated_images():
         true_image=np.repeat(np.arange(6), 6),
         true_label=np.tile([0, 0, 0, 1, 1, 1], 6),
     )
-    import torch
-
-    statistic = MeanAveragePrecision(ranked, np.arange(6))
+    measured = Measured(("cam",), rows_of(range(6)), {"cam": {"boxes": ranked}})
+    statistic = measured.statistic("LocalizationMAP", "cam")
     weights = np.array([[1, 1, 1, 1, 1, 1], [2, 0, 1, 3, 0, 0]])
-    for row, value in zip(weights, statistic(weights).value, strict=True):
+    for row, value in zip(weights, statistic(weights).value.tolist(), strict=True):
         precisions = []
         for label in (0, 1):
             chosen = np.flatnonzero(ranked.label == label)
@@ -119,6 +132,7 @@ def test_pooled_pixels_by_hand():
     on, off = np.zeros((2, 1001), dtype=np.uint16), np.zeros((2, 1001), dtype=np.uint16)
     on[0, 1000], off[0, 500], on[0, 0] = 3, 2, 1  # precision 1 at recall 3/4, 4/6 at recall 1
     on[1, 10] = 5
-    found = PooledPixels(on, off, np.array([0, 1]))(np.array([[1, 0], [0, 2], [0, 0]]))
-    assert found.value[:2] == pytest.approx([100 * (3 / 4 + 4 / 6 / 4), 100])
-    assert np.isnan(found.value[2])
+    measured = Measured(("cam",), rows_of([0, 1], on_objects=on[None], elsewhere=off[None]), {})
+    found = measured.statistic("PxAP", "cam")(np.array([[1, 0], [0, 2], [0, 0]]))
+    assert found.value[:2].tolist() == pytest.approx([100 * (3 / 4 + 4 / 6 / 4), 100])
+    assert found.value[2].isnan()

@@ -266,7 +266,11 @@ def test_box_iou():
         ([one([BOX], [0.5])], [{"boxes": []}], r"target\[0\]: expected a dict with .*there is no 'labels'"),
         ([one([BOX], [0.5])], [torch.tensor(BOX)], r"target\[0\]: expected a dict"),
         ([one([BOX[:3]], [0.5])], [one([])], r"preds\[0\]\['boxes'\]: expected shape \(n, 4\).* got \(1, 3\)"),
-        ([one([BOX], [0.5, 0.1])], [one([])], r"preds\[0\]\['scores'\]: expected shape \(1,\), one a box, got \(2,\)"),
+        (
+            [one([BOX], [0.5, 0.1])],
+            [one([])],
+            r"preds\[0\]\['scores'\]: expected shape \(1,\), one per box, got \(2,\)",
+        ),
         ([one([BOX], [0.5], [1, 1])], [one([])], r"preds\[0\]\['labels'\]: expected shape \(1,\)"),
         ([one([BOX], [0.5], [1.5])], [one([])], r"preds\[0\]\['labels'\]: expected integers.*float32"),
         ([one([BOX], [float("nan")])], [one([])], r"preds\[0\]: a box or a score is NaN"),

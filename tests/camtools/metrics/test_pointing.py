@@ -266,7 +266,7 @@ GOOD = {"maps": torch.rand(1, 4, 4), "boxes": [torch.tensor(BOX)], "sizes": [(10
         ({"labels": [0.5]}, "labels: expected 1 class indices .*float32"),
         ({"labels": [-1]}, "labels: .* with a negative one"),
         ({"difficult": []}, "difficult: got 0 for 1 maps"),
-        ({"difficult": [torch.zeros(1)]}, r"difficult\[0\]: expected bool of shape \(1,\), one a box, got .*float32"),
+        ({"difficult": [torch.zeros(1)]}, r"difficult\[0\]: expected bool of shape \(1,\), one per box, got .*float32"),
         ({"difficult": [torch.zeros(2).bool()]}, r"difficult\[0\]: expected bool of shape \(1,\)"),
     ],
 )
