@@ -63,8 +63,8 @@ class Affinity(Step):
         maps = state.require("maps", self).float()
         if state.pyramid is None:
             raise PipelineError(
-                f"{self!r} needs a pyramid, but this state has none. Fill State.pyramid from "
-                f"camtools.wrap(model).activations(x, pyramid={self.levels}).pyramid, or leave {type(self).__name__} out."
+                f"{self!r} needs a pyramid, but this state has none. Fill State.pyramid from camtools.wrap(model)"
+                f".activations(x, pyramid={self.levels}).pyramid, or leave {type(self).__name__} out."
             )
         pyramid = state.pyramid[: self.levels]
         if not pyramid:

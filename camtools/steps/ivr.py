@@ -21,8 +21,8 @@ class IVR(Step):
     is that of the authors' released code (GenDisc/IVR, `config.py`, `--percentile 0.45`).
 
     Args:
-        percentile: The share that becomes 0, in percent of the map's pixels, from 0 (min-max normalisation) up to but not
-            including 100. Interpolated linearly, as by `numpy.percentile`; the authors' code takes the next value
+        percentile: The share that becomes 0, in percent of the map's pixels, from 0 (min-max normalisation) up to but
+            not including 100. Interpolated linearly, as by `numpy.percentile`; the authors' code takes the next value
             above instead, which differs by less than one pixel's rank.
 
     Raises:
