@@ -141,7 +141,7 @@ def _entries(result: EvaluationResult, metric: str, shown: tuple[Panel, ...]) ->
                 tail += f", calibrated {value.calibrated:.1f}"
         # the name is cut to two lines, its value never
         entries.append("\n".join(wrapped(line.name, face, room - face.getlength(tail), 2)) + tail)
-    if any(line.calibrated for panel in shown for line in panel.lines):
+    if any(line.calibrated is not None for panel in shown for line in panel.lines):
         entries += ["best for this data", "at the threshold chosen on the calibration data"]
     widest = max(face.getlength(words) for entry in entries for words in entry.splitlines())
     return entries, max(1, min(4, len(entries), int(WIDTH * DPI // (widest + 6 * face.size))))
@@ -153,11 +153,12 @@ def _draw(ax: Axes, panel: Panel) -> None:
         marked = {"marker": ""} if line.best is None else {"markevery": [], "markeredgecolor": "white"}  # in the legend
         (drawn,) = ax.plot(line.x, line.y, label=line.name, clip_on=False, **marked)
         look: dict[str, Any] = {"color": drawn.get_color(), "marker": drawn.get_marker(), "linestyle": "none"}
-        if line.calibrated is not None:
-            ax.plot(*line.calibrated, label="_calibrated", zorder=4, clip_on=False, markerfacecolor="white", **look)
-        if line.best is not None:
-            point = line.x[line.best], line.y[line.best]
-            ax.plot(*point, label="_best", zorder=5, clip_on=False, markeredgecolor="white", **look)
+        for at, name, colours in (
+            (line.calibrated, "_calibrated", {"markerfacecolor": "white"}),
+            (line.best, "_best", {"markeredgecolor": "white"}),
+        ):
+            if at is not None:
+                ax.plot(line.x[at], line.y[at], label=name, zorder=4, clip_on=False, **look, **colours)
     highest = max(panel.lines, key=lambda line: float(line.y.max()))
     if highest.best is not None:
         x, y = highest.x[highest.best], highest.y[highest.best]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from camtools.drawing.text import cut
 from camtools.errors import InputError
-from camtools.evaluation.results import V2_IOUS, EvaluationResult, Value
+from camtools.evaluation.results import V2_IOUS, EvaluationResult
+from camtools.evaluation.rows import Rows
+from camtools.metrics.pixel import pixel_area, pixel_curve
 
-Point = tuple[float, float]
 CURVES = ("MaxBoxAcc", "MaxBoxAccV2", "PxAP", "PeakIoU")
 """Metrics that have a figure."""
 
@@ -27,7 +28,7 @@ class Line:
         y: (T,) float64, per cent.
         label: The metric, and where it has one its threshold; the calibrated ones; an earlier line with the same curve.
         best: Index of the maximum (the first of equal ones); None on a precision-recall curve.
-        calibrated: The point at the threshold chosen on other data; None without one.
+        calibrated: Index of the threshold chosen on other data; None without one.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Line:
     y: NDArray[np.float64]
     label: str
     best: int | None = None
-    calibrated: Point | None = None
+    calibrated: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +71,11 @@ def panels(result: EvaluationResult, metric: str) -> tuple[Panel, ...]:
     """
     if metric not in CURVES:
         raise InputError(f"{metric!r} has no curve: expected one of {', '.join(CURVES)}")
+    if metric not in available(result):
+        truth = "boxes" if metric.startswith("MaxBoxAcc") else "masks"
+        raise InputError(f"{metric} has no curve here: none of the {len(result.rows)} rows has true {truth}")
     if metric == "PxAP":
         return (_precision_recall(result),)
-    _need_truth(result, metric)
     if metric == "MaxBoxAccV2":
         parts = [_over_thresholds(result, f"{metric}@{iou}", metric, k) for k, iou in enumerate(V2_IOUS)]
         return (*parts, _over_thresholds(result, metric, metric, None))
@@ -81,38 +84,38 @@ def panels(result: EvaluationResult, metric: str) -> tuple[Panel, ...]:
 
 def available(result: EvaluationResult) -> tuple[str, ...]:
     """Return the metrics that `panels` can show."""
-    rows = result.rows
-    boxes = bool((~np.isnan(rows.v1[:, :, 0])).any())
-    masks = rows.mask_iou is not None and bool((~np.isnan(rows.mask_iou[:, :, 0])).any())
-    pixels = rows.on_objects is not None and bool(rows.on_objects.any())
-    there = {"MaxBoxAcc": boxes, "MaxBoxAccV2": boxes, "PxAP": pixels, "PeakIoU": masks}
-    return tuple(name for name in CURVES if there[name])
+    return tuple(metric for metric in CURVES if _measured(result.rows, metric).any())
 
 
 def counted(result: EvaluationResult, metric: str) -> str:
     """Say what a metric's curve is the mean over, as "1,000 images"."""
-    rows = result.rows
-    if metric == "PxAP" and rows.on_objects is not None:
-        used = rows.on_objects[0].any(1)
-    elif metric in ("PxAP", "PeakIoU"):
-        used = np.ones(len(rows), dtype=bool) if rows.mask_iou is None else ~np.isnan(rows.mask_iou[0, :, 0])
-    else:
-        used = ~np.isnan(rows.v1[0, :, 0])
-    number, images = int(used.sum()), len(np.unique(rows.index[used]))
+    used = _measured(result.rows, metric)
+    number, images = int(used.sum()), len(np.unique(result.rows.index[used]))
     plural = "s" * (images != 1)
     return f"{images:,} image{plural}" if number == images else f"{number:,} classes in {images:,} images"
+
+
+def _measured(rows: Rows, metric: str) -> NDArray[np.bool_]:
+    """Return which rows count in a metric's curve, (N,)."""
+    values = {"PxAP": rows.on_objects, "PeakIoU": rows.mask_iou}.get(metric, rows.v1)
+    if values is None:
+        return np.zeros(len(rows), dtype=bool)
+    return np.asarray(values[0].any(1) if metric == "PxAP" else ~np.isnan(values[0, :, 0]))
 
 
 def _over_thresholds(result: EvaluationResult, curve: str, metric: str, part: int | None) -> Panel:
     """Return a panel over thresholds; `part` says which of several calibrated thresholds is its own, None for none."""
     x, ys = result.curve(curve)
     lines: list[Line] = []
-    for name, y in zip(result.pipelines, np.asarray(ys, dtype=np.float64), strict=True):
-        best = int(np.argmax(y))
+    for name, y in zip(result.pipelines, ys, strict=True):
+        best, calibrated = int(np.argmax(y)), None
         label = f"{y[best]:.1f} at {x[best]:.3f}"
-        calibrated = _calibrated(result.metrics.get(name, {}).get(metric), part, x, y)
-        if calibrated is not None:
-            label += f", calibrated {calibrated[1]:.1f} at {calibrated[0]:.3f}"
+        value = result.metrics.get(name, {}).get(metric)
+        threshold = None if value is None else value.calibrated_threshold
+        if threshold is not None and part is not None:
+            tau = threshold[part] if isinstance(threshold, tuple) else threshold
+            calibrated = int(np.abs(x - tau).argmin())
+            label += f", calibrated {y[calibrated]:.1f} at {x[calibrated]:.3f}"
         lines.append(Line(name, x, y, label + _twin(lines, x, y), best, calibrated))
     at_iou = curve.partition("@")[2]
     title = "" if metric != "MaxBoxAccV2" else f"IoU ≥ {at_iou}" if at_iou else "mean, one threshold for all"
@@ -121,37 +124,21 @@ def _over_thresholds(result: EvaluationResult, curve: str, metric: str, part: in
     return Panel(title, "threshold, as a fraction of the map’s maximum", ylabel, 1.0, tuple(lines))
 
 
-def _calibrated(value: Value | None, part: int | None, x: Any, y: Any) -> Point | None:
-    """Return the curve's point at the calibrated threshold."""
-    threshold = None if value is None else value.calibrated_threshold
-    if threshold is None or part is None:
-        return None
-    tau = float(threshold[part] if isinstance(threshold, tuple) else threshold)
-    nearest = int(np.abs(x - tau).argmin())
-    return float(x[nearest]), float(y[nearest])
-
-
 def _precision_recall(result: EvaluationResult) -> Panel:
     on_objects, elsewhere = result.rows.on_objects, result.rows.elsewhere
-    if on_objects is None or elsewhere is None or not on_objects.any():
-        raise InputError("PxAP has no curve here: it needs a data set with masks, whose histograms are in the rows")
+    assert on_objects is not None and elsewhere is not None
     lines: list[Line] = []
-    for name, hit, miss in zip(result.pipelines, on_objects, elsewhere, strict=True):
-        hits, misses = (part.sum(0, dtype=np.int64)[::-1].cumsum() for part in (hit, miss))
-        kept = hits + misses > 0
-        precision, recall = 100 * hits[kept] / (hits + misses)[kept], 100 * hits[kept] / max(hits[-1], 1)
-        area = float(np.sum(precision * np.diff(recall, prepend=0.0))) / 100
-        lines.append(Line(name, recall, precision, f"{area:.1f}{_twin(lines, recall, precision)}"))
+    for name, *parts in zip(result.pipelines, on_objects, elsewhere, strict=True):
+        counts = [torch.from_numpy(part.sum(0, dtype=np.int64)) for part in parts]
+        precision, recall, _ = pixel_curve(*counts)
+        kept = ~precision.isnan()
+        x, y = (100 * values[kept].flip(0).numpy() for values in (recall, precision))
+        area = pixel_area(*(count[None] for count in counts)).item()
+        lines.append(Line(name, x, y, f"{area:.1f}{_twin(lines, x, y)}"))
     return Panel("", "recall: share of the objects’ pixels that are kept (%)", "precision (%)", 100.0, tuple(lines))
 
 
-def _twin(lines: list[Line], x: Any, y: Any) -> str:
+def _twin(lines: list[Line], x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
     """Name the earlier line that has the same curve, and hides behind this one."""
     twins = (line.name for line in lines if np.array_equal(line.x, x) and np.array_equal(line.y, y))
     return next((f" (same curve as {cut(name, lambda words: len(words) <= 24)})" for name in twins), "")
-
-
-def _need_truth(result: EvaluationResult, metric: str) -> None:
-    if metric not in available(result):
-        what = "masks" if metric == "PeakIoU" else "boxes"
-        raise InputError(f"{metric} has no curve here: none of the {len(result.rows)} rows has true {what}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from rich.table import Table
 from rich.text import Text
@@ -19,19 +18,18 @@ _FIRST = ("data", "calibration", "protocol", "model", "weights", "scoremaps", "b
 _LISTED = 10  # failed images that are named
 
 
-@dataclass(frozen=True)
-class _Line:
+class _Line(NamedTuple):
     """A pipeline's line in a metric's block, as text."""
 
     metric: str
     pipeline: str
-    cells: tuple[str, ...]
+    cells: list[str]
     significant: int
     """1 where the pipeline is better than the baseline, -1 where it is worse, 0 where that is open."""
 
 
 def table(result: EvaluationResult, metrics: Sequence[str] | None = None) -> Table:
-    """Return the table for a terminal: a block a metric, a line a pipeline.
+    """Return the table for a terminal: a block per metric, a line per pipeline.
 
     Columns are the value at the threshold best for this data, that threshold, the difference to the baseline with its
     95 % interval (from two pipelines on), and the value at the threshold chosen on calibration data (where there is
@@ -45,18 +43,21 @@ def table(result: EvaluationResult, metrics: Sequence[str] | None = None) -> Tab
         InputError: There is no such metric.
     """
     headings, lines = _lines(result, metrics)
-    found = Table(caption=Text(_caption(result)), caption_justify="left")
-    found.add_column("Metric", no_wrap=True)
-    found.add_column("Pipeline", overflow="fold")
+    grid = Table(caption=Text(_caption(result)), caption_justify="left")
+    grid.add_column("Metric", no_wrap=True)
+    grid.add_column("Pipeline", overflow="fold")
     for heading in headings:
-        found.add_column(Text(heading), justify="right")
+        grid.add_column(Text(heading), justify="right")
     for number, line in enumerate(lines):
-        new = number == 0 or lines[number - 1].metric != line.metric
-        last = number == len(lines) - 1 or lines[number + 1].metric != line.metric
+        place = number % len(result.pipelines)
         style = {1: "bold green", -1: "bold red", 0: ""}[line.significant]
-        cells = [Text(cell, style if headings[k].startswith("Δ") else "") for k, cell in enumerate(line.cells)]
-        found.add_row(Text(line.metric if new else ""), Text(line.pipeline), *cells, end_section=last)
-    return found
+        cells = [
+            Text(cell, style if heading.startswith("Δ") else "")
+            for heading, cell in zip(headings, line.cells, strict=True)
+        ]
+        metric = Text(line.metric if place == 0 else "")
+        grid.add_row(metric, Text(line.pipeline), *cells, end_section=place == len(result.pipelines) - 1)
+    return grid
 
 
 def markdown(result: EvaluationResult, metrics: Sequence[str] | None = None) -> str:
@@ -67,17 +68,14 @@ def markdown(result: EvaluationResult, metrics: Sequence[str] | None = None) -> 
     """
     headings, lines = _lines(result, metrics)
     rows = [["Metric", "Pipeline", *headings], *([line.metric, line.pipeline, *line.cells] for line in lines)]
-    written = [[_escaped(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*written, strict=True)]
-    rule = ["-" * widths[0], "-" * widths[1], *("-" * (width - 1) + ":" for width in widths[2:])]
+    rows = [[_escaped(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * width if k < 2 else "-" * (width - 1) + ":" for k, width in enumerate(widths)]
     aligned = [
-        [
-            cell.ljust(width) if k < 2 else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in (written[0], rule, *written[1:])
+        " | ".join(f"{cell:{'<' if k < 2 else '>'}{widths[k]}}" for k, cell in enumerate(row))
+        for row in (rows[0], rule, *rows[1:])
     ]
-    grid = "\n".join(f"| {' | '.join(row)} |" for row in aligned)
+    grid = "\n".join(f"| {row} |" for row in aligned)
     caption = _escaped(_caption(result), "").replace("\n", "  \n")  # two blanks break the line
     return f"{grid}\n\n{caption}\n"
 
@@ -90,24 +88,23 @@ def _lines(result: EvaluationResult, metrics: Sequence[str] | None) -> tuple[lis
         known = ", ".join(result.metric_names) or "none"
         raise InputError(f"metrics={metrics!r}: expected some of those that the result has: {known}")
     values = [result.metrics[pipeline][name] for name in names for pipeline in result.pipelines]
-    deltas = any(value.delta is not None for value in values)
-    intervals = any(value.low is not None for value in values)
-    calibrated = any(value.calibrated is not None for value in values)
-    headings = ["Value", "Threshold"]
-    headings += [f"Δ to {result.baseline}"] if deltas else []
-    headings += ["95 % interval"] if intervals else []
-    headings += ["Calibrated", "Its threshold"] if calibrated else []
-    lines = []
-    for name in names:
-        for pipeline in result.pipelines:
-            value = result.metrics[pipeline][name]
-            sign = _significant(value)
-            cells = [_number(value.value), _thresholds(value.threshold)]
-            cells += [_number(value.delta, signed=True) + (MARK if sign else " ")] if deltas else []
-            cells += [_interval(value)] if intervals else []
-            cells += [_number(value.calibrated), _thresholds(value.calibrated_threshold)] if calibrated else []
-            lines.append(_Line(name, pipeline, tuple(cells), sign))
-    return headings, lines
+    columns: dict[str, Callable[[Value], str]] = {
+        "Value": lambda value: _number(value.value),
+        "Threshold": lambda value: _thresholds(value.threshold),
+    }
+    if any(value.delta is not None for value in values):
+        mark = {0: " ", 1: MARK, -1: MARK}
+        columns[f"Δ to {result.baseline}"] = lambda value: _number(value.delta, signed=True) + mark[_significant(value)]
+    if any(value.low is not None for value in values):
+        columns["95 % interval"] = _interval
+    if any(value.calibrated is not None for value in values):
+        columns["Calibrated"] = lambda value: _number(value.calibrated)
+        columns["Its threshold"] = lambda value: _thresholds(value.calibrated_threshold)
+    keys = [(name, pipeline) for name in names for pipeline in result.pipelines]
+    cells = [[write(value) for write in columns.values()] for value in values]
+    return list(columns), [
+        _Line(*key, row, _significant(value)) for key, row, value in zip(keys, cells, values, strict=True)
+    ]
 
 
 def _significant(value: Value) -> int:

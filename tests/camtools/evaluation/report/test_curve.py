@@ -244,10 +244,10 @@ def test_pyplot_knows_nothing_of_the_figures(make):
 def test_what_has_no_curve_raises_an_error(make):
     result = make()
     with pytest.raises(
-        InputError, match="'GT-known' has no curve: expected one of MaxBoxAcc, MaxBoxAccV2, PxAP, PeakIoU"
+        InputError, match="'GT-known@own' has no curve: expected one of MaxBoxAcc, MaxBoxAccV2, PxAP, PeakIoU"
     ):
-        plot_curve(result, "GT-known")
-    with pytest.raises(InputError, match="PxAP has no curve here: it needs a data set with masks"):
+        plot_curve(result, "GT-known@own")
+    with pytest.raises(InputError, match="PxAP has no curve here: none of the 5 rows has true masks"):
         plot_curve(result, "PxAP")
     with pytest.raises(InputError, match="PeakIoU has no curve here: none of the 5 rows has true masks"):
         plot_curve(result, "PeakIoU")

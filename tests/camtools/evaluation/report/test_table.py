@@ -11,11 +11,11 @@ from camtools.evaluation.report import markdown, table
 from camtools.evaluation.results import Value
 
 VALUES = {
-    "cam": {"MaxBoxAcc": Value(62.14, 0.203), "MaxBoxAccV2": Value(59.6, (0.1, 0.2, 0.3)), "GT-known": Value(np.nan)},
+    "cam": {"MaxBoxAcc": Value(62.14, 0.203), "MaxBoxAccV2": Value(59.6, (0.1, 0.2, 0.3)), "GT-known@own": Value(np.nan)},
     "rcam": {
         "MaxBoxAcc": Value(64.0, 0.31, 1.86, 0.4, 3.1),
         "MaxBoxAccV2": Value(58.0, (0.1, 0.25, 0.3), -1.6, -2.5, -0.7),
-        "GT-known": Value(50.0, None, 0.02, -1.0, 1.0),
+        "GT-known@own": Value(50.0, None, 0.02, -1.0, 1.0),
     },
 }
 
@@ -40,8 +40,8 @@ def test_every_cell(make):
         ["MaxBoxAcc", "rcam", "64.0", "0.310", "+1.9\\*", "+0.4 to +3.1"],
         ["MaxBoxAccV2", "cam", "59.6", "0.100 / 0.200 / 0.300", "–", "–"],
         ["MaxBoxAccV2", "rcam", "58.0", "0.100 / 0.250 / 0.300", "−1.6\\*", "−2.5 to −0.7"],
-        ["GT-known", "cam", "–", "–", "–", "–"],
-        ["GT-known", "rcam", "50.0", "–", "0.0", "−1.0 to +1.0"],
+        ["GT-known@own", "cam", "–", "–", "–", "–"],
+        ["GT-known@own", "rcam", "50.0", "–", "0.0", "−1.0 to +1.0"],
     ]
 
 
@@ -89,7 +89,7 @@ def test_the_terminal_s_table_has_the_same_numbers_and_colours_for_what_is_certa
         assert words in text
     deltas = list(found.columns[4].cells)
     assert [str(cell.style) for cell in deltas] == ["", "bold green", "", "bold red", "", ""]
-    assert [cell.plain for cell in found.columns[0].cells] == ["MaxBoxAcc", "", "MaxBoxAccV2", "", "GT-known", ""]
+    assert [cell.plain for cell in found.columns[0].cells] == ["MaxBoxAcc", "", "MaxBoxAccV2", "", "GT-known@own", ""]
     assert [row.end_section for row in found.rows] == [False, True] * 3
 
 
@@ -103,7 +103,7 @@ def test_names_are_not_read_as_markup(make):
 
 def test_some_metrics_and_what_is_refused(make):
     result = make(values=VALUES)
-    assert {row[0] for row in rows(markdown(result, ["GT-known"]))[2:]} == {"GT-known"}
+    assert {row[0] for row in rows(markdown(result, ["GT-known@own"]))[2:]} == {"GT-known@own"}
     with pytest.raises(
         InputError, match=r"metrics=\['PxAP'\]: expected some of those that the result has: MaxBoxAcc, "
     ):
