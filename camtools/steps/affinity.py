@@ -70,9 +70,9 @@ class Affinity(Step):
         if not pyramid:
             return state
         self._check(maps, pyramid)
-        fitting = [one.shape[2:] for one in pyramid if one.shape[2] * one.shape[3] <= self.cells]
+        fitting = [level.shape[2:] for level in pyramid if level.shape[2] * level.shape[3] <= self.cells]
         grid = fitting[-1] if fitting else maps.shape[2:]
-        units = torch.cat([_on_grid(one.float(), grid) for one in pyramid], 1).flatten(2)
+        units = torch.cat([_on_grid(level.float(), grid) for level in pyramid], 1).flatten(2)
         units = normalize(units, dim=1)  # the mean of the stages' cosines
         values = MinMax()(state.replace(maps=maps)).require("maps", self)
         sound = maps.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
@@ -86,10 +86,10 @@ class Affinity(Step):
         return state.replace(maps=spread.unflatten(2, tuple(grid)))
 
     def _check(self, maps: Tensor, pyramid: tuple[Tensor, ...]) -> None:
-        for one in pyramid:
-            if one.dim() != 4 or len(one) != len(maps):
+        for level in pyramid:
+            if level.dim() != 4 or len(level) != len(maps):
                 raise PipelineError(
-                    f"{self!r}: a stage is {tuple(one.shape)} and maps {tuple(maps.shape)}: expected (B, C, h, w) of "
+                    f"{self!r}: a stage is {tuple(level.shape)} and maps {tuple(maps.shape)}: expected (B, C, h, w) of "
                     f"the same {len(maps)} images."
                 )
 
