@@ -28,13 +28,13 @@ class DescribedAdapter:
             ModelError: It returns something else than a `FeatureSpec`.
         """
         describe: Any = model.feature_spec
-        found = describe()
-        if not isinstance(found, FeatureSpec):
+        spec = describe()
+        if not isinstance(spec, FeatureSpec):
             raise ModelError(
-                f"{type(model).__name__}.feature_spec() returned {found!r}: expected a FeatureSpec. Return "
-                'one, such as FeatureSpec("features", classifier="classifier"), or rename the method'
+                f"{type(model).__name__}.feature_spec() returned {spec!r}: expected a camtools.model.FeatureSpec. "
+                'Return one, such as FeatureSpec("features", classifier="classifier"), or rename the method'
             )
-        return found
+        return spec
 
     def data_config(self, model: nn.Module) -> Any:
         """Return the model's attribute `preprocess`: whatever `as_transform` takes, or None."""
@@ -42,6 +42,5 @@ class DescribedAdapter:
 
     def class_names(self, model: nn.Module) -> Sequence[str] | None:
         """Return the model's attribute `class_names` where it is a list or tuple of names; else it does not tell."""
-        found = getattr(model, "class_names", None)
-        named = isinstance(found, list | tuple) and all(isinstance(name, str) for name in found)
-        return found if named and found else None
+        names = getattr(model, "class_names", None)
+        return names if isinstance(names, list | tuple) and names and all(isinstance(n, str) for n in names) else None

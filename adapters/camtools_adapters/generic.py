@@ -28,11 +28,10 @@ class GenericAdapter:
 
     def data_config(self, model: nn.Module) -> Any:
         """Return the model's attribute `preprocess` where it is a `camtools.Preprocess`; else it does not tell."""
-        found = getattr(model, "preprocess", None)
-        return found if isinstance(found, Preprocess) else None
+        preprocess = getattr(model, "preprocess", None)
+        return preprocess if isinstance(preprocess, Preprocess) else None
 
     def class_names(self, model: nn.Module) -> Sequence[str] | None:
         """Return the model's attribute `class_names` where it is a list or tuple of names; else it does not tell."""
-        found = getattr(model, "class_names", None)
-        named = isinstance(found, list | tuple) and all(isinstance(name, str) for name in found)
-        return found if named and found else None
+        names = getattr(model, "class_names", None)
+        return names if isinstance(names, list | tuple) and names and all(isinstance(n, str) for n in names) else None

@@ -1,4 +1,7 @@
-"""timm: what the models say about themselves (pooling, prefix tokens, classifier), and observation for the rest."""
+"""timm: where its models' features live (`TimmAdapter`), and models by the names of its registry (`TimmSource`).
+
+The adapter reads what models say about themselves (pooling, prefix tokens, classifier), and observes the rest.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from timm.data import resolve_data_config  # type: ignore[attr-defined]
+import timm
+from timm.data import (  # type: ignore[attr-defined]
+    infer_imagenet_subset,
+    resolve_data_config,
+    resolve_model_data_config,
+)
 from torch import Tensor, nn
 
 from camtools.classes.names import imagenet_names, imagenet_synsets
@@ -16,7 +24,7 @@ from camtools.errors import ModelError, WeightsError
 from camtools.images.preprocess import Preprocess
 from camtools.model.adapter import FeatureSpec
 from camtools.model.layout import Layout
-from camtools.sources.base import Built, Source, no_such_name, reachable, way_out
+from camtools.sources.base import Built, Source, no_such_name, way_out
 from camtools_adapters.observe import observe
 
 # Vision transformers that pool tokens in `forward_head` by the name in `global_pool`.
@@ -151,8 +159,6 @@ class TimmSource(Source):
         Raises:
             ModelError: timm knows no such model, or no such tag.
         """
-        import timm
-
         super().__init__(spec, args)
         self.name = name
         self.hub = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
@@ -172,31 +178,24 @@ class TimmSource(Source):
     @staticmethod
     def known() -> list[str]:
         """Return the names of all of timm's models."""
-        import timm
-
         return list(timm.list_models())
 
     def empty(self, num_classes: int | None = None) -> Built:
         """Build it with random weights."""
-        import timm
-
         return self._built(self._construct(timm.create_model, self.name, num_classes=num_classes, **self.args))
 
     def published(self, num_classes: int | None = None, tag: str | None = None) -> Built:
         """Build it with the weights of its tag, or of timm's default tag, from the Hugging Face hub."""
-        import timm
-
-        if self.cfg is not None:
-            self._check_published(num_classes)
+        if (cfg := self.cfg) is not None:
+            if not cfg.has_weights:
+                raise WeightsError(f"timm publishes no weights for {self.spec}. {way_out(self.spec)}")
+            self.check_published(cfg.num_classes, num_classes, self._hub_url())
         try:
             model = timm.create_model(self.name, pretrained=True, **self.args)
         except TypeError as error:
             raise ModelError(f"{self.spec} cannot be built: {error}") from error
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0].rstrip(".")
-            raise WeightsError(
-                f"The weights of {self.spec} cannot be had: {type(error).__name__}: {reason}. {way_out(self.spec)}"
-            ) from error
+            raise self.unavailable(error) from error
         return self._built(model)
 
     def convert(self, state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor] | None:
@@ -209,38 +208,21 @@ class TimmSource(Source):
         except Exception:  # the filter expects another edition still; the plain misfit says more than its KeyError
             return None
 
-    def _check_published(self, num_classes: int | None) -> None:
-        """Refuse at once what cannot come to good: no weights at all, another class count, no network."""
-        cfg = self.cfg
-        assert cfg is not None
-        if not cfg.has_weights:
-            raise WeightsError(f"timm publishes no weights for {self.spec}. {way_out(self.spec)}")
-        if num_classes not in (None, cfg.num_classes):
-            raise WeightsError(
-                f"The published weights of {self.spec} are for {cfg.num_classes} classes; with "
-                f"num_classes={num_classes} its classifier would stay random. {way_out(self.spec)}"
-            )
-        url = os.environ.get("HF_ENDPOINT", "https://huggingface.co") if cfg.hf_hub_id else cfg.url
-        if isinstance(url, str) and not self._cached() and not reachable(url):
-            raise WeightsError(
-                f"The weights of {self.spec} cannot be downloaded: {url} is out of reach. {way_out(self.spec)}"
-            )
-
-    def _cached(self) -> bool:
-        """Tell whether the Hugging Face hub's own cache holds the weights."""
+    def _hub_url(self) -> str | None:
+        """Return the Hugging Face hub's address where the weights come from there and its cache lacks them."""
         cfg = self.cfg
         if cfg is None or not cfg.hf_hub_id:
-            return True  # another kind of source: let timm find out
+            return None  # another kind of source: let timm find out
         from huggingface_hub import try_to_load_from_cache
 
         files = [cfg.hf_hub_filename] if cfg.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
         repo, _, revision = cfg.hf_hub_id.partition("@")
-        return any(isinstance(try_to_load_from_cache(repo, f, revision=revision or None), str) for f in files)
+        if any(isinstance(try_to_load_from_cache(repo, f, revision=revision or None), str) for f in files):
+            return None
+        return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 
     @staticmethod
     def _built(model: nn.Module) -> Built:
-        from timm.data import resolve_model_data_config
-
         return Built(model, Preprocess.from_timm(resolve_model_data_config(model)), timm_names(model))
 
 
@@ -250,8 +232,6 @@ def timm_names(model: Any) -> tuple[str, ...] | None:
     Args:
         model: A timm model with `num_classes` and `pretrained_cfg`.
     """
-    from timm.data import infer_imagenet_subset
-
     num_classes = getattr(model, "num_classes", None)
     own = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
     if own and len(own) == num_classes:

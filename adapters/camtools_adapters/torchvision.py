@@ -1,4 +1,7 @@
-"""torchvision.models: one line a family says where its features and its classifier live."""
+"""torchvision.models: where features and classifiers live, and models by name with their published weights.
+
+`TorchvisionAdapter` has a line per family; `TorchvisionSource` builds.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 from camtools.classes.names import imagenet_names
-from camtools.errors import ModelError, WeightsError
+from camtools.errors import ModelError
 from camtools.images.preprocess import Preprocess
 from camtools.model.adapter import FeatureSpec
 from camtools.model.layout import Layout
-from camtools.sources.base import Built, Source, no_such_name, reachable, way_out
+from camtools.sources.base import Built, Source, no_such_name
 from camtools_adapters.observe import observe
 
 # Class -> (where F lives, the module that holds the classifier). Heads that are more than pooling + linear
@@ -100,24 +103,22 @@ class TorchvisionAdapter:
 
 def _with_classifier(model: nn.Module, spec: FeatureSpec, head: str) -> FeatureSpec:
     """Claim the last linear layer of the head, whatever a user made of it (a Linear, a Sequential with dropout)."""
-    found = _last_classifier(model.get_submodule(head)) if spec.pool != "identity" else None
-    if found is None:
-        return spec
-    return replace(spec, classifier=f"{head}.{found[0]}" if found[0] else head)
+    last = _last_classifier(model.get_submodule(head)) if spec.pool != "identity" else None
+    return spec if last is None else replace(spec, classifier=f"{head}.{last[0]}" if last[0] else head)
 
 
 def _last_classifier(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d] | None:
-    found = [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    return found[-1] if found else None
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    return layers[-1] if layers else None
 
 
 def _parameters_with_1000_classes(model: nn.Module) -> int:
     """Number of parameters the model would have with 1,000 classes."""
     total = sum(p.numel() for p in model.parameters())
-    found = _last_classifier(model)
-    if found is None:
+    last = _last_classifier(model)
+    if last is None:
         return total
-    weight, bias = found[1].weight, found[1].bias
+    weight, bias = last[1].weight, last[1].bias
     per_class = weight[0].numel() + (bias is not None)
     return total + (1000 - weight.shape[0]) * per_class
 
@@ -150,22 +151,18 @@ class TorchvisionSource(Source):
         Raises:
             ModelError: torchvision has no such model, or it is no image classifier.
         """
-        from torchvision import models
-
         super().__init__(spec, args)
         if name not in self.known():
-            if name in models.list_models():
+            if name in tv.list_models():
                 raise ModelError(f"{spec} is not an image classifier; camtools explains those only.")
             raise no_such_name(spec, name, self.known(), "torchvision.models.list_models()")
         self.name = name
-        self.weights = models.get_model_weights(name)
+        self.weights = tv.get_model_weights(name)
 
     @staticmethod
     def known() -> list[str]:
         """Return the names of torchvision's image classifiers."""
-        from torchvision import models
-
-        return list(models.list_models(module=models))
+        return list(tv.list_models(module=tv))
 
     def empty(self, num_classes: int | None = None) -> Built:
         """Build it with random weights."""
@@ -190,22 +187,12 @@ class TorchvisionSource(Source):
         """Build it with the weights of a tag, or of torchvision's default tag, from its servers."""
         entry = self.weights[tag] if tag else self.weights.DEFAULT
         classes = len(entry.meta["categories"])
-        if num_classes not in (None, classes):
-            raise WeightsError(
-                f"The published weights of {self.spec} are for {classes} classes; with num_classes={num_classes} "
-                f"its classifier would stay random. {way_out(self.spec)}"
-            )
         cached = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
-        if not cached.exists() and not reachable(entry.url):
-            raise WeightsError(
-                f"The weights of {self.spec} cannot be downloaded: {entry.url} is out of reach. {way_out(self.spec)}"
-            )
+        self.check_published(classes, num_classes, None if cached.exists() else entry.url)
         try:
             entry.get_state_dict(progress=False, check_hash=True)
         except Exception as error:
-            raise WeightsError(
-                f"The weights of {self.spec} cannot be had: {type(error).__name__}: {error}. {way_out(self.spec)}"
-            ) from error
+            raise self.unavailable(error) from error
         return self._built(self._make(None, weights=entry), entry)
 
     def convert(self, state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor] | None:
@@ -215,11 +202,9 @@ class TorchvisionSource(Source):
         return {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()}
 
     def _make(self, num_classes: int | None, **args: Any) -> nn.Module:
-        from torchvision import models
-
         if num_classes is not None:
             args["num_classes"] = num_classes
-        return self._construct(models.get_model, self.name, **(args | self.args))
+        return self._construct(tv.get_model, self.name, **(args | self.args))
 
     def _built(self, model: nn.Module, entry: Any = None) -> Built:
         entry = entry or self.weights.DEFAULT

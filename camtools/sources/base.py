@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from camtools.errors import ModelError
+from camtools.errors import ModelError, WeightsError
 from camtools.images.preprocess import Preprocess
 
 
@@ -31,6 +31,26 @@ class Built:
     model: nn.Module
     preprocess: Preprocess | Callable[..., Any] | None = None
     class_names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A classifier ready to be explained.
+
+    Attributes:
+        model: The classifier, in eval mode, on the CPU.
+        preprocess: From an image to the model's input: a `Preprocess`, or the transform that a user's function
+            returned; None where nothing is known of it.
+        class_names: Names by class index, or None. Models of timm and torchvision with 1,000 classes have ImageNet's.
+        spec: The name that it was loaded by.
+        model_args: The keyword arguments that went with it.
+    """
+
+    model: nn.Module
+    preprocess: Preprocess | Callable[..., Any] | None
+    class_names: tuple[str, ...] | None
+    spec: str
+    model_args: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Source(abc.ABC):
@@ -70,12 +90,40 @@ class Source(abc.ABC):
         return self.empty(num_classes)
 
     def has_published(self, tag: str) -> bool:
-        """Tell whether published weights go by this name."""
+        """Return whether published weights go by this name."""
         return False
 
     def convert(self, state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor] | None:
         """Translate another edition's keys to the model's; None where there is nothing to translate."""
         return None
+
+    def check_published(self, classes: int, num_classes: int | None, url: str | None) -> None:
+        """Refuse at once what cannot come to good.
+
+        Args:
+            classes: How many the published weights are for.
+            num_classes: How many are wanted; None for as many.
+            url: Where the weights are to be downloaded from; None where they are there already.
+
+        Raises:
+            WeightsError: They are for another number of classes, or the download cannot start.
+        """
+        if num_classes not in (None, classes):
+            raise WeightsError(
+                f"The published weights of {self.spec} are for {classes} classes; with num_classes={num_classes} "
+                f"its classifier would stay random. {way_out(self.spec)}"
+            )
+        if url is not None and not reachable(url):
+            raise WeightsError(
+                f"The weights of {self.spec} cannot be downloaded: {url} is out of reach. {way_out(self.spec)}"
+            )
+
+    def unavailable(self, error: Exception) -> WeightsError:
+        """Word the error for a download that failed."""
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        return WeightsError(
+            f"The weights of {self.spec} cannot be had: {type(error).__name__}: {reason}. {way_out(self.spec)}"
+        )
 
     def _construct(self, build: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
         """Call a constructor; what it raises becomes a `ModelError`."""
@@ -94,7 +142,7 @@ def no_such_name(spec: str, name: str, known: Iterable[str], how: str) -> ModelE
 
 
 def reachable(url: str) -> bool:
-    """Tell whether a host's name resolves, or a proxy will see to it: a download that cannot start is better not tried.
+    """Return whether a host's name resolves, or a proxy will see to it; a download that cannot start is not tried.
 
     Args:
         url: The address to be fetched.
@@ -116,23 +164,3 @@ def way_out(spec: str) -> str:
         f"Give a checkpoint of your own (weights=FILE, --weights FILE), or build {spec} with random weights "
         "(weights='random', --weights random)."
     )
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A classifier ready to be explained.
-
-    Attributes:
-        model: The classifier, in eval mode, on the CPU.
-        preprocess: From an image to the model's input: a `Preprocess`, or the transform that a user's function
-            returned; None where nothing is known of it.
-        class_names: Names by class index, or None. Models of timm and torchvision with 1,000 classes have ImageNet's.
-        spec: The name that it was loaded by.
-        model_args: The keyword arguments that went with it.
-    """
-
-    model: nn.Module
-    preprocess: Preprocess | Callable[..., Any] | None
-    class_names: tuple[str, ...] | None
-    spec: str
-    model_args: Mapping[str, Any] = field(default_factory=dict)
