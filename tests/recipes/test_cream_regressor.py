@@ -125,6 +125,15 @@ def test_it_learns_the_boxes(bright):
     assert result.best_epoch == 60
 
 
+@pytest.mark.parametrize("best", ["GT-known@own", "MaxBoxAccV2", "loss"])
+def test_the_best_epoch_is_that_of_its_own_metrics(bright, best):
+    options = config(epochs=3, optimizer="adamw", lr=0.03, weight_decay=0.0, best=best)
+    result = camtools.finetune("cream_regressor", bright, Squares(16), Squares(8), **options, **RUN)
+    rows = [row for row in result.history if row["epoch"]]
+    value = {row["epoch"]: -row["loss"] if best == "loss" else row[f"cream_regressor/{best}"] for row in rows}
+    assert result.best_epoch == max(value, key=value.get)
+
+
 def test_the_error_is_the_mean_square_over_images_with_a_box(bright):
     recipe = CreamRegressorRecipe(CreamRegressorConfig.of({"flip": "false"}))
     recipe._boxes = torch.tensor([[0.0, 0.0, 0.5, 1.0], [0.0, 0.0, 0.0, 0.0]])
@@ -235,6 +244,7 @@ def test_a_run_with_cream_its_file_and_its_bank(tmp_path):
         ({"bank": "x.safetensors"}, Squares(8), r"bank='x.safetensors' goes with maps='cream', but maps is"),
         ({"augment": ("flip",)}, Squares(8), r"augment="),
         ({"examples": 2}, Squares(8), r"examples=2"),
+        ({"best": "accuracy"}, Squares(8), r"best='accuracy': expected one of last, loss, GT-known@own, MaxBoxAccV2"),
         ({}, Squares(8, blank=True), r"draws no box on any training image"),
         ({}, Scenes("train", 8, size=32), r"learns from the maps of a classifier that knows the data's 8 classes"),
     ],

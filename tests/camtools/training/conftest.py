@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
+import runpy
 
 import pytest
 import torch
@@ -75,12 +77,12 @@ class Plain(Recipe):
         return model
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def colours():
     return Colours
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def plain():
     def make(**options):
         return Plain(Plain.Config.of({"epochs": 2, "batch_size": 8, "lr": 0.05, "head_lr_factor": 1.0, **options}))
@@ -88,14 +90,24 @@ def plain():
     return make
 
 
-@pytest.fixture
-def net():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        return Net().eval()
+@pytest.fixture(scope="session")
+def make_net():
+    """Builds the same network at every call."""
+
+    def make():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            return Net().eval()
+
+    return make
 
 
 @pytest.fixture
+def net(make_net):
+    return make_net()
+
+
+@pytest.fixture(scope="session")
 def options():
     """Keyword arguments of `finetune` that all tests share."""
     transform = Preprocess(input_size=(SIDE, SIDE), resize=(SIDE, SIDE), mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -111,3 +123,17 @@ def same():
         return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def start():
+    """Runs a script, with some global names, in a process that has camtools imported: that takes longer than a test."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["camtools.cli", "camtools.training", "accelerate", "torch.utils.tensorboard"])
+
+    def make(script, **names):
+        process = context.Process(target=runpy.run_path, args=(str(script), names))
+        process.start()
+        return process
+
+    return make

@@ -188,6 +188,28 @@ def test_validation_now_and_then(net, colours, plain, options):
     assert ["val_accuracy" in row for row in result.history] == [True, False, True, True]
 
 
+@pytest.mark.parametrize("validated", [False, True])
+def test_the_epoch_of_the_lowest_loss_is_the_best(net, colours, plain, options, same, validated):
+    recipe = plain(epochs=3, best="loss", schedule="constant")
+    loss, val = recipe.loss, colours(3) if validated else None
+
+    def rising(trainer, batch):
+        losses = loss(trainer, batch)
+        return {**losses, "loss": losses["loss"] + 2 * trainer.epoch}
+
+    recipe.loss = rising
+    result = camtools.finetune(recipe, net, colours(), val, **options)
+    rows = [row for row in result.history if row["epoch"]]
+    assert rows[0]["loss"] < rows[1]["loss"] < rows[2]["loss"] and result.best_epoch == 1
+    first = camtools.finetune(plain(epochs=1, schedule="constant"), net, colours(), **options)
+    assert same(result.model, first.model)
+
+
+def test_a_former_name_of_a_metric_still_chooses(plain):
+    with pytest.warns(DeprecationWarning, match="'GT-known' is now called 'GT-known@own'"):
+        assert plain(best="GT-known").config.best == "GT-known@own"
+
+
 class Diverges(Recipe):
     """Learns until it doesn't."""
 
@@ -246,7 +268,9 @@ def test_mistakes(net, colours, plain, options, tmp_path):
         camtools.finetune(plain(best="PxAP"), net, colours(), **options)
     with pytest.raises(InputError, match="best='f1': expected accuracy, loss, last, or one of MaxBoxAcc"):
         camtools.finetune(plain(best="f1"), net, colours(), colours(), **options)
-    with pytest.raises(InputError, match="best='PxAP': the validation set has no truth for it, only for GT-known@own, Max"):
+    with pytest.raises(
+        InputError, match="best='PxAP': the validation set has no truth for it, only for GT-known@own, Max"
+    ):
         camtools.finetune(plain(best="PxAP"), net, colours(), colours(6), **options)
     with pytest.raises(TargetError, match="of the data's 3 classes are not among the model's 3"):
         camtools.finetune(plain(), net, colours(), colours(6, classes=("x", "y", "z")), **options)

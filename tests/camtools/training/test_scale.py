@@ -1,9 +1,7 @@
 """Several processes share a fine-tune: two with half the batch each learn what one learns with the whole."""
 
 import csv
-import os
-import subprocess
-import sys
+import socket
 
 import pytest
 import torch
@@ -14,24 +12,36 @@ from camtools.datasets.scenes import Scenes
 
 WORDS = ["--model", "scenes", "--data", "scenes:train?n=16", "--epochs", "2", "--device", "cpu"]
 SETTINGS = {"freeze_bn": True, "lr": 0.01, "input_size": 64}  # statistics of half a batch would be others
+SCRIPT = """
+import os, sys
+import torch
+from camtools.cli import app
+
+sys.stderr = open(said, "w", buffering=1)
+torch.set_num_threads(1)
+os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+app(["finetune", "gap", *words], standalone_mode=False)
+"""
 
 
 @pytest.fixture
-def two(tmp_path, repo):
-    """The folder of a run of two processes, four images per step each."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+def two(tmp_path, start):
+    """The folder of a run of two processes, as torchrun starts them, with four images per step each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     settings = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
-    command = [*launcher, "-m", "camtools", "finetune", "gap", *WORDS, *settings, "--batch-size", "4"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(repo)}
-    run = subprocess.run(
-        [sys.executable, *command, "--out", str(tmp_path / "two")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stderr.count("epoch 2/2") == 1  # one of them speaks
+    words = [*WORDS, *settings, "--batch-size", "4", "--out", str(tmp_path / "two")]
+    (tmp_path / "run.py").write_text(SCRIPT)
+    said = [tmp_path / f"said{rank}" for rank in range(2)]
+    processes = [
+        start(tmp_path / "run.py", rank=str(rank), port=port, words=words, said=str(said[rank])) for rank in range(2)
+    ]
+    for process in processes:
+        process.join(180)
+    texts = [path.read_text() for path in said]
+    assert [process.exitcode for process in processes] == [0, 0], texts
+    assert "".join(texts).count("epoch 2/2") == 1  # one of them speaks
     return tmp_path / "two"
 
 
