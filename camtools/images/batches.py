@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
+from functools import partial
 from itertools import groupby, islice
 from threading import Lock
 from typing import Any, NamedTuple, TypeVar
@@ -102,7 +103,7 @@ def read_batches(
         InputError: An image cannot be used; batches of those before it have been yielded by then.
     """
     paired = zip(images, targets, strict=False)
-    with closing(read_ahead(lambda pair: _prepare(*pair[0], pair[1], transform), paired, ahead=batch_size)) as results:
+    with closing(read_ahead(partial(_prepare, transform), paired, ahead=batch_size + 1)) as results:
         failure: Exception | None = None
         while failure is None and (chunk := list(islice(results, batch_size))):
             sound: list[Ready] = []
@@ -151,8 +152,9 @@ def ready_batches(images: Tensor, targets: list[Any], batch_size: int) -> Iterat
         yield Batch(batch, part)
 
 
-def _prepare(index: int | None, image: Any, target: Any, transform: Transform) -> Ready:
+def _prepare(transform: Transform, pair: tuple[tuple[int | None, Any], Any]) -> Ready:
     """Read an image and turn it into what the model takes."""
+    (index, image), target = pair
     channels = transform.channels if isinstance(transform, Preprocess) else None
     with _ONE_READER if isinstance(image, Image.Image) else nullcontext():
         input_image = read_image(image, channels=channels, index=index)
