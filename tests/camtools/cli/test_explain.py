@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -279,11 +277,11 @@ def test_interrupting_keeps_what_is_done(place, monkeypatch):
 
 
 @pytest.mark.slow
-def test_ctrl_c_for_real(place):
+def test_ctrl_c_for_real(place, popen):
     for number in range(300):
         Image.new("RGB", (64, 64), (number % 256, 0, 0)).save(place / "pics" / f"{number}.png")
-    command = [sys.executable, "-m", "camtools", "explain", "pics", "--model", "nets.py:colours", "--out", "out"]
-    process = subprocess.Popen([*command, "--batch-size", "1"], stderr=subprocess.PIPE, text=True)
+    command = ["-m", "camtools", "explain", "pics", "--model", "nets.py:colours", "--out", "out", "--batch-size", "1"]
+    process = popen(*command)
     deadline = time.time() + 120
     while len(list(place.glob("out/*/manifest.json"))) < 3 and time.time() < deadline:
         time.sleep(0.05)
