@@ -1,4 +1,4 @@
-"""Bounding boxes of the connected parts of masks, for a whole batch at once."""
+"""The connected parts of masks: as boxes, for a whole batch at once (`boxes_from_masks`), and as COCO annotations."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from camtools.checks import number
 from camtools.errors import InputError
 
 IntArray = NDArray[np.int64]
@@ -40,8 +41,7 @@ def boxes_from_masks(masks: Tensor, least: float = 0.0) -> list[Tensor]:
     Raises:
         InputError: `masks` is not a bool tensor of at least two dimensions, or `least` is not in [0, 1].
     """
-    if isinstance(least, bool) or not isinstance(least, int | float) or not 0 <= least <= 1:
-        raise InputError(f"least={least!r}: expected a number, 0 <= least <= 1")
+    number("least", least, "[0, 1]")
     if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.dim() < 2:
         got = f"{tuple(masks.shape)} {masks.dtype}" if isinstance(masks, Tensor) else type(masks).__name__
         raise InputError(
@@ -77,9 +77,9 @@ def _components(starts: IntArray, ends: IntArray, stride: int) -> tuple[IntArray
     """Return each run's component, and the order that puts a component's runs together, topmost and leftmost first."""
     # A run touches a range of the next row's runs: those that end at or after its start and start at or before its end.
     first = np.searchsorted(ends, starts + stride, side="left")
-    number = np.maximum(np.searchsorted(starts, ends + stride, side="right") - first, 0)
-    offsets = np.concatenate([[0], np.cumsum(number)])
-    touched = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], number)
+    count = np.maximum(np.searchsorted(starts, ends + stride, side="right") - first, 0)
+    offsets = np.concatenate([[0], np.cumsum(count)])
+    touched = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], count)
     graph = csr_array((np.ones(len(touched), dtype=np.int8), touched, offsets), shape=(len(starts), len(starts)))
     component = connected_components(graph, directed=False)[1]
     return component, np.argsort(component, kind="stable")
@@ -90,8 +90,6 @@ def _boxes(
 ) -> tuple[IntArray, IntArray, IntArray]:
     """Return the boxes (N, 4) of runs sorted by component, each box's mask and pixels, in the final order."""
     heads = np.flatnonzero(np.diff(component, prepend=-1))  # each component's first run
-    if not len(heads):
-        return np.zeros((0, 4), dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     row, left = np.divmod(starts, stride)
     lengths = ends - starts
     area = np.add.reduceat(lengths, heads)
@@ -117,20 +115,20 @@ def coco_annotations(mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
     """
     labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
     areas = np.bincount(labels.ravel(), minlength=count + 1)
-    slices = ndimage.find_objects(labels)
-    found = []
-    shown = [part for part in range(1, count + 1) if areas[part] >= SPECK * areas[1:].max()]
-    for part in sorted(shown, key=lambda part: -areas[part]):
-        rows, columns = slices[part - 1]
-        found.append(
-            {
-                "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
-                "area": int(areas[part]),
-                "segmentation": {"size": list(mask.shape), "counts": run_lengths(labels == part)},
-                "iscrowd": 0,
-            }
-        )
-    return found
+    parts = [
+        (int(areas[part]), part, rows, columns)
+        for part, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1)
+        if areas[part] >= SPECK * areas[1:].max()
+    ]
+    return [
+        {
+            "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
+            "area": area,
+            "segmentation": {"size": list(mask.shape), "counts": run_lengths(labels == part)},
+            "iscrowd": 0,
+        }
+        for area, part, rows, columns in sorted(parts, key=lambda item: -item[0])
+    ]
 
 
 def run_lengths(mask: NDArray[np.bool_]) -> list[int]:

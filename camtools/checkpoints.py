@@ -1,4 +1,7 @@
-"""Weights from a file: safetensors or PyTorch, never executing what a pickle asks for, fitted to a model key by key."""
+"""Weights: read from a file, fitted to a model key by key, and hashed.
+
+Files are safetensors or PyTorch's; what a pickle asks to execute is never executed.
+"""
 
 from __future__ import annotations
 
@@ -141,10 +144,10 @@ def match_prefix(state: Mapping[str, Tensor], keys: Sequence[str]) -> Mapping[st
     own = set(keys)
     best = current = state
     while True:
-        found = next((p for p in _PREFIXES if any(k.startswith(p) for k in current)), None)
-        if found is None:
+        prefix = next((p for p in _PREFIXES if any(k.startswith(p) for k in current)), None)
+        if prefix is None:
             return best
-        shorter = {k.removeprefix(found): v for k, v in current.items()}
+        shorter = {k.removeprefix(prefix): v for k, v in current.items()}
         if len(shorter) < len(current):
             return best
         current = shorter
@@ -224,9 +227,9 @@ def _kindred(tensor: Tensor) -> str:
 
 def weights_hash(model: nn.Module) -> str:
     """Return a short hash of all parameters and buffers, the same on every device."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         if isinstance(value, torch.Tensor):
-            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

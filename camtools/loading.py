@@ -1,4 +1,4 @@
-"""A classifier by name: timm's, torchvision's, or what a function returns, with its weights and preprocessing."""
+"""`load_model`: a classifier by name, from an installed source or a function, with its weights and preprocessing."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def load_model(
         ModelError: The name is unknown (the closest is named), or the function is missing, fails or returns no model.
         WeightsError: The weights cannot be read, downloaded, or do not fit.
     """
-    if weights is None and _is_headed(spec):
-        built = _headed(Path(spec), None, num_classes)
+    if weights is None and (config := headed_config(spec)) is not None:
+        built = _headed(spec, config, None, num_classes)
         return _loaded(built, spec, class_names, mean, std, size, model_args)
     source = find_source(spec, dict(model_args or {}), _pair(size))
     tag = None if weights is None else str(weights)
@@ -63,8 +63,8 @@ def load_model(
         built = source.published(num_classes, tag)
     elif tag == RANDOM:
         built = source.empty(num_classes)
-    elif _is_headed(tag):
-        built = _headed(Path(tag), source, num_classes)
+    elif (config := headed_config(tag)) is not None:
+        built = _headed(tag, config, source, num_classes)
     else:
         built = _from_file(source, Path(tag), num_classes)
     return _loaded(built, spec, class_names, mean, std, size, model_args)
@@ -89,26 +89,23 @@ def _loaded(
     return LoadedModel(model, adjust(known, mean, std, _pair(size)), names, spec, dict(model_args or {}))
 
 
-def _is_headed(path: str) -> bool:
-    """Tell whether a file holds a model with a swapped head."""
-    return headed_config(path) is not None
-
-
-def _headed(path: Path, source: Source | None, num_classes: int | None) -> Built:
+def _headed(path: str, config: Mapping[str, Any], source: Source | None, num_classes: int | None) -> Built:
     """Load a model with a swapped head, by the name in the file or from a source."""
-    config = headed_config(path)
-    assert config is not None
     if config.get("outputs", "classes") != "classes":
         raise WeightsError(
             f"{path} holds a box regressor, which knows no classes: expected a classifier. Read it by "
             "camtools.heads.BoxRegressor.load, and pass it as boxes_from"
         )
     if num_classes not in (None, config["classes"]):
-        raise WeightsError(
-            f"{path} is for {config['classes']} classes, but num_classes is {num_classes}. "
-            "Leave num_classes out: it is read from the file."
-        )
+        raise _other_count(path, config["classes"], num_classes)
     return Built(load_headed(path, None if source is None else source.empty().model))
+
+
+def _other_count(path: str | Path, classes: int, num_classes: int | None) -> WeightsError:
+    return WeightsError(
+        f"{path} is for {classes} classes, but num_classes is {num_classes}. "
+        "Leave num_classes out: it is read from the file."
+    )
 
 
 def _pair(size: int | Sequence[int] | None) -> tuple[int, int] | None:
@@ -127,10 +124,7 @@ def _from_file(source: Source, path: Path, num_classes: int | None) -> Built:
     state = match_prefix(state, list(built.model.state_dict()))
     counts = class_count(built.model, state)
     if counts is not None and num_classes is not None:
-        raise WeightsError(
-            f"{path} is for {counts[1]} classes, but num_classes is {num_classes}. "
-            "Leave num_classes out: it is read from the file."
-        )
+        raise _other_count(path, counts[1], num_classes)
     if counts is not None and source.takes_num_classes:
         built = source.for_checkpoint(counts[1], state, path)
     try:

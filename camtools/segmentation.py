@@ -85,7 +85,7 @@ class Segmentation:
 
     @cached_property
     def masks(self) -> Tensor:
-        """One mask a class, in the order of `classes`, (n, H, W) bool."""
+        """One mask per class, in the order of `classes`, (n, H, W) bool."""
         return self.mask == torch.tensor(self.classes, device=self.mask.device)[:, None, None] + 1
 
     @cached_property
@@ -231,8 +231,8 @@ class Segmentation:
 
     def __repr__(self) -> str:
         shares = self.masks.flatten(1).float().mean(1).tolist()
-        found = ", ".join(f"{name!r} {share:.1%}" for name, share in zip(self.names, shares, strict=True))
+        classes = ", ".join(f"{name!r} {share:.1%}" for name, share in zip(self.names, shares, strict=True))
         return (
-            f"Segmentation({self.size[0]} x {self.size[1]}, {found or 'background only'}"
+            f"Segmentation({self.size[0]} x {self.size[1]}, {classes or 'background only'}"
             f"{f', {self.source!r}' if self.source else ''})"
         )

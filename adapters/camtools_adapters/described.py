@@ -18,7 +18,7 @@ class DescribedAdapter:
     priority = 100
 
     def matches(self, model: nn.Module) -> bool:
-        """Tell whether the model has the method."""
+        """Return whether the model has the method."""
         return callable(getattr(model, "feature_spec", None))
 
     def locate(self, model: nn.Module, example: Tensor) -> FeatureSpec:

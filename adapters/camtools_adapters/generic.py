@@ -19,7 +19,7 @@ class GenericAdapter:
     priority = 0
 
     def matches(self, model: nn.Module) -> bool:
-        """Tell that any module will do."""
+        """Return True: any module will do."""
         return True
 
     def locate(self, model: nn.Module, example: Tensor) -> FeatureSpec:

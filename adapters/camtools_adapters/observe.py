@@ -183,7 +183,7 @@ def _layouts(shape: torch.Size, size: tuple[int, int]) -> Iterator[tuple[Layout,
 
 
 def _is_turned(tensor: Tensor, layout: Layout, prefix: int, image: Tensor) -> bool:
-    """Tell whether corner cells look at each other's corner of the image: rows taken for columns.
+    """Return whether corner cells look at each other's corner of the image: rows taken for columns.
 
     Compares where the gradients of the top right and the bottom left cell have their centre in the image. Only a
     clear contradiction counts; untrained global attention sees the whole image from everywhere.

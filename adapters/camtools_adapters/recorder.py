@@ -100,7 +100,7 @@ class Recorder:
 
 
 def _contains(layer: str, made: Seen) -> bool:
-    """Tell whether `layer` is an outer module of the one that made, or first met, a tensor."""
+    """Return whether `layer` is an outer module of the one that made, or first met, a tensor."""
     return layer == "" or made.layer.startswith(f"{layer}.")
 
 

@@ -38,7 +38,7 @@ class TimmAdapter:
     priority = 50
 
     def matches(self, model: nn.Module) -> bool:
-        """Tell whether the model is, or derives from, one of timm's."""
+        """Return whether the model is, or derives from, one of timm's."""
         return any(base.__module__.startswith("timm.") for base in type(model).__mro__)
 
     def locate(self, model: nn.Module, example: Tensor) -> FeatureSpec:

@@ -54,7 +54,7 @@ class TorchvisionAdapter:
     priority = 50
 
     def matches(self, model: nn.Module) -> bool:
-        """Tell whether the model is, or derives from, a torchvision classifier."""
+        """Return whether the model is, or derives from, a torchvision classifier."""
         return any(base.__module__.startswith("torchvision.models.") for base in type(model).__mro__)
 
     def locate(self, model: nn.Module, example: Tensor) -> FeatureSpec:
@@ -180,7 +180,7 @@ class TorchvisionSource(Source):
         return self._built(self._make(num_classes, **args), entry)
 
     def has_published(self, tag: str) -> bool:
-        """Tell whether published weights go by this name, such as "IMAGENET1K_V1"."""
+        """Return whether published weights go by this name, such as "IMAGENET1K_V1"."""
         return tag in self.weights.__members__
 
     def published(self, num_classes: int | None = None, tag: str | None = None) -> Built:

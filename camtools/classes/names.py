@@ -1,4 +1,7 @@
-"""Names of classes: ImageNet's own, a file's, and from whatever a user typed to a class index."""
+"""Names of classes: ImageNet's, those in a file, and from whatever a user typed to a class index.
+
+ImageNet's 1,000 classes are in the order of the sorted wnids everywhere.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +19,15 @@ from camtools.errors import TargetError
 _WNID = re.compile(r"n\d{8}")
 
 
-@lru_cache(maxsize=1)
+@cache
 def imagenet_names() -> tuple[str, ...]:
-    """Return the names of ImageNet's 1,000 classes in the order of the sorted wnids, from torchvision's metadata."""
+    """Return the names of ImageNet's 1,000 classes, from torchvision's metadata."""
     from torchvision.models import ResNet50_Weights
 
     return tuple(ResNet50_Weights.DEFAULT.meta["categories"])
 
 
-@lru_cache(maxsize=8)
+@cache
 def imagenet_synsets(subset: str = "imagenet-1k") -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return (wnids, comma-separated synonyms) of the classes of one of ImageNet's subsets, from timm's metadata.
 
@@ -130,17 +133,17 @@ def resolve_target(target: int | str, class_names: Sequence[str] | None = None, 
             raise TargetError(f"A class is an index or a name, not {target!r} ({type(target).__name__}).")
         return _in_range(index, num_classes)
     text = target.strip()
-    found = _where(class_names or (), lambda name: name == text)
-    if not found and re.fullmatch(r"[+-]?\d+", text):
+    matches = _where(class_names or (), lambda name: name == text)
+    if not matches and re.fullmatch(r"[+-]?\d+", text):
         return _in_range(int(text), num_classes)
-    found = found or _where(class_names or (), lambda name: _fold(name) == _fold(text))
-    if not found and class_names is not None and _is_imagenet(class_names):
-        found = _imagenet_index(text)
-    if len(found) == 1:
-        return found[0]
-    if found:
+    matches = matches or _where(class_names or (), lambda name: _fold(name) == _fold(text))
+    if not matches and class_names is not None and _is_imagenet(class_names):
+        matches = _imagenet_index(text)
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
         raise TargetError(
-            f"{target!r} names {len(found)} classes, {_listed(found)}. Give the index of the one you mean."
+            f"{target!r} names {len(matches)} classes, {_listed(matches)}. Give the index of the one you mean."
         )
     raise TargetError(_unknown(target, text, class_names, num_classes))
 
@@ -158,7 +161,7 @@ def _listed(values: Sequence[Any]) -> str:
 
 
 def _is_imagenet(class_names: Sequence[str]) -> bool:
-    """Tell whether names are ImageNet's, as torchvision or as timm words them."""
+    """Return whether names are ImageNet's, as torchvision or as timm words them."""
     return len(class_names) == 1000 and tuple(class_names) in (imagenet_names(), imagenet_synsets()[1])
 
 

@@ -1,4 +1,8 @@
-"""Which classes to explain: what callers write, turned into indices."""
+"""Targets: which classes to explain, from what callers write to class indices.
+
+`class_indices` and what it takes are for images with names and lists of classes of any length; `target_indices` is for
+tensors of indices.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from camtools.checks import whole
 from camtools.classes.names import resolve_target
 from camtools.errors import TargetError
 
@@ -17,7 +22,7 @@ Targets = int | Sequence[int] | Tensor | None
 
 
 def is_list(target: Any) -> bool:
-    """Tell whether a target names several classes: a sequence, or an array or tensor with an axis."""
+    """Return whether a target names several classes: a sequence, or an array or tensor with an axis."""
     if isinstance(target, (Tensor, np.ndarray)):
         return target.ndim > 0
     return isinstance(target, Sequence) and not isinstance(target, str)
@@ -54,8 +59,7 @@ def check_top_k(top_k: Any, targets: Any) -> None:
     """
     if top_k is None:
         return
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-        raise TargetError(f"top_k={top_k!r}: expected a whole number of at least 1")
+    whole("top_k", top_k, error=TargetError)
     if targets is not None:
         raise TargetError(f"both target={targets!r} and top_k={top_k} were given; give one of them")
 
@@ -100,7 +104,7 @@ def _resolve(target: Any, class_names: Sequence[str] | None, classes: int) -> li
     wanted = list(target) if is_list(target) else [target]
     if not wanted:
         raise TargetError("the target list of an image is empty; name at least one class, or pass None")
-    return [resolve_target(one, class_names if isinstance(one, str) else None, classes) for one in wanted]
+    return [resolve_target(label, class_names if isinstance(label, str) else None, classes) for label in wanted]
 
 
 def target_indices(targets: Targets, batch: int, classes: int) -> Tensor:

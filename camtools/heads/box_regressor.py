@@ -99,14 +99,14 @@ class BoxRegressor(nn.Module):
             self.boxes_of([input_images[i] for i in range(start, min(start + batch_size, len(input_images)))])
             for start in range(0, len(input_images), batch_size)
         ]
-        found = torch.cat(parts)
-        return found[0] if single else found
+        boxes = torch.cat(parts)
+        return boxes[0] if single else boxes
 
     def boxes_of(self, images: Sequence[InputImage]) -> Tensor:
         """Return the boxes of images that were read, (N, 4) float32 on the CPU; see `boxes`."""
         transform = Preprocess.imagenet() if self.preprocess is None else as_transform(self.preprocess)
         prepared = [transform(image) for image in images]
-        found = torch.zeros(len(images), 4)
+        boxes = torch.zeros(len(images), 4)
         for shape in dict.fromkeys(tensor.shape for tensor, _ in prepared):
             members = [i for i, (tensor, _) in enumerate(prepared) if tensor.shape == shape]
             x = to_model(torch.stack([prepared[i][0] for i in members]), self)
@@ -116,8 +116,8 @@ class BoxRegressor(nn.Module):
             sides = torch.tensor([shape[-1], shape[-2]] * 2)
             corners = torch.cat([low, high], dim=1) * sides
             for row, i in enumerate(members):
-                found[i] = prepared[i][1].boxes_to_original(corners[row][None])[0]
-        return found
+                boxes[i] = prepared[i][1].boxes_to_original(corners[row][None])[0]
+        return boxes
 
     def save(self, path: str | Path) -> None:
         """Write weights and configuration to one safetensors file; see `HeadedModel.save`."""

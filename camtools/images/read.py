@@ -1,4 +1,4 @@
-"""Images in: everything `explain` takes becomes a `InputImage`, or one error that says what is wrong with it.
+"""Images in: everything `explain` takes becomes an `InputImage`, or one error that says what is wrong with it.
 
 Nothing is resized here and no path is opened before its turn; `camtools.images.preprocess` makes tensors of images.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -21,7 +22,6 @@ from camtools.errors import InputError
 
 _TRANSPARENT_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _BROKEN_FILE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error)
-_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _OVERSHOOT = 1e-3  # what a float image may exceed [0, 1] by, a quarter of an 8-bit level; clipped
 _EXPECTED = (
     "expected a path, a PIL image, a numpy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a uint8 tensor (C, H, W), "
@@ -83,7 +83,7 @@ class InputImages(Sequence[InputImage]):
         return read_image(self._items[chosen], channels=self._channels, index=None if self._single else chosen)
 
     def __repr__(self) -> str:
-        return f"<Images: {len(self)}, read when asked for>"
+        return f"<InputImages: {len(self)}, read when asked for>"
 
 
 def read_images(x: Any, *, channels: int | None = None) -> tuple[InputImages, bool]:
@@ -166,21 +166,33 @@ def _from_path(path: str | os.PathLike[str], where: str) -> InputImage:
         raise InputError(f"{where} does not exist: expected the path of an image file. Check it ({hint})") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{where} cannot be opened ({error}): expected a readable image file") from error
+    with _reading(where), Image.open(file) as opened:
+        image = _load(opened, where)
+    return _from_image(image, os.fspath(path))
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Turn what Pillow raises for a file into one error that says what is wrong with it."""
     try:
-        with Image.open(file) as opened:
-            image = _load(opened, where)
+        yield
+    except InputError:
+        raise
     except UnidentifiedImageError as error:
         raise InputError(
             f"{where} is not an image, or of a kind Pillow does not know: expected JPEG, PNG, TIFF, WebP or the like. "
             f"Convert it to one of these"
         ) from error
-    except _BOMB as error:
-        raise _bomb(where, error) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(
+            f"{where} is too large to open safely ({error}): expected fewer pixels. Make it smaller, "
+            f"or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        ) from error
     except _BROKEN_FILE as error:
-        if isinstance(error, InputError):
-            raise
-        raise _broken(where, error) from error
-    return _from_image(image, os.fspath(path))
+        raise InputError(
+            f"{where} is truncated or damaged ({error}): expected a complete image. Copy or download it again, "
+            f"or convert it to RGB yourself"
+        ) from error
 
 
 def _load(image: Image.Image, where: str) -> Image.Image:
@@ -189,19 +201,13 @@ def _load(image: Image.Image, where: str) -> Image.Image:
         raise InputError(
             f"{where} has no pixels (height {image.height}, width {image.width}): expected at least 1 x 1. Leave it out"
         )
-    try:
+    with _reading(where):
         image.load()
         try:
             image = ImageOps.exif_transpose(image)
         except _BROKEN_FILE:  # unreadable metadata: shown as it is stored, as viewers do
             image = image.copy()
         return _to_rgb(image, where)
-    except InputError:
-        raise
-    except _BOMB as error:
-        raise _bomb(where, error) from error
-    except _BROKEN_FILE as error:
-        raise _broken(where, error) from error
 
 
 def _to_rgb(image: Image.Image, where: str) -> Image.Image:
@@ -296,17 +302,3 @@ def _require_finite(bad: int, total: int, where: str) -> None:
             f"{where} has {bad} NaN or infinite values of {total}: expected finite ones. Find where they arise, "
             f"or replace them (torch.nan_to_num, numpy.nan_to_num)"
         )
-
-
-def _bomb(where: str, error: BaseException) -> InputError:
-    return InputError(
-        f"{where} is too large to open safely ({error}): expected fewer pixels. Make it smaller, "
-        f"or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-    )
-
-
-def _broken(where: str, error: BaseException) -> InputError:
-    return InputError(
-        f"{where} is truncated or damaged ({error}): expected a complete image. Copy or download it again, "
-        f"or convert it to RGB yourself"
-    )

@@ -56,6 +56,6 @@ def _guess(spec: str) -> str:
     known = known_models()
     name = spec.rpartition("/")[2]
     exact = [full for full in known if full.partition("/")[2] == name]
-    candidates = (f"{point.name}/{name}" for point in plugins(GROUP))
-    close = exact or [match for one in candidates for match in difflib.get_close_matches(one, known, n=1)][:1]
+    guesses = (f"{point.name}/{name}" for point in plugins(GROUP))
+    close = exact or [match for guess in guesses for match in difflib.get_close_matches(guess, known, n=1)][:1]
     return f" Did you mean {' or '.join(close)}?" if close else ""

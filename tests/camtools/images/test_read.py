@@ -159,7 +159,7 @@ def test_paths_stay_lazy_and_keep_their_index(path):
     images, _ = read_images([path, *(f"missing_{i}.png" for i in range(1, 10_000))])
     assert len(images) == 10_000
     assert images[0].size == (2, 3)
-    assert repr(images) == "<Images: 10000, read when asked for>"
+    assert repr(images) == "<InputImages: 10000, read when asked for>"
     with pytest.raises(InputError, match=r"image 42 \('missing_42.png'\) does not exist"):
         images[40:50][2]
     assert len(images[::2]) == 5_000
