@@ -7,22 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from camtools.cli.common import (
-    ModelArgOption,
-    OptionalModelOption,
-    WeightsOption,
-    exit_codes,
-    load,
-    stdout_console,
-    stdout_to_stderr,
-)
+from camtools.cli import options
+from camtools.cli.common import exit_codes, load, stdout_console, stdout_to_stderr
 
 
 def finetune(
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", help="gap, tap, wgap, minmaxcam ...; left out: lists them.")
     ] = None,
-    model: OptionalModelOption = None,
+    model: options.OptionalModel = None,
     data: Annotated[
         str | None, typer.Option(metavar="SPEC", help="Training set, NAME:PATH?key=value; only its labels are used.")
     ] = None,
@@ -32,7 +25,7 @@ def finetune(
     val: Annotated[
         str | None, typer.Option(metavar="SPEC", help="Validation set; its boxes and masks are measured against.")
     ] = None,
-    weights: WeightsOption = None,
+    weights: options.Weights = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", help="Images per step and process.")] = None,
     lr: Annotated[float | None, typer.Option(metavar="X", help="Learning rate of the backbone.")] = None,
@@ -43,7 +36,7 @@ def finetune(
     ] = None,
     settings: Annotated[bool, typer.Option("--settings", help="List the recipe's settings, and leave.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    model_arg: ModelArgOption = None,
+    model_arg: options.ModelArgs = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")] = "auto",
 ) -> None:
     """Fine-tune a classifier on images and their labels, by a recipe.
@@ -67,13 +60,13 @@ def finetune(
         if missing:
             raise typer.BadParameter("has to be given", param_hint=", ".join(missing))
         assert model is not None and data is not None
-        options = _settings(set_, {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed})
+        chosen = _settings(set_, {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed})
         with stdout_to_stderr():
             from camtools.evaluation.processes import leads
             from camtools.training import finetune as run
             from camtools.training import make_recipe
 
-            method = make_recipe(recipe, options)  # before a model is loaded: the likelier mistakes are here
+            method = make_recipe(recipe, chosen)  # before a model is loaded: the likelier mistakes are here
             loaded = load(model, weights, model_args=dict(model_arg or ()))
             result = run(method, loaded, data, val, out=out, resume=resume, device=device)
         if leads():
@@ -106,7 +99,7 @@ def _list_recipes() -> None:
 
     table = Table("recipe", "what it does")
     for name in installed_recipes():
-        table.add_row(name, recipe_class(name)().words)
+        table.add_row(name, recipe_class(name)().summary)
     stdout_console().print(table)
 
 

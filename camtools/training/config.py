@@ -47,7 +47,7 @@ def option(
 class TrainConfig:
     """Settings that all recipes share. A recipe's own `Config` derives from it, adds fields and may change defaults.
 
-    Values are checked when it is made; see the fields' `metadata` for ranges, words and sources.
+    Values are checked when it is made; see the fields' `metadata` for ranges, help and sources.
 
     Raises:
         InputError: A value has the wrong type or is out of range.

@@ -48,12 +48,12 @@ class Recipe:
             raise InputError(f"config is {type(config).__name__}: expected {self.name}'s {self.Config.__name__}")
 
     @property
-    def words(self) -> str:
-        """What it does, in a line: the first of its docstring."""
+    def summary(self) -> str:
+        """What it does: the first line of its docstring."""
         return (type(self).__doc__ or "").strip().partition("\n")[0]
 
     def check(self, labels: Labels, names: Sequence[str]) -> None:
-        """Refuse training data that the method cannot use; called before anything is built.
+        """Check that the method can use the training data; called before anything is built.
 
         Args:
             labels: Of all training images.
@@ -63,7 +63,7 @@ class Recipe:
             InputError: It cannot; says which class lacks what.
         """
 
-    def refuse_compiled(self) -> None:
+    def check_hooks(self) -> None:
         """Check that hooks run, which they don't in a compiled model; for `check` of methods that use `captured`.
 
         Raises:

@@ -1,4 +1,4 @@
-"""`excam`: WILDCAT whose maps lose in training what earlier maps of their class found already."""
+"""`excam`: WILDCAT whose maps lose in training what earlier maps of their class have."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ExCamConfig(MultiMapConfig):
     )
     acol: str = option(
         "none",
-        "A second classifier that sees the image, or its features, without what the first found; their maps are "
+        "A second classifier that sees the image, or its features, without what the first has; their maps are "
         "averaged (3.8.2; Zhang et al., CVPR 2018).",
         choices=("none", "image", "features"),
     )
@@ -68,7 +68,7 @@ class ExCamRecipe(MultiMapRecipe):
         """Check that settings don't exclude each other."""
         config = self.config
         if config.exclusivity or config.acol != "none":
-            self.refuse_compiled()
+            self.check_hooks()
         if config.exclusivity and config.maps < 2:
             raise InputError(f"exclusivity={config.exclusivity:g} with maps={config.maps}: expected 2 maps at least")
         if config.acol != "none" and "cutmix" in config.augment:

@@ -100,7 +100,7 @@ def _lines(runs: list[RecipeRun], base: str, first: str, metrics: Sequence[str],
     readings = {name: _readings(name) for name in names}
     readings[base] = tuple(dict.fromkeys([first, *readings[base]]))
     baselines: dict[str, dict[str, _Estimate | None]] = {}
-    found: list[ReportLine] = []
+    report: list[ReportLine] = []
     for name, reading in [(recipe, reading) for recipe in names for reading in readings[recipe]]:
         label = _label(seeds[name][0], reading)
         own = {metric: _estimate(seeds[name], metric, reading, weights) for metric in metrics}
@@ -108,7 +108,7 @@ def _lines(runs: list[RecipeRun], base: str, first: str, metrics: Sequence[str],
         if name == base:
             baselines[label] = own
         main = next(iter(baselines.values()))
-        found.append(
+        report.append(
             ReportLine(
                 name,
                 label,
@@ -120,7 +120,7 @@ def _lines(runs: list[RecipeRun], base: str, first: str, metrics: Sequence[str],
                 },
             )
         )
-    return found
+    return report
 
 
 def _estimate(runs: list[RecipeRun], metric: str, pipeline: str, weights: Array) -> _Estimate | None:
@@ -173,13 +173,13 @@ def _statistic(run: RecipeRun, metric: str, pipeline: str) -> Statistic | None:
     return measured.statistic(metric, pipeline) if pipeline in measured.pipelines else None
 
 
-def markdown(found: Sequence[ReportLine]) -> str:
+def markdown(lines: Sequence[ReportLine]) -> str:
     """Return lines as a Markdown table."""
-    if not found:
+    if not lines:
         return ""
-    metrics = list(found[0].cells)
-    alike = [metric for metric in metrics if any(metric in line.alike for line in found)]
-    head = ["recipe", "read with", *metrics, *(f"{metric} to `{found[0].recipe}` read alike" for metric in alike)]
+    metrics = list(lines[0].cells)
+    alike = [metric for metric in metrics if any(metric in line.alike for line in lines)]
+    head = ["recipe", "read with", *metrics, *(f"{metric} to `{lines[0].recipe}` read alike" for metric in alike)]
     rows = [
         [
             f"`{line.recipe}`",
@@ -187,7 +187,7 @@ def markdown(found: Sequence[ReportLine]) -> str:
             *(_text(line.cells[metric]) for metric in metrics),
             *(_difference(line.alike.get(metric)) for metric in alike),
         ]
-        for line in found
+        for line in lines
     ]
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]) + "\n"
 
@@ -205,10 +205,10 @@ def _difference(cell: ReportCell | None) -> str:
     return f"{cell.delta:+.1f}, {cell.low:+.1f} to {cell.high:+.1f}"
 
 
-def csv(found: Sequence[ReportLine]) -> str:
+def csv(lines: Sequence[ReportLine]) -> str:
     """Return lines as comma-separated values, one row per recipe, reading and metric, with every seed's value."""
     rows = ["recipe,reading,metric,value,delta,low,high,seeds"]
-    for line in found:
+    for line in lines:
         for metric, cell in line.cells.items():
             numbers = [cell.value, cell.delta, cell.low, cell.high]
             texts = ["" if number is None else f"{number:.4f}" for number in numbers]
@@ -251,12 +251,12 @@ def write_report(
 
 def bars(single: Sequence[ReportLine], multi: Sequence[ReportLine]) -> Image.Image:
     """Draw the differences to the baseline with their intervals: one panel per metric, in RGB."""
-    panels = [(found, metric) for found in (single, multi) if found for metric in found[0].cells if metric != "top-1"]
+    panels = [(group, metric) for group in (single, multi) if group for metric in group[0].cells if metric != "top-1"]
     with style.context(("default", STYLE | {"axes.grid.axis": "x"})):
         canvas = FigureCanvasAgg(Figure(figsize=(4.6 * max(1, len(panels)), 4.2)))
-        for number, (found, metric) in enumerate(panels):
+        for number, (group, metric) in enumerate(panels):
             axes = canvas.figure.add_subplot(1, len(panels), number + 1)
-            shown = [line for line in reversed(found) if line.cells[metric].delta is not None]
+            shown = [line for line in reversed(group) if line.cells[metric].delta is not None]
             deltas = np.array([line.cells[metric].delta for line in shown], dtype=float)
             ends = [(line.cells[metric].low, line.cells[metric].high) for line in shown]
             low, high = np.array(ends, dtype=float).reshape(-1, 2).T
@@ -264,7 +264,7 @@ def bars(single: Sequence[ReportLine], multi: Sequence[ReportLine]) -> Image.Ima
             axes.barh(range(len(shown)), deltas, 0.62, xerr=errors, color=COLOURS[1], ecolor=INK, capsize=3)
             axes.axvline(0, color=INK, linewidth=1)
             axes.set_yticks(range(len(shown)), [f"{line.recipe}: {line.reading}" for line in shown])
-            base = found[0]
+            base = group[0]
             axes.set_title(
                 f"{metric}, difference to {base.recipe}: {base.reading} ({base.cells[metric].value or 0:.1f} %)"
             )

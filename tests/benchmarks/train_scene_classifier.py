@@ -1,4 +1,4 @@
-"""Trains the classifier that comes with camtools: `python -m camtools.datasets.scenes.train --help`."""
+"""Trains the classifier that comes with camtools: `python tests/benchmarks/train_scene_classifier.py --help`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from camtools.datasets.scenes.network import SceneNet
 from camtools.files import replacing
 from camtools.progress import progress_bar
 
-CLOSE_UP = 48  # pixels a side
+CLOSE_UP = 48  # pixels per side
 
 console = Console(stderr=True)
 
@@ -40,7 +40,7 @@ class Drawn(NamedTuple):
     labels: Tensor
 
 
-class Recipe(NamedTuple):
+class Plan(NamedTuple):
     """How to train; the fields are the options of the command."""
 
     images: int
@@ -61,26 +61,26 @@ def main(
     epochs: Annotated[int, typer.Option(help="Passes over whole scenes, then.")] = 6,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
     lr: Annotated[
-        float, typer.Option(help="Peak learning rate (AdamW, one cycle a stage); half of it on scenes.")
+        float, typer.Option(help="Peak learning rate (AdamW, one cycle per stage); half of it on scenes.")
     ] = 4e-3,
     weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 0.05,
     bf16: Annotated[bool, typer.Option(help="Train in mixed precision, for processors that have it.")] = False,
     device: Annotated[str, typer.Option(help="Where to train.")] = "cpu",
     workers: Annotated[int, typer.Option(help="Processes that draw scenes.")] = os.cpu_count() or 1,
 ) -> None:
-    """Train one classifier a seed on `Scenes("train")`; say how many scenes of the test split each gets right.
+    """Train one classifier per seed on `Scenes("train")`; say how many scenes of the test split each gets right.
 
     Like most classifiers people have, it is pretrained on easier images, close-ups of the heads, and fine-tuned with
     image labels only. (From scratch, average pooling takes long to find a head on 1/50 of the image.) The last
     epoch is taken; "val" is only watched, and "test" plays no part.
     """
-    recipe = Recipe(images, close_up_epochs, epochs, batch_size, lr, weight_decay, bf16, device)
+    plan = Plan(images, close_up_epochs, epochs, batch_size, lr, weight_decay, bf16, device)
     out.mkdir(parents=True, exist_ok=True)
     train = draw(Scenes("train", images), workers)
     val, test = draw(Scenes("val"), workers), draw(Scenes("test"), workers)
     for seed in map(int, seeds.split(",")):
         path = out / f"seed{seed}.safetensors"
-        model = train_one(train, val, seed, recipe, out / f"seed{seed}.pt")
+        model = train_one(train, val, seed, plan, out / f"seed{seed}.pt")
         save_file({name: _half(value) for name, value in model.state_dict().items()}, path)
         model.load_state_dict(load_file(path))  # what is judged is what is kept
         right = accuracy(model, test.scenes, test.labels)
@@ -106,26 +106,26 @@ def normalised(images: Tensor) -> Tensor:
     return ((images.float() / 255 - mean) / std).to(memory_format=torch.channels_last)
 
 
-def train_one(train: Drawn, val: Drawn, seed: int, recipe: Recipe, path: Path) -> SceneNet:
+def train_one(train: Drawn, val: Drawn, seed: int, plan: Plan, path: Path) -> SceneNet:
     """Train one classifier, in eval mode when done.
 
     Args:
         train: What to learn from.
         val: What to report on after every epoch.
         seed: Of the weights and the order of the images.
-        recipe: How.
+        plan: How.
         path: Where the state after every epoch is kept; what lies there is carried on.
     """
     torch.manual_seed(seed)
-    model = SceneNet().to(memory_format=torch.channels_last).to(recipe.device)
-    saved = torch.load(path, map_location=recipe.device, weights_only=True) if path.exists() else {}
-    if saved and saved["recipe"] != list(recipe):
+    model = SceneNet().to(memory_format=torch.channels_last).to(plan.device)
+    saved = torch.load(path, map_location=plan.device, weights_only=True) if path.exists() else {}
+    if saved and saved["recipe"] != list(plan):
         raise SystemExit(f"{path} is of a run with other options ({saved['recipe']}): choose another folder")
-    pyramid = (("close-ups", recipe.close_up_epochs, recipe.lr), ("scenes", recipe.epochs, recipe.lr / 2))
-    for number, (stage, epochs, lr) in enumerate(pyramid):
+    stages = (("close-ups", plan.close_up_epochs, plan.lr), ("scenes", plan.epochs, plan.lr / 2))
+    for number, (stage, epochs, lr) in enumerate(stages):
         images, watched = (train.close_ups, val.close_ups) if stage == "close-ups" else (train.scenes, val.scenes)
-        steps = len(images) // recipe.batch_size
-        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=recipe.weight_decay)
+        steps = len(images) // plan.batch_size
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=plan.weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps, pct_start=0.2)
         parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
         if saved and saved["stage"] > number:
@@ -136,23 +136,21 @@ def train_one(train: Drawn, val: Drawn, seed: int, recipe: Recipe, path: Path) -
         saved = {}
         for epoch in range(done, epochs):
             random = np.random.RandomState([seed, number, epoch])
-            loss = _epoch(model, batches(images, train.labels, recipe, random), optimizer, schedule, recipe)
+            loss = _epoch(model, batches(images, train.labels, plan, random), optimizer, schedule, plan)
             right = accuracy(model.eval(), watched, val.labels)
             console.print(f"seed {seed} {stage} {epoch + 1}/{epochs}: loss {loss:.3f}, val {right:.2%}")
             states = {name: part.state_dict() for name, part in parts.items()}
             with replacing(path) as partial:
-                torch.save({"recipe": list(recipe), "stage": number, "epochs": epoch + 1, **states}, partial)
+                torch.save({"recipe": list(plan), "stage": number, "epochs": epoch + 1, **states}, partial)
     return model.eval()
 
 
-def _epoch(
-    model: SceneNet, pairs: Iterator[tuple[Tensor, Tensor]], optimizer: Any, schedule: Any, recipe: Recipe
-) -> float:
+def _epoch(model: SceneNet, pairs: Iterator[tuple[Tensor, Tensor]], optimizer: Any, schedule: Any, plan: Plan) -> float:
     """Go through all images once; return the mean loss."""
     model.train()
     losses = []
     for x, y in pairs:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.bf16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=plan.bf16):
             loss = nn.functional.cross_entropy(model(normalised(x)), y, label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
@@ -163,13 +161,13 @@ def _epoch(
 
 
 def batches(
-    images: Tensor, labels: Tensor, recipe: Recipe, random: np.random.RandomState
+    images: Tensor, labels: Tensor, plan: Plan, random: np.random.RandomState
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield shuffled batches; each is turned and mirrored as a whole, which changes no class."""
     order = torch.from_numpy(random.permutation(len(images)))
-    for chosen in order.split(recipe.batch_size)[: len(order) // recipe.batch_size]:
+    for chosen in order.split(plan.batch_size)[: len(order) // plan.batch_size]:
         x = torch.rot90(images[chosen], random.randint(4), (2, 3))
-        yield (x.flip(3) if random.randint(2) else x).to(recipe.device), labels[chosen].to(recipe.device)
+        yield (x.flip(3) if random.randint(2) else x).to(plan.device), labels[chosen].to(plan.device)
 
 
 class _WithCloseUps(Dataset[Any]):
@@ -198,12 +196,12 @@ class _WithCloseUps(Dataset[Any]):
 
 def draw(scenes: Scenes, workers: int) -> Drawn:
     """Draw all scenes, and their close-ups, in several processes."""
-    found: list[Any] = []
+    drawn: list[Any] = []
     with progress_bar(len(scenes), f"Drawing {scenes.split}", unit="scenes") as advance:
         for batch in DataLoader(_WithCloseUps(scenes), 100, num_workers=workers):
-            found.append(batch)
+            drawn.append(batch)
             advance(len(batch[0]))
-    return Drawn(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    return Drawn(*(torch.cat(parts) for parts in zip(*drawn, strict=True)))
 
 
 def _bytes(image: Any) -> Tensor:

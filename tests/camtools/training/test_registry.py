@@ -13,7 +13,7 @@ def test_the_recipes_of_this_repository_are_found():
     assert {"gap", "tap", "wgap", "minmaxcam"} <= set(installed_recipes())
     for name in ("gap", "tap", "wgap", "minmaxcam"):
         assert recipe_class(name).name == name
-        assert recipe_class(name)().words.endswith(".") and len(recipe_class(name)().words) > 20
+        assert recipe_class(name)().summary.endswith(".") and len(recipe_class(name)().summary) > 20
 
 
 def test_settings_reach_the_recipe():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_scene_classifier import Drawn, Recipe, accuracy, batches, draw, normalised, train_one
+from train_scene_classifier import Drawn, Plan, accuracy, batches, draw, normalised, train_one
 
 import camtools
 from camtools import load_model
@@ -13,9 +13,7 @@ from camtools.datasets.scenes import SceneNet, scene_classifier
 from camtools.datasets.scenes.network import WEIGHTS
 from camtools.errors import WeightsError
 
-RECIPE = Recipe(
-    images=40, close_up_epochs=1, epochs=2, batch_size=8, lr=1e-3, weight_decay=0.05, bf16=False, device="cpu"
-)
+PLAN = Plan(images=40, close_up_epochs=1, epochs=2, batch_size=8, lr=1e-3, weight_decay=0.05, bf16=False, device="cpu")
 
 
 def test_it_is_small_and_right_on_what_it_has_not_seen():
@@ -71,7 +69,7 @@ def test_close_ups_show_the_head():
 
 def test_batches_hold_every_image_once_turned_or_mirrored():
     images = torch.arange(16 * 3 * 4 * 4, dtype=torch.float32).reshape(16, 3, 4, 4)
-    found = list(batches(images, torch.arange(16), RECIPE, np.random.RandomState(1)))
+    found = list(batches(images, torch.arange(16), PLAN, np.random.RandomState(1)))
     assert torch.cat([y for _, y in found]).sort().values.tolist() == list(range(16))
     for x, y in found:
         assert torch.equal(x.flatten(1).sort(dim=1).values, images[y].flatten(1))
@@ -98,7 +96,7 @@ def test_accuracy_counts_right_answers():
 
 def test_training_that_was_stopped_ends_the_same(tmp_path):
     tiny = Drawn(*(part[:16] for part in draw(Scenes("train", n=16, size=32), workers=0)))
-    whole = train_one(tiny, tiny, 0, RECIPE, tmp_path / "whole.pt")
+    whole = train_one(tiny, tiny, 0, PLAN, tmp_path / "whole.pt")
     for stop_after in (1, 2):
 
         class Stop(Exception):
@@ -118,9 +116,9 @@ def test_training_that_was_stopped_ends_the_same(tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "_epoch", counted)
             with pytest.raises(Stop):
-                train_one(tiny, tiny, 0, RECIPE, path)
-        resumed = train_one(tiny, tiny, 0, RECIPE, path)
+                train_one(tiny, tiny, 0, PLAN, path)
+        resumed = train_one(tiny, tiny, 0, PLAN, path)
         for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
             assert torch.equal(a, b), name
     with pytest.raises(SystemExit, match="is of a run with other options"):
-        train_one(tiny, tiny, 0, RECIPE._replace(lr=1e-2), tmp_path / "whole.pt")
+        train_one(tiny, tiny, 0, PLAN._replace(lr=1e-2), tmp_path / "whole.pt")
