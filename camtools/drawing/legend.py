@@ -97,19 +97,19 @@ def legend(entries: Sequence[Bar | Key], width: int, size: float, margin: int | 
     drawn = [_bar(entry, room, size) if isinstance(entry, Bar) else _key(entry, room, size) for entry in entries]
     rows: list[list[Image.Image]] = []
     gap = round(1.5 * size)
-    for one in drawn:
-        if rows and sum(other.width + gap for other in rows[-1]) + one.width <= room:
-            rows[-1].append(one)
+    for entry in drawn:
+        if rows and sum(image.width + gap for image in rows[-1]) + entry.width <= room:
+            rows[-1].append(entry)
         else:
-            rows.append([one])
-    heights = [max(one.height for one in row) for row in rows]
+            rows.append([entry])
+    heights = [max(image.height for image in row) for row in rows]
     canvas = Image.new("RGB", (width, sum(heights) + margin * (len(rows) + 1)), PAPER)
     y = margin
     for row, height in zip(rows, heights, strict=True):
         x = margin
-        for one in row:
-            canvas.paste(one, (x, y + (height - one.height) // 2))
-            x += one.width + gap
+        for image in row:
+            canvas.paste(image, (x, y + (height - image.height) // 2))
+            x += image.width + gap
         y += height + margin
     return canvas
 
@@ -140,21 +140,13 @@ def _bar(bar: Bar, room: int, size: float) -> Image.Image:
         x = round(position * (width - 1))
         draw.rectangle((x - 2 * edge, top, x + 2 * edge, top + thick - 1), fill=PAPER)
         draw.rectangle((x - edge + 1, top - edge, x + edge - 1, low), fill=INK)
-        start = _free(x, [face.getlength(words) for words in (text, text.rpartition(" ")[2])], taken, width, size / 2)
-        if start is not None:
-            draw.text((start[0], low), text if start[1] == 0 else text.rpartition(" ")[2], fill=INK, font=face)
+        left, right = taken[0][1] + size / 2, taken[-1][0] - size / 2
+        for words in (text, text.rpartition(" ")[2]):  # as near to the mark as there is room
+            length = face.getlength(words)
+            if length <= right - left:
+                draw.text((min(max(x - length / 2, left), right - length), low), words, fill=INK, font=face)
+                break
     return canvas
-
-
-def _free(
-    x: float, lengths: Sequence[float], taken: Sequence[tuple[float, float]], width: int, gap: float
-) -> tuple[float, int] | None:
-    """Find room for one of several texts as near to x as possible: (where it starts, which), or None."""
-    left, right = taken[0][1] + gap, taken[-1][0] - gap
-    for which, length in enumerate(lengths):
-        if right - left >= length:
-            return min(max(x - length / 2, left), right - length), which
-    return None
 
 
 def _key(key: Key, room: int, size: float) -> Image.Image:

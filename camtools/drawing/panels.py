@@ -12,6 +12,7 @@ from itertools import zip_longest
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from scipy.ndimage import binary_dilation, binary_erosion
 
 from camtools.checks import whole
 from camtools.drawing.legend import FAINT, INK, PAPER, Bar, Colour, Key, draw_box, legend
@@ -143,27 +144,19 @@ def resized(values: NDArray[np.float32], size: tuple[int, int], *, smooth: bool 
 
 def outlined(canvas: Image.Image, mask: NDArray[np.bool_], colour: Colour, width: int) -> None:
     """Draw the outline of a mask (H, W) on an image of its size: a line within the mask, with a dark one around it."""
-    inner = mask
-    for _ in range(width):
-        inner = _eroded(inner)
+    inner = binary_erosion(mask, iterations=width, border_value=1)  # the image's border does not count as an edge
     pixels = np.array(canvas)
-    pixels[~_eroded(~mask) & ~_eroded(inner)] = INK
+    pixels[binary_dilation(mask) & ~binary_erosion(inner, border_value=1)] = INK
     pixels[mask & ~inner] = colour
     canvas.paste(Image.fromarray(pixels))
 
 
-def _eroded(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Take one pixel off a mask all around; the image's border does not count as an edge."""
-    padded = np.pad(mask, 1, mode="edge")
-    return padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-
-
 def in_rows(panels: Sequence[Panel], columns: int | None, size: int) -> list[Sequence[Panel]]:
-    """Break a list of panels into rows: of so many panels, or as wide as `WIDTH` allows and about equally long.
+    """Break a list of panels into rows: of so many panels, or about equally many in as few rows as `WIDTH` allows.
 
     Args:
         panels: From left to right.
-        columns: Panels in a row; None for what fits.
+        columns: Panels per row; None for what fits.
         size: Of the letters, pixels.
 
     Raises:
@@ -173,24 +166,11 @@ def in_rows(panels: Sequence[Panel], columns: int | None, size: int) -> list[Seq
         whole("columns", columns)
         return [panels[k : k + columns] for k in range(0, len(panels), columns)]
     widths = [_width(panel, size) + size for panel in panels]
-    low, high = max(widths), max(WIDTH - size, *widths)
-    count = len(_filled(widths, high))
-    while low < high:  # the narrowest figure with no more rows
-        middle = (low + high) // 2
-        low, high = (low, middle) if len(_filled(widths, middle)) <= count else (middle + 1, high)
-    starts = _filled(widths, high)
-    return [panels[a:b] for a, b in zip(starts, [*starts[1:], len(panels)], strict=True)]
-
-
-def _filled(widths: Sequence[int], limit: int) -> list[int]:
-    """Return where rows start if each takes what fits."""
-    starts, used = [0], 0
-    for k, width in enumerate(widths):
-        if used and used + width > limit:
-            starts.append(k)
-            used = 0
-        used += width
-    return starts
+    for count in range(1, len(panels) + 1):
+        parts = np.array_split(np.arange(len(panels)), count)
+        if max(sum(widths[k] for k in part) for part in parts) <= WIDTH - size:
+            break
+    return [[panels[k] for k in part] for part in parts]
 
 
 def _width(panel: Panel, size: int) -> int:

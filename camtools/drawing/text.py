@@ -58,22 +58,21 @@ def wrapped(text: str, face: ImageFont.FreeTypeFont, width: float, lines: int) -
     def fits(words: str) -> bool:
         return face.getlength(words) <= width
 
-    found: list[str] = []
+    shown: list[str] = []
     for paragraph in text.splitlines():
         words = paragraph.split()
         while words:
             count = next((n for n in range(len(words), 0, -1) if fits(" ".join(words[:n]))), 0)
             if count:
-                found.append(" ".join(words[:count]))
+                shown.append(" ".join(words[:count]))
                 words = words[count:]
             else:  # a word that is wider than the line is broken between its parts, or else where the line ends
                 length = next((n for n in range(len(words[0]), 0, -1) if fits(words[0][:n])), 1)
                 length = max((m.start() for m in _BREAK.finditer(words[0]) if m.start() <= length), default=length)
-                found.append(words[0][:length])
+                shown.append(words[0][:length])
                 words[0] = words[0][length:]
                 words = words if words[0] else words[1:]
-    if len(found) > lines:
-        found = [*found[: lines - 1], cut(f"{found[lines - 1]}…", fits) if lines else ""]
-        if not found[-1].endswith("…"):
-            found[-1] += "…"
-    return found
+    if len(shown) <= lines:
+        return shown
+    last = cut(f"{shown[lines - 1]}…", fits) if lines else ""
+    return [*shown[: lines - 1], last if last.endswith("…") else f"{last}…"]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from camtools.drawing.text import font, wrapped
 from camtools.errors import InputError
-from camtools.evaluation.report.lines import Panel, counted, panels
+from camtools.evaluation.report.lines import Line, counted, panels
 from camtools.evaluation.results import EvaluationResult
 
 DPI = 150
@@ -43,7 +43,6 @@ STYLE: dict[str, Any] = {
     + cycler(linestyle=[d for _, d, _ in _LOOKS])
     + cycler(marker=[m for _, _, m in _LOOKS]),
     "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -53,10 +52,6 @@ STYLE: dict[str, Any] = {
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
     "grid.color": "#e4e4e4",
-    "xtick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.color": FAINT,
-    "ytick.labelcolor": INK,
     "lines.linewidth": 1.7,
     "lines.markersize": 6.5,
     "legend.frameon": False,
@@ -64,6 +59,14 @@ STYLE: dict[str, Any] = {
     "legend.columnspacing": 1.6,
 }
 """Of figures; over matplotlib's defaults, `matplotlib.style.context(("default", STYLE))`."""
+
+_XLABELS = {"PxAP": "recall: share of the objects’ pixels that are kept (%)"}
+_YLABELS = {
+    "MaxBoxAcc": "localised with IoU ≥ 0.5 (%)",
+    "MaxBoxAccV2": "localised (%)",
+    "PxAP": "precision (%)",
+    "PeakIoU": "mean IoU of the masks (%)",
+}
 
 
 def plot_curve(result: EvaluationResult, metric: str = "MaxBoxAcc", *, title: str | None = None) -> Image.Image:
@@ -98,29 +101,32 @@ def curve_figure(result: EvaluationResult, metric: str = "MaxBoxAcc", *, title: 
         raise InputError(f"title={title!r}: expected a text, or None for the metric's name")
     shown = panels(result, metric)
     across = 1 if len(shown) == 1 else 2
-    entries, columns = _entries(result, metric, shown)
+    lines = [line for panel in shown.values() for line in panel]
+    entries, columns = _entries(result, metric, lines)
     rows = -(-len(entries) // columns)  # of the legend
     below = sum(1 + max(words.count("\n") for words in entries[row::rows]) for row in range(rows))  # its lines
     with style.context(("default", STYLE)):
         figure = Figure(figsize=(WIDTH, (4.7 if across == 1 else 6.2) + 0.19 * below))
         grid = figure.subplots(len(shown) // across, across, sharex=True, sharey=True, squeeze=False)
-        for ax, panel in zip(grid.flat, shown, strict=True):
+        for ax, (heading, panel) in zip(grid.flat, shown.items(), strict=True):
             _draw(ax, panel)
-        high = max(float(line.y.max()) for panel in shown for line in panel.lines)
+            ax.set_title(heading)
+        high = max(float(line.y.max()) for line in lines)
         above = 1.05 if metric == "PxAP" else 1.18  # room for the value at the highest mark
-        grid[0, 0].set(xlim=(0, shown[0].xmax), ylim=(0, max(above * high, 5)))  # all panels'
+        grid[0, 0].set(xlim=(0, 100 if metric == "PxAP" else 1), ylim=(0, max(above * high, 5)))  # all panels'
         grid[0, 0].yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         handles = grid[0, 0].get_legend_handles_labels()[0]
         if len(entries) > len(handles):
             for face in (FAINT, "white"):
                 handles.append(Line2D([], [], color=FAINT, linestyle="none", marker="o", markerfacecolor=face))
-        heading = f"{metric}, the mean of the three maxima:" if across > 1 else None
-        options = {"title": heading, "title_fontproperties": {"weight": "bold"}, "alignment": "left"}
+        options: dict[str, Any] = {"title_fontproperties": {"weight": "bold"}, "alignment": "left"}
+        if across > 1:
+            options["title"] = f"{metric}, the mean of the three maxima:"
         figure.legend(handles, entries, loc="outside lower left", ncols=columns, **options)
         for ax in grid[-1]:
-            ax.set_xlabel(shown[0].xlabel)
+            ax.set_xlabel(_XLABELS.get(metric, "threshold, as a fraction of the map’s maximum"))
         for ax in grid[:, 0]:
-            ax.set_ylabel(shown[0].ylabel)
+            ax.set_ylabel(_YLABELS[metric])
         grid[0, -1].set_title(counted(result, metric), loc="right", color=FAINT, fontsize=9, fontweight="normal")
         words = wrapped(metric if title is None else title, font(12 * DPI / 72, True), 0.94 * WIDTH * DPI, 2)
         figure.suptitle("\n".join(words), x=0.02, horizontalalignment="left")
@@ -128,40 +134,41 @@ def curve_figure(result: EvaluationResult, metric: str = "MaxBoxAcc", *, title: 
     return figure
 
 
-def _entries(result: EvaluationResult, metric: str, shown: tuple[Panel, ...]) -> tuple[list[str], int]:
+def _entries(result: EvaluationResult, metric: str, lines: list[Line]) -> tuple[list[str], int]:
     """Return what the legend says, and in how many columns it has room."""
     face, room = font(9 * DPI / 72), (WIDTH - 0.8) * DPI
     entries = []
-    for line in shown[0].lines:
+    for line in lines[: len(result.pipelines)]:
         tail = f"  {line.label}"
-        if len(shown) > 1:
+        if metric == "MaxBoxAccV2":
             value = result.metrics.get(line.name, {}).get(metric)
             tail = "" if value is None else f"  {value.value:.1f}"
             if value is not None and value.calibrated is not None:
                 tail += f", calibrated {value.calibrated:.1f}"
         # the name is cut to two lines, its value never
         entries.append("\n".join(wrapped(line.name, face, room - face.getlength(tail), 2)) + tail)
-    if any(line.calibrated is not None for panel in shown for line in panel.lines):
+    if any(line.calibrated is not None for line in lines):
         entries += ["best for this data", "at the threshold chosen on the calibration data"]
     widest = max(face.getlength(words) for entry in entries for words in entry.splitlines())
     return entries, max(1, min(4, len(entries), int(WIDTH * DPI // (widest + 6 * face.size))))
 
 
-def _draw(ax: Axes, panel: Panel) -> None:
+def _draw(ax: Axes, lines: list[Line]) -> None:
     """Draw a panel's lines and marks; the value stands at the highest, where no line can be in its way."""
-    for line in panel.lines:
-        marked = {"marker": ""} if line.best is None else {"markevery": [], "markeredgecolor": "white"}  # in the legend
+    for line in lines:
+        marked: dict[str, Any] = (
+            {"marker": ""} if line.best is None else {"markevery": [], "markeredgecolor": "white"}
+        )  # in the legend
         (drawn,) = ax.plot(line.x, line.y, label=line.name, clip_on=False, **marked)
         look: dict[str, Any] = {"color": drawn.get_color(), "marker": drawn.get_marker(), "linestyle": "none"}
-        for at, name, colours in (
-            (line.calibrated, "_calibrated", {"markerfacecolor": "white"}),
-            (line.best, "_best", {"markeredgecolor": "white"}),
-        ):
-            if at is not None:
-                ax.plot(line.x[at], line.y[at], label=name, zorder=4, clip_on=False, **look, **colours)
-    highest = max(panel.lines, key=lambda line: float(line.y.max()))
+        if line.calibrated is not None:
+            at = line.x[line.calibrated], line.y[line.calibrated]
+            ax.plot(*at, label="_calibrated", zorder=4, clip_on=False, markerfacecolor="white", **look)
+        if line.best is not None:
+            at = line.x[line.best], line.y[line.best]
+            ax.plot(*at, label="_best", zorder=5, clip_on=False, markeredgecolor="white", **look)
+    highest = max(lines, key=lambda line: float(line.y.max()))
     if highest.best is not None:
         x, y = highest.x[highest.best], highest.y[highest.best]
         side = "left" if x < 0.2 else "right" if x > 0.8 else "center"
         ax.annotate(f"{y:.1f} at {x:.3f}", (x, y), (0, 6), textcoords="offset points", ha=side, fontsize=8)
-    ax.set_title(panel.title)

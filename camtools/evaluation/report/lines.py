@@ -1,4 +1,4 @@
-"""What a curve figure shows, as numbers: panels of lines with the points to mark and the words for the legend."""
+"""What a curve figure shows, as numbers: lines with the points to mark and the words for the legend."""
 
 from __future__ import annotations
 
@@ -39,27 +39,8 @@ class Line:
     calibrated: int | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Panel:
-    """One pair of axes.
-
-    Attributes:
-        title: Above it; may be empty.
-        xlabel: Of the horizontal axis.
-        ylabel: Of the vertical axis.
-        xmax: Where the horizontal axis ends; it begins at 0.
-        lines: One per pipeline, in the result's order.
-    """
-
-    title: str
-    xlabel: str
-    ylabel: str
-    xmax: float
-    lines: tuple[Line, ...]
-
-
-def panels(result: EvaluationResult, metric: str) -> tuple[Panel, ...]:
-    """Return what the figure of a metric shows.
+def panels(result: EvaluationResult, metric: str) -> dict[str, list[Line]]:
+    """Return what the figure of a metric shows: of each panel, by its title, one line per pipeline.
 
     Args:
         result: Of an evaluation.
@@ -75,11 +56,11 @@ def panels(result: EvaluationResult, metric: str) -> tuple[Panel, ...]:
         truth = "boxes" if metric.startswith("MaxBoxAcc") else "masks"
         raise InputError(f"{metric} has no curve here: none of the {len(result.rows)} rows has true {truth}")
     if metric == "PxAP":
-        return (_precision_recall(result),)
+        return {"": _precision_recall(result)}
     if metric == "MaxBoxAccV2":
-        parts = [_over_thresholds(result, f"{metric}@{iou}", metric, k) for k, iou in enumerate(V2_IOUS)]
-        return (*parts, _over_thresholds(result, metric, metric, None))
-    return (_over_thresholds(result, metric, metric, 0),)
+        parts = {f"IoU ≥ {iou}": _over_thresholds(result, f"{metric}@{iou}", k) for k, iou in enumerate(V2_IOUS)}
+        return {**parts, "mean, one threshold for all": _over_thresholds(result, metric, None)}
+    return {"": _over_thresholds(result, metric, 0)}
 
 
 def available(result: EvaluationResult) -> tuple[str, ...]:
@@ -103,28 +84,24 @@ def _measured(rows: Rows, metric: str) -> NDArray[np.bool_]:
     return np.asarray(values[0].any(1) if metric == "PxAP" else ~np.isnan(values[0, :, 0]))
 
 
-def _over_thresholds(result: EvaluationResult, curve: str, metric: str, part: int | None) -> Panel:
-    """Return a panel over thresholds; `part` says which of several calibrated thresholds is its own, None for none."""
+def _over_thresholds(result: EvaluationResult, curve: str, part: int | None) -> list[Line]:
+    """Return lines over thresholds; `part` says which of several calibrated thresholds is theirs, None for none."""
     x, ys = result.curve(curve)
     lines: list[Line] = []
     for name, y in zip(result.pipelines, ys, strict=True):
         best, calibrated = int(np.argmax(y)), None
         label = f"{y[best]:.1f} at {x[best]:.3f}"
-        value = result.metrics.get(name, {}).get(metric)
+        value = result.metrics.get(name, {}).get(curve.partition("@")[0])
         threshold = None if value is None else value.calibrated_threshold
         if threshold is not None and part is not None:
             tau = threshold[part] if isinstance(threshold, tuple) else threshold
             calibrated = int(np.abs(x - tau).argmin())
             label += f", calibrated {y[calibrated]:.1f} at {x[calibrated]:.3f}"
         lines.append(Line(name, x, y, label + _twin(lines, x, y), best, calibrated))
-    at_iou = curve.partition("@")[2]
-    title = "" if metric != "MaxBoxAccV2" else f"IoU ≥ {at_iou}" if at_iou else "mean, one threshold for all"
-    ylabels = {"PeakIoU": "mean IoU of the masks (%)", "MaxBoxAcc": "localised with IoU ≥ 0.5 (%)"}
-    ylabel = ylabels.get(metric, "localised (%)")
-    return Panel(title, "threshold, as a fraction of the map’s maximum", ylabel, 1.0, tuple(lines))
+    return lines
 
 
-def _precision_recall(result: EvaluationResult) -> Panel:
+def _precision_recall(result: EvaluationResult) -> list[Line]:
     on_objects, elsewhere = result.rows.on_objects, result.rows.elsewhere
     assert on_objects is not None and elsewhere is not None
     lines: list[Line] = []
@@ -135,7 +112,7 @@ def _precision_recall(result: EvaluationResult) -> Panel:
         x, y = (100 * values[kept].flip(0).numpy() for values in (recall, precision))
         area = pixel_area(*(count[None] for count in counts)).item()
         lines.append(Line(name, x, y, f"{area:.1f}{_twin(lines, x, y)}"))
-    return Panel("", "recall: share of the objects’ pixels that are kept (%)", "precision (%)", 100.0, tuple(lines))
+    return lines
 
 
 def _twin(lines: list[Line], x: NDArray[np.float64], y: NDArray[np.float64]) -> str:

@@ -51,16 +51,12 @@ def model_maps(
     wrapped = wrap(on_device(model, device))
     own = wrapped.adapter.data_config(unwrapped(wrapped)) if transform is None else transform
     prepared = Protocol.of(protocol, own).transform
-    return {name: explainer_map(Explainer(wrapped, one, transform=prepared)) for name, one in pipelines.items()}
+    return {name: explainer_map(Explainer(wrapped, steps, transform=prepared)) for name, steps in pipelines.items()}
 
 
 def explainer_map(explainer: Callable[..., Any]) -> MapOf:
     """Return what makes the maps of an `Explainer`, or of anything called as `explainer(image, target=label)`."""
-
-    def map_of(record: Record, label: int) -> Any:
-        return explainer(record.image, target=label).map
-
-    return map_of
+    return lambda record, label: explainer(record.image, target=label).map
 
 
 def saved_maps(scoremaps: str | Path | Mapping[str, str | Path]) -> dict[str, MapOf]:
@@ -76,17 +72,17 @@ def saved_maps(scoremaps: str | Path | Mapping[str, str | Path]) -> dict[str, Ma
     return {name: reader(folder) for name, folder in map_folders(scoremaps).items()}
 
 
-def checked_map(found: Any, name: str, record: Record) -> Tensor:
+def checked_map(made: Any, name: str, record: Record) -> Tensor:
     """Return a map as (H, W) float32 on the CPU, within [0, 1].
 
     Raises:
         InputError: It is no such map.
     """
     try:
-        values = torch.as_tensor(found).detach().cpu().float()
+        values = torch.as_tensor(made).detach().cpu().float()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"maps[{name!r}] returned {type(found).__name__} for {record.id!r}: expected a map (H, W)"
+            f"maps[{name!r}] returned {type(made).__name__} for {record.id!r}: expected a map (H, W)"
         ) from error
     if values.ndim != 2 or 0 in values.shape:
         raise InputError(

@@ -73,10 +73,10 @@ def changes(ious: NDArray[np.float64], reference: NDArray[np.float64], gained: i
         gained: At most so many.
         lost: At most so many.
     """
-    change = np.nan_to_num(ious - reference, nan=0.0)
-    order = np.argsort(-change, kind="stable")
-    back = np.argsort(change, kind="stable")
-    return order[change[order] > 0][:gained], back[change[back] < 0][:lost]
+    change = ious - reference
+    up, _ = extremes(np.where(change > 0, change, np.nan), gained, 0)
+    _, down = extremes(np.where(change < 0, change, np.nan), 0, lost)
+    return up, down
 
 
 def position_of(result: EvaluationResult, pipeline: str) -> int:

@@ -94,11 +94,11 @@ def test_v2_has_a_panel_for_each_iou_and_the_mean(make):
 
 def test_pxap_is_a_precision_recall_curve(make):
     result = make(masks=True)
-    (panel,) = panels(result, "PxAP")
+    (panel,) = panels(result, "PxAP").values()
     # From the top, of each image: 3 pixels on objects; then 1 more and 1 beside; then 5 beside.
-    curve = np.stack([panel.lines[0].x, panel.lines[0].y], 1)
+    curve = np.stack([panel[0].x, panel[0].y], 1)
     np.testing.assert_allclose(np.unique(curve, axis=0), [[75, 100], [100, 40], [100, 80]])
-    assert panel.lines[0].label == f"{75 + 25 * 0.8:.1f}" and panel.lines[0].best is None
+    assert panel[0].label == f"{75 + 25 * 0.8:.1f}" and panel[0].best is None
     figure = curve_figure(result, "PxAP")
     assert entries(figure) == ["cam  95.0", "rcam  95.0 (same curve as cam)"]
     assert not marks(figure.axes[0]) and not notes(figure.axes[0])
@@ -113,15 +113,15 @@ def test_pxap_is_that_of_the_metric(make):
     metric.on_objects = torch.from_numpy(result.rows.on_objects[1].sum(0).astype(np.int64))
     metric.elsewhere = torch.from_numpy(result.rows.elsewhere[1].sum(0).astype(np.int64))
     metric._update_count = 1
-    assert panels(result, "PxAP")[0].lines[1].label == f"{metric.compute().item():.1f}"
+    assert panels(result, "PxAP")[""][1].label == f"{metric.compute().item():.1f}"
 
 
 def test_peak_iou_and_what_there_is(make):
     plain, masked = make(), make(masks=True)
     assert available(plain) == ("MaxBoxAcc", "MaxBoxAccV2")
     assert available(masked) == ("MaxBoxAcc", "MaxBoxAccV2", "PxAP", "PeakIoU")
-    (panel,) = panels(masked, "PeakIoU")
-    line = panel.lines[0]
+    (panel,) = panels(masked, "PeakIoU").values()
+    line = panel[0]
     assert (line.x[line.best], line.y[line.best]) == (0.0, pytest.approx(100 * (0.9 + 0.6 + 0.2) / 8))
 
 

@@ -11,7 +11,11 @@ from camtools.evaluation.report import markdown, table
 from camtools.evaluation.results import Value
 
 VALUES = {
-    "cam": {"MaxBoxAcc": Value(62.14, 0.203), "MaxBoxAccV2": Value(59.6, (0.1, 0.2, 0.3)), "GT-known@own": Value(np.nan)},
+    "cam": {
+        "MaxBoxAcc": Value(62.14, 0.203),
+        "MaxBoxAccV2": Value(59.6, (0.1, 0.2, 0.3)),
+        "GT-known@own": Value(np.nan),
+    },
     "rcam": {
         "MaxBoxAcc": Value(64.0, 0.31, 1.86, 0.4, 3.1),
         "MaxBoxAccV2": Value(58.0, (0.1, 0.25, 0.3), -1.6, -2.5, -0.7),
