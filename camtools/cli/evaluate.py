@@ -7,19 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from camtools.cli import options
 from camtools.cli.common import (
     SOME_FAILED,
-    BatchSizeOption,
-    ClassNamesOption,
-    DeviceOption,
-    Format,
-    FormatOption,
-    MeanOption,
-    ModelArgOption,
-    OptionalModelOption,
-    SizeOption,
-    StdOption,
-    WeightsOption,
     exit_codes,
     load,
     pick_device,
@@ -37,8 +27,8 @@ def evaluate(
             metavar="SPEC", help="Data set, NAME:PATH?key=value: boxfolder:FOLDER, cub:ROOT, voc2012:ROOT ..."
         ),
     ],
-    model: OptionalModelOption = None,
-    weights: WeightsOption = None,
+    model: options.OptionalModel = None,
+    weights: options.Weights = None,
     pipeline: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,18 +76,18 @@ def evaluate(
     ] = True,
     bootstrap: Annotated[int, typer.Option(min=0, metavar="N", help="Replicates for the intervals; 0: none.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the replicates.")] = 0,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    size: SizeOption = None,
-    class_names: ClassNamesOption = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    size: options.Size = None,
+    class_names: options.ClassNames = None,
     activation: Annotated[
         str, typer.Option(metavar="softmax|sigmoid", help="How logits become scores; sigmoid for multi-label models.")
     ] = "softmax",
-    model_arg: ModelArgOption = None,
-    device: DeviceOption = "auto",
-    batch_size: BatchSizeOption = 32,
+    model_arg: options.ModelArgs = None,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = 32,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Threads that read images.")] = 4,
-    output: FormatOption = Format.TABLE,
+    output: options.Output = options.Format.TABLE,
 ) -> None:
     """Measure how well maps fit the boxes and masks of a data set, several pipelines from one forward per image.
 
@@ -118,14 +108,14 @@ def evaluate(
             from camtools.evaluation import evaluate as run
             from camtools.evaluation.processes import leads
 
-            options: dict[str, Any] = {"scoremaps": _folders(scoremaps)} if scoremaps else {}
+            given: dict[str, Any] = {"scoremaps": _folders(scoremaps)} if scoremaps else {}
             network, pipelines = None, ";".join(pipeline or ["cam"])
             if model is not None:
                 own = {"model_args": dict(model_arg or ()), "mean": mean, "std": std, "size": size}
                 loaded = load(model, weights, class_names=class_names, **own)
                 network = loaded.model
-                options |= {"transform": loaded.preprocess, "device": _device(device), "protocol": protocol}
-                options |= {"class_names": loaded.class_names, "activation": activation}
+                given |= {"transform": loaded.preprocess, "device": _device(device), "protocol": protocol}
+                given |= {"class_names": loaded.class_names, "activation": activation}
             result = run(
                 network,
                 data,
@@ -141,10 +131,10 @@ def evaluate(
                 workers=workers,
                 bootstrap=bootstrap,
                 seed=seed,
-                **options,
+                **given,
             )
             if out is not None and report and leads():
-                _write_report(result, data, out, network, pipelines, options)
+                _write_report(result, data, out, network, pipelines, given)
         if not leads():  # exits with 0: launchers end all when one fails, and the leader may still be writing
             return
         _show(result, out, output)
@@ -152,13 +142,13 @@ def evaluate(
         raise typer.Exit(SOME_FAILED)
 
 
-def _write_report(result: Any, data: str, out: Path, model: Any, pipelines: str, options: dict[str, Any]) -> None:
+def _write_report(result: Any, data: str, out: Path, model: Any, pipelines: str, given: dict[str, Any]) -> None:
     """Write tables, curves and contact sheets."""
     from camtools.datasets import open_dataset
     from camtools.evaluation.report import model_maps, saved_maps, write_report
 
-    known = {name: options[name] for name in ("transform", "device", "protocol") if name in options}
-    maps = saved_maps(options["scoremaps"]) if model is None else model_maps(model, pipelines, **known)
+    known = {name: given[name] for name in ("transform", "device", "protocol") if name in given}
+    maps = saved_maps(given["scoremaps"]) if model is None else model_maps(model, pipelines, **known)
     write_report(result, out, open_dataset(data), maps)
 
 
@@ -186,9 +176,9 @@ def _folders(texts: list[str]) -> dict[str, str]:
     return folders
 
 
-def _show(result: Any, out: Path | None, output: Format) -> None:
+def _show(result: Any, out: Path | None, output: options.Format) -> None:
     """Print the table or the document, and what failed."""
-    if output is Format.JSON:
+    if output is options.Format.JSON:
         print_json(result.to_dict())
     else:
         from camtools.evaluation.report import table

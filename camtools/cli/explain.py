@@ -8,30 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from camtools.cli.common import (
-    BatchSizeOption,
-    ClassNamesOption,
-    DeviceOption,
-    Format,
-    FormatOption,
-    MeanOption,
-    ModelArgOption,
-    ModelOption,
-    OutOption,
-    PathsArgument,
-    ResumeOption,
-    SizeOption,
-    StdOption,
-    WeightsOption,
-)
-from camtools.cli.run import Run, box_cell, class_cell, run_over
+from camtools.cli import options
+from camtools.cli.run import Run, box_cell, class_cell
 from camtools.errors import TargetError
 
 
 def explain(
-    paths: PathsArgument,
-    model: ModelOption,
-    weights: WeightsOption = None,
+    paths: options.Paths,
+    model: options.Model,
+    weights: options.Weights = None,
     target: Annotated[
         list[str] | None,
         typer.Option(metavar="CLASS", help="Class to explain: index, name, or ImageNet wnid. May be repeated."),
@@ -48,16 +33,16 @@ def explain(
             "threshold.json that 'camtools evaluate --calibrate' has written.",
         ),
     ] = None,
-    out: OutOption = None,
-    resume: ResumeOption = False,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    size: SizeOption = None,
-    class_names: ClassNamesOption = None,
-    model_arg: ModelArgOption = None,
-    device: DeviceOption = "auto",
-    batch_size: BatchSizeOption = 32,
-    output: FormatOption = Format.TABLE,
+    out: options.Out = None,
+    resume: options.Resume = False,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    size: options.Size = None,
+    class_names: options.ClassNames = None,
+    model_arg: options.ModelArgs = None,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = 32,
+    output: options.Output = options.Format.TABLE,
 ) -> None:
     """Explain images: where in each does a class lie?
 
@@ -73,18 +58,8 @@ def explain(
         raise typer.BadParameter("give --target or --top-k, not both", param_hint="--top-k")
     model_args = dict(model_arg or ())
     source = {"model": model, "weights": weights, "model_args": model_args, "mean": mean, "std": std, "size": size}
-    run_over(
-        paths,
-        _Explaining,
-        source,
-        {"pipeline": pipeline, "target": target, "top_k": top_k, "threshold": threshold},
-        class_names=class_names,
-        device=device,
-        batch_size=batch_size,
-        out=out,
-        resume=resume,
-        output=output,
-    )
+    settings = {"pipeline": pipeline, "target": target, "top_k": top_k, "threshold": threshold}
+    _Explaining(source, settings, out, resume)(paths, class_names, device, batch_size, output)
 
 
 class _Explaining(Run):
@@ -93,13 +68,13 @@ class _Explaining(Run):
     doing = "Explaining"
     columns = "Class", "Score", "Box (x0, y0, x1, y1)", "Map"
 
-    def prepare(self, loaded: Any, **options: Any) -> None:
+    def prepare(self, loaded: Any, **known: Any) -> None:
         from camtools.classes.names import resolve_target
         from camtools.explainer import Explainer
 
         pipeline, target, threshold = (self.settings[name] for name in ("pipeline", "target", "threshold"))
         pipeline = pipeline if threshold is None else _calibrated(pipeline, threshold)
-        self.explainer = Explainer(loaded.model, pipeline, **options)
+        self.explainer = Explainer(loaded.model, pipeline, **known)
         self.targets = [resolve_target(name, loaded.class_names) for name in target or ()]
         if len(set(self.targets)) < len(self.targets):
             raise TargetError(f"--target names a class twice: {', '.join(target)} are classes {self.targets}.")

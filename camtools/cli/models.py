@@ -7,13 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from camtools.cli import options
 from camtools.cli.common import (
     SOME_FAILED,
     WRONG_USE,
-    Format,
-    FormatOption,
-    ModelArgOption,
-    SizeOption,
     complain,
     exit_codes,
     load,
@@ -38,9 +35,9 @@ def models(
             "another head. May be repeated.",
         ),
     ] = None,
-    size: SizeOption = None,
-    model_arg: ModelArgOption = None,
-    output: FormatOption = Format.TABLE,
+    size: options.Size = None,
+    model_arg: options.ModelArgs = None,
+    output: options.Output = options.Format.TABLE,
 ) -> None:
     """Say how camtools sees models: adapter, exact or linearised maps, layer and map size.
 
@@ -59,7 +56,7 @@ def models(
             complain(f"No model's name matches {pattern!r}. Without a pattern, all names are listed.")
             raise typer.Exit(WRONG_USE)
         if pattern is None and not model:
-            if output is Format.JSON:
+            if output is options.Format.JSON:
                 print_json(names)
             else:
                 typer.echo("\n".join(names))
@@ -68,7 +65,7 @@ def models(
             if headed_config(name) is None:
                 find_source(name)  # an unknown name is wrong use, said before anything is built
         rows = _describe_all(names, dict(model_arg or ()), size)
-        if output is Format.JSON:
+        if output is options.Format.JSON:
             print_json(rows)
         else:
             _print_table(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,6 @@ import typer
 
 from camtools.cli.common import (
     SOME_FAILED,
-    Format,
     exit_codes,
     load,
     pick_device,
@@ -24,6 +23,7 @@ from camtools.cli.common import (
     summarise,
 )
 from camtools.cli.images import Job, find_jobs
+from camtools.cli.options import Format
 from camtools.cli.results import MANIFEST, finished, save_image
 from camtools.errors import InputError, ModelError
 from camtools.files import write_json
@@ -40,6 +40,7 @@ class Run:
     Attributes:
         doing: What the progress bar says.
         columns: Of the table that is printed.
+        source: The model, as `load` takes it.
         settings: What decides the results, as the user wrote it; kept in the manifest and compared by --resume.
         out: The output folder; None where nothing is written.
         results: One per image: "source", "folder" (relative to `out`) and what `entry` returns, in the images' order.
@@ -51,20 +52,52 @@ class Run:
     doing: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]
 
-    def __init__(self, settings: dict[str, Any], out: Path | None, resume: bool) -> None:
-        self.settings = json.loads(json.dumps(settings, default=str))  # as the manifest gives them back
-        self.out, self.resume = out, resume
+    def __init__(self, source: dict[str, Any], settings: dict[str, Any], out: Path | None, resume: bool) -> None:
+        if resume and out is None:
+            raise typer.BadParameter("needs --out, where the earlier results are", param_hint="--resume")
+        self.source, self.out, self.resume = source, out, resume
+        self.settings = json.loads(json.dumps(source | settings, default=str))  # as the manifest gives them back
         self.results: list[dict[str, Any]] = []
         self.failed: list[dict[str, str]] = []
         self.fresh = 0
         self.interrupted = False
 
-    def prepare(self, loaded: LoadedModel, **options: Any) -> None:
+    def __call__(
+        self, paths: list[str], class_names: Path | None, device: str, batch_size: int, output: Format
+    ) -> None:
+        """Do what a command is for: find the images, build the model, run it over them, print and exit.
+
+        Args:
+            paths: What the user named.
+            class_names: File of the names of the model's classes.
+            device: A device's name.
+            batch_size: Images per forward.
+            output: What to print.
+        """
+        with exit_codes():
+            jobs = find_jobs(paths, self.out)
+            with stdout_to_stderr():
+                self.open_out()
+                loaded = load(**self.source, class_names=class_names)
+                known = {"transform": loaded.preprocess, "class_names": loaded.class_names}
+                self.prepare(loaded, device=pick_device(device), batch_size=batch_size, **known)
+                start = time.perf_counter()
+                self.over(jobs, batch_size)
+            self.show(output)
+            failed = [(failure["source"], failure["error"]) for failure in self.failed]
+            before = len(self.results) - self.fresh
+            summarise(self.fresh, time.perf_counter() - start, failed, self.out, before)
+            if self.interrupted:
+                raise KeyboardInterrupt
+        if self.failed:
+            raise typer.Exit(SOME_FAILED)
+
+    def prepare(self, loaded: LoadedModel, **known: Any) -> None:
         """Make ready what is run on every batch, and find the classes asked for.
 
         Args:
             loaded: The model.
-            options: device, batch_size, transform and class_names, as `Explainer` and `Segmenter` take them.
+            known: device, batch_size, transform and class_names, as `Explainer` and `Segmenter` take them.
         """
         raise NotImplementedError
 
@@ -224,54 +257,6 @@ class Run:
                 for number, row in enumerate(self.rows(entry)):
                     table.add_row(Text("" if number else entry["source"], overflow="fold"), *map(Text, row))
             stdout_console().print(table)
-
-
-def run_over(
-    paths: list[str],
-    make: Callable[[dict[str, Any], Path | None, bool], Run],
-    source: dict[str, Any],
-    settings: dict[str, Any],
-    *,
-    class_names: Path | None,
-    device: str,
-    batch_size: int,
-    out: Path | None,
-    resume: bool,
-    output: Format,
-) -> None:
-    """Do what a command is for: find the images, build the model, run it over them, print and exit.
-
-    Args:
-        paths: What the user named.
-        make: The subclass of `Run`.
-        source: The model: what `load` takes.
-        settings: What else decides the results.
-        class_names: File of the names of the model's classes.
-        device: A device's name.
-        batch_size: Images per forward.
-        out: Where results go.
-        resume: Whether what is done is left out.
-        output: What to print.
-    """
-    if resume and out is None:
-        raise typer.BadParameter("needs --out, where the earlier results are", param_hint="--resume")
-    with exit_codes():
-        jobs = find_jobs(paths, out)
-        run = make(source | settings, out, resume)
-        with stdout_to_stderr():
-            run.open_out()
-            loaded = load(**source, class_names=class_names)
-            known = {"transform": loaded.preprocess, "class_names": loaded.class_names}
-            run.prepare(loaded, device=pick_device(device), batch_size=batch_size, **known)
-            start = time.perf_counter()
-            run.over(jobs, batch_size)
-        run.show(output)
-        failed = [(failure["source"], failure["error"]) for failure in run.failed]
-        summarise(run.fresh, time.perf_counter() - start, failed, out, len(run.results) - run.fresh)
-        if run.interrupted:
-            raise KeyboardInterrupt
-    if run.failed:
-        raise typer.Exit(SOME_FAILED)
 
 
 def class_cell(result: dict[str, Any]) -> str:

@@ -8,23 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from camtools.cli.common import (
-    BatchSizeOption,
-    ClassNamesOption,
-    DeviceOption,
-    Format,
-    FormatOption,
-    MeanOption,
-    ModelArgOption,
-    ModelOption,
-    OutOption,
-    PathsArgument,
-    ResumeOption,
-    SizeOption,
-    StdOption,
-    WeightsOption,
-)
-from camtools.cli.run import Run, box_cell, class_cell, run_over
+from camtools.cli import options
+from camtools.cli.run import Run, box_cell, class_cell
 
 
 class Activation(StrEnum):
@@ -47,9 +32,9 @@ def parse_background(text: str) -> float | str:
 
 
 def segment(
-    paths: PathsArgument,
-    model: ModelOption,
-    weights: WeightsOption = None,
+    paths: options.Paths,
+    model: options.Model,
+    weights: options.Weights = None,
     classes: Annotated[
         list[str] | None,
         typer.Option("--class", metavar="CLASS", help="Class to look for: index, name, or ImageNet wnid. Repeatable."),
@@ -71,16 +56,16 @@ def segment(
         ),
     ] = None,
     crf: Annotated[bool, typer.Option("--crf", help="Refine all classes together by a CRF over the pixels.")] = False,
-    out: OutOption = None,
-    resume: ResumeOption = False,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    size: SizeOption = None,
-    class_names: ClassNamesOption = None,
-    model_arg: ModelArgOption = None,
-    device: DeviceOption = "auto",
-    batch_size: BatchSizeOption = 32,
-    output: FormatOption = Format.TABLE,
+    out: options.Out = None,
+    resume: options.Resume = False,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    size: options.Size = None,
+    class_names: options.ClassNames = None,
+    model_arg: options.ModelArgs = None,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = 32,
+    output: options.Output = options.Format.TABLE,
 ) -> None:
     """Segment images: which class is every pixel of?
 
@@ -97,18 +82,8 @@ def segment(
     model_args = dict(model_arg or ())
     source = {"model": model, "weights": weights, "model_args": model_args, "mean": mean, "std": std, "size": size}
     settings = {"command": "segment", "pipeline": pipeline, "target": classes, "background": background}
-    run_over(
-        paths,
-        _Segmenting,
-        source,
-        settings | {"min_score": min_score, "activation": activation.value, "crf": crf},
-        class_names=class_names,
-        device=device,
-        batch_size=batch_size,
-        out=out,
-        resume=resume,
-        output=output,
-    )
+    settings |= {"min_score": min_score, "activation": activation.value, "crf": crf}
+    _Segmenting(source, settings, out, resume)(paths, class_names, device, batch_size, output)
 
 
 class _Segmenting(Run):
@@ -117,13 +92,13 @@ class _Segmenting(Run):
     doing = "Segmenting"
     columns = "Class", "Score", "Value", "Pixels", "Largest part (x0, y0, x1, y1)"
 
-    def prepare(self, loaded: Any, **options: Any) -> None:
+    def prepare(self, loaded: Any, **known: Any) -> None:
         from camtools.classes.names import resolve_target
         from camtools.segmenter import BACKGROUND, Segmenter
 
         chosen = {name: self.settings[name] for name in ("min_score", "activation", "crf")}
         background = {None: BACKGROUND, "pipeline": None}.get(self.settings["background"], self.settings["background"])
-        self.segmenter = Segmenter(loaded.model, self.settings["pipeline"], background=background, **chosen, **options)
+        self.segmenter = Segmenter(loaded.model, self.settings["pipeline"], background=background, **chosen, **known)
         target = self.settings["target"]
         self.classes = [resolve_target(name, loaded.class_names) for name in target] if target else None
 

@@ -7,7 +7,8 @@ from typer.testing import CliRunner
 
 import camtools
 from camtools.cli import app
-from camtools.cli.common import parse_model_arg, parse_numbers, parse_size, pick_device
+from camtools.cli.common import pick_device
+from camtools.cli.options import parse_model_arg, parse_numbers, parse_size
 from camtools.datasets.scenes import scene_classifier
 from camtools.heads import TAP
 
