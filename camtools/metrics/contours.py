@@ -24,24 +24,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 ByteArray = NDArray[np.uint8]
-
-
 IntArray = NDArray[np.int64]
-
-
 SmallArray = NDArray[np.int32]
-
-
 FloatArray = NDArray[np.float64]
-
-
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def compiled(function: Function) -> Function:
     """Have a function compiled at its first call, and what comes of it kept beside the module for the next process.
 
-    Numba looks at the time of the file a function is in: after a change here, touch the files that import this one.
+    Numba keeps it by its own version, the processor, and the time and size of the file that a function is in. What a
+    compiled function calls, and the constants it reads, must therefore be in the same file: all of it is in this one.
     """
     try:
         return cast(Function, numba.njit(nogil=True, cache=True)(function))
@@ -51,8 +44,6 @@ def compiled(function: Function) -> Function:
 
 # The eight neighbours of a pixel, clockwise from the left one: bit i of a neighbourhood is neighbour i.
 DY = np.array([0, -1, -1, -1, 0, 1, 1, 1])
-
-
 DX = np.array([-1, -1, 0, 1, 1, 1, 0, -1])
 
 
@@ -87,6 +78,9 @@ def _tables() -> tuple[SmallArray, SmallArray, SmallArray]:
 
 def _touch(i: int, j: int) -> bool:
     return bool(max(abs(DY[i] - DY[j]), abs(DX[i] - DX[j])) == 1)
+
+
+AREA, EULER, JOINS = _tables()
 
 
 @compiled
@@ -274,33 +268,6 @@ def _outside(
 
 
 @compiled
-def level_boxes(
-    levels: ByteArray, truth: IntArray, largest: IntArray, single: FloatArray, several: FloatArray, holes: bool
-) -> None:
-    """Write one map's results for all levels into the arrays given; contours are those of value > level.
-
-    A level without a contour has the box 0, 0, 0, 0, as in the protocol.
-
-    Args:
-        levels: (H, W) uint8.
-        truth: (N, 4) int64, true boxes x0, y0, x1, y1 in the map's pixels; N may be 0.
-        largest: (256, 4) int64, written: the box of the contour with the largest area: x, y, min(x + width, W - 1),
-            min(y + height, H - 1).
-        single: (256,) float64, written: the largest IoU of that box with a true one.
-        several: (256,) float64, written: the largest IoU of any contour's box, with a true one.
-        holes: Whether `several` includes the contours of holes, as the protocol has it; it is faster without.
-    """
-    largest[:] = 0
-    nothing = best_iou(0, 0, 0, 0, truth)
-    top = levels.max()
-    for level in range(256):
-        single[level] = several[level] = nothing if level >= top else 0.0
-    framed, begins, order = sorted_pixels(levels)
-    if _outside(levels, framed, begins, order, truth, largest, single, several) and holes:
-        raise_to_holes(framed, begins, order, truth, several)
-
-
-@compiled
 def _write_hole(fact: SmallArray, high: int, truth: IntArray, several: FloatArray, height: int, width: int) -> None:
     """Write a component of the background down for the levels from fact[5] to `high`, unless it reaches the edge."""
     x0, y0, x1, y1 = fact[0] - 1, fact[1] - 1, fact[2] + 1, fact[3] + 1  # the contour runs around it
@@ -363,4 +330,28 @@ def raise_to_holes(framed: ByteArray, begins: IntArray, order: IntArray, truth: 
             _write_hole(facts[root], 254, truth, several, height, width)
 
 
-AREA, EULER, JOINS = _tables()
+@compiled
+def level_boxes(
+    levels: ByteArray, truth: IntArray, largest: IntArray, single: FloatArray, several: FloatArray, holes: bool
+) -> None:
+    """Write one map's results for all levels into the arrays given; contours are those of value > level.
+
+    A level without a contour has the box 0, 0, 0, 0, as in the protocol.
+
+    Args:
+        levels: (H, W) uint8.
+        truth: (N, 4) int64, true boxes x0, y0, x1, y1 in the map's pixels; N may be 0.
+        largest: (256, 4) int64, written: the box of the contour with the largest area: x, y, min(x + width, W - 1),
+            min(y + height, H - 1).
+        single: (256,) float64, written: the largest IoU of that box with a true one.
+        several: (256,) float64, written: the largest IoU of any contour's box, with a true one.
+        holes: Whether `several` includes the contours of holes, as the protocol has it; it is faster without.
+    """
+    largest[:] = 0
+    nothing = best_iou(0, 0, 0, 0, truth)
+    top = levels.max()
+    for level in range(256):
+        single[level] = several[level] = nothing if level >= top else 0.0
+    framed, begins, order = sorted_pixels(levels)
+    if _outside(levels, framed, begins, order, truth, largest, single, several) and holes:
+        raise_to_holes(framed, begins, order, truth, several)

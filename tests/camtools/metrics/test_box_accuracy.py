@@ -1,11 +1,6 @@
 """MaxBoxAcc and MaxBoxAccV2: hand-computed sets of maps, and the reference protocol's loop on random and real ones."""
 
-import json
 import pickle
-import subprocess
-import sys
-import textwrap
-from typing import Any
 
 import numpy as np
 import pytest
@@ -122,9 +117,8 @@ def test_metrics_can_be_pickled_and_cloned():
         assert copy.images == 6 and metric.images == 3
 
 
-def test_numba_is_imported_by_the_first_boxes_only():
-    code = "import sys, camtools.metrics; sys.exit('numba' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+def test_numba_is_imported_by_the_first_boxes_only(run_python):
+    assert run_python("-c", "import sys, camtools.metrics; sys.exit('numba' in sys.modules)").returncode == 0
 
 
 def test_forward_returns_the_batchs_value_and_keeps_all():
@@ -196,52 +190,3 @@ def test_a_coarser_interval_reads_fewer_thresholds():
 def test_bad_parameters_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
-
-
-PROCESS = textwrap.dedent(
-    """
-    import json, sys
-    import torch
-    from torch import distributed
-    from camtools.metrics import MaxBoxAcc, MaxBoxAccV2, TopKLocalization
-
-    def evaluate(share):
-        generator = torch.Generator().manual_seed(0)
-        maps, logits = torch.rand(9, 4, 4, generator=generator), torch.rand(9, 3, generator=generator)
-        boxes = [torch.tensor([[10.0, 5.0, 80.0, 70.0]])] * 9
-        sizes, labels = [(90, 80)] * 9, torch.arange(9) % 3
-        found = []
-        for metric, extra in ((MaxBoxAcc(), ()), (MaxBoxAccV2(), ()), (TopKLocalization(), (logits, labels))):
-            if sizes[share]:
-                metric.update(*[part[share] for part in (maps, boxes, sizes, *extra)])
-            value = metric.compute()
-            value = [v.item() for v in value.values()] if isinstance(value, dict) else value.item()
-            found.append([value, metric.best_threshold.tolist()])
-        return found
-
-    if __name__ == "__main__":
-        rank, meeting_point, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-        distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
-        # at 9 the second process has no image at all
-        found = [evaluate(slice(0, split) if rank == 0 else slice(split, None)) for split in (5, 9)]
-        with open(out, "w") as file:
-            json.dump(found, file)
-        distributed.destroy_process_group()
-    """
-)
-
-
-def test_two_processes_find_what_one_finds(tmp_path):
-    script = tmp_path / "evaluate.py"
-    script.write_text(PROCESS)
-    command = [sys.executable, "-W", "ignore", str(script)]
-    running = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "meet"), str(tmp_path / f"{rank}.json")])
-        for rank in (0, 1)
-    ]
-    here: dict[str, Any] = {"__name__": "here"}
-    exec(PROCESS, here)
-    alone = here["evaluate"](slice(None))
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
-    for rank in (0, 1):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [alone, alone]
