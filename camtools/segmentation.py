@@ -171,10 +171,8 @@ class Segmentation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays, ready for JSON."""
-        pixels = self.masks.flatten(1).sum(1).tolist()
-        rows = zip(
-            self.values, self.classes, self.names, self.scores, pixels, self.boxes, self.backgrounds, strict=True
-        )
+        pixels, boxes = self.masks.flatten(1).sum(1).tolist(), [of_class.tolist() for of_class in self.boxes]
+        columns = (self.values, self.classes, self.names, self.scores, pixels, boxes, self.backgrounds)
         return {
             "source": self.source,
             "height": self.size[0],
@@ -186,11 +184,11 @@ class Segmentation:
                     "name": name,
                     "score": score,
                     "pixels": count,
-                    "box": boxes[0].tolist() if len(boxes) else None,
-                    "boxes": boxes.tolist(),
+                    "box": own[0] if own else None,
+                    "boxes": own,
                     "background": background,
                 }
-                for value, label, name, score, count, boxes, background in rows
+                for value, label, name, score, count, own, background in zip(*columns, strict=True)
             ],
             "exact": self.exact,
             "layer": self.layer,

@@ -1,4 +1,4 @@
-"""From the data set's classes to the model's, or a refusal: labels that don't fit the weights make numbers up."""
+"""From the data set's classes to the model's, or an error: labels that don't fit the weights make numbers up."""
 
 from __future__ import annotations
 

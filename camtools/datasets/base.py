@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from camtools.datasets.lists import one_of
 from camtools.datasets.record import Record
 from camtools.errors import InputError
 
@@ -43,8 +44,7 @@ class RecordDataset(Dataset[Any]):
     classes: tuple[str, ...]
 
     def __init__(self, transform: Callable[[Any], Any] | None = None, target: TargetKind = "record") -> None:
-        if target not in TARGETS:
-            raise InputError(f"target={target!r}: expected one of {', '.join(map(repr, TARGETS))}")
+        one_of("target", target, TARGETS)
         if transform is not None and target == "record":
             raise InputError(
                 "a transform would part the image from its boxes: expected target='label' or 'labels' with it, which "

@@ -95,11 +95,8 @@ class BoxRegressor(nn.Module):
             InputError: An image cannot be used.
         """
         input_images, single = read_images(images)
-        parts = [
-            self.boxes_of([input_images[i] for i in range(start, min(start + batch_size, len(input_images)))])
-            for start in range(0, len(input_images), batch_size)
-        ]
-        boxes = torch.cat(parts)
+        starts = range(0, len(input_images), batch_size)
+        boxes = torch.cat([self.boxes_of(list(input_images[start : start + batch_size])) for start in starts])
         return boxes[0] if single else boxes
 
     def boxes_of(self, images: Sequence[InputImage]) -> Tensor:

@@ -44,18 +44,16 @@ def enlarged(images: Sequence[InputImage], x: Tensor, transform: Transform, scal
         ratio = (max(ratio), max(ratio))  # else it would show another part of the image
     larger = transform.scaled(ratio)
     made = [
-        _exactly(larger(image)[0], size).to(x) if new else _interpolated(one[None], size)[0]
-        for image, one, new in zip(images, x, anew, strict=True)
+        _interpolated(larger(image)[0][None], size)[0].to(x) if new else _interpolated(ready[None], size)[0]
+        for image, ready, new in zip(images, x, anew, strict=True)
     ]
     return torch.stack(made)
 
 
-def _exactly(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return (C, h, w) at a size: preprocessing without a fixed size may be a pixel off."""
-    return x if x.shape[1:] == size else _interpolated(x[None], size)[0]
-
-
 def _interpolated(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return (B, C, h, w) at a size; it may be there already, or, without a fixed input size, a pixel off."""
+    if x.shape[2:] == size:
+        return x
     fewer = size[0] < x.shape[-2] or size[1] < x.shape[-1]
     made = interpolate(x.float(), size=size, mode="bilinear", align_corners=False, antialias=fewer)
     return made.to(x.dtype)

@@ -1,8 +1,11 @@
-"""Model-ready tensors of images, each with the geometry that takes its map back to the original pixels."""
+"""From an image to the model's input, with the geometry that takes its map back to the original pixels.
+
+`Preprocess` is what timm and torchvision do, `as_transform` makes a transform of whatever the caller preprocesses with,
+`adjust` changes some of what is known, and `display_image` goes the way back.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -182,7 +185,13 @@ class Preprocess:
             InputError: A ready tensor has another number of channels.
         """
         if image.image is None:
-            return _ready(image, self.channels)
+            tensor = _ready(image)
+            if len(tensor) != self.channels:
+                raise InputError(
+                    f"a ready tensor has shape {tuple(tensor.shape)}, so {len(tensor)} channels: expected "
+                    f"{self.channels}, as the model takes. Select or repeat channels"
+                )
+            return tensor.float(), Geometry.identity(image.size)
         pixels = image.image.convert("L") if self.channels == 1 else image.image
         height, width = resized = self._resized(image.size)
         if resized != image.size:
@@ -273,7 +282,7 @@ def display_image(image: InputImage, preprocess: Transform | None = None) -> Ima
     """
     if image.image is not None:
         return image.image
-    pixels = _tensor(image).detach().float().cpu()
+    pixels = _ready(image).detach().float().cpu()
     if isinstance(preprocess, Preprocess) and preprocess.channels == len(pixels):
         restored = pixels * _per_channel(preprocess.std) + _per_channel(preprocess.mean)
         plausible = ((restored > -0.02) & (restored < 1.02)).float().mean() >= 0.99
@@ -287,21 +296,10 @@ def display_image(image: InputImage, preprocess: Transform | None = None) -> Ima
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
 
 
-def _tensor(image: InputImage) -> Tensor:
+def _ready(image: InputImage) -> Tensor:
     if image.tensor is None:
         raise InputError("the image has neither image nor tensor: expected one. Make it with read_image(...)")
     return image.tensor
-
-
-def _ready(image: InputImage, channels: int | None) -> tuple[Tensor, Geometry]:
-    """A ready tensor as the model takes it."""
-    tensor = _tensor(image)
-    if channels is not None and len(tensor) != channels:
-        raise InputError(
-            f"a ready tensor has shape {tuple(tensor.shape)}, so {len(tensor)} channels: expected {channels}, as the "
-            f"model takes. Select or repeat channels"
-        )
-    return tensor.float(), Geometry.identity(image.size)
 
 
 def _per_channel(values: tuple[float, ...]) -> Tensor:
@@ -322,7 +320,7 @@ def adjust(
 
     Args:
         preprocess: What is known; None takes ImageNet's usual where there is something to change.
-        mean: Of images in [0, 1], one number or one a channel.
+        mean: Of images in [0, 1], one number or one per channel.
         std: In the same unit.
         size: The input's (height, width) in pixels; the resize before the crop changes in proportion.
 
@@ -335,30 +333,25 @@ def adjust(
     if preprocess is not None and not isinstance(preprocess, Preprocess):
         raise ModelError("mean, std and size cannot change the transform that the function returned: change it there.")
     known = preprocess or Preprocess.imagenet()
-    changes: dict[str, Any] = {}
-    for name, values in (("mean", mean), ("std", std)):
-        if values is not None:
-            changes[name] = _channel_values(name, values, known.channels)
+    given = {name: values for name, values in (("mean", mean), ("std", std)) if values is not None}
+    changes: dict[str, Any] = {name: _channel_values(name, values, known.channels) for name, values in given.items()}
     if size is not None:
-        changes |= _resized(known, size)
-    return dataclasses.replace(known, **changes)
-
-
-def _resized(known: Preprocess, size: tuple[int, int]) -> dict[str, Any]:
-    """Scale the resize by as much as the crop after it; a crop that is not square is covered, never padded."""
-    if known.resize is None or known.input_size is None:
-        return {"input_size": size}
-    before = known.resize if isinstance(known.resize, tuple) else (known.resize, known.resize)
-    resize = tuple(max(1, round(r * new / old)) for r, new, old in zip(before, size, known.input_size, strict=True))
-    if isinstance(known.resize, int) and resize[0] == resize[1]:
-        return {"input_size": size, "resize": resize[0]}
-    return {"input_size": size, "resize": resize, "crop_mode": known.crop_mode}
+        changes["input_size"] = size
+        if known.resize is not None and known.input_size is not None:
+            # Scaled by as much as the crop after it; a crop that is not square is covered, never padded.
+            sides = known.resize if isinstance(known.resize, tuple) else (known.resize, known.resize)
+            resize = tuple(
+                max(1, round(r * new / old)) for r, new, old in zip(sides, size, known.input_size, strict=True)
+            )
+            short = isinstance(known.resize, int) and resize[0] == resize[1]
+            changes |= {"resize": resize[0]} if short else {"resize": resize, "crop_mode": known.crop_mode}
+    return replace(known, **changes)
 
 
 def _channel_values(name: str, values: float | Sequence[float], channels: int) -> tuple[float, ...]:
     numbers = (float(values),) if isinstance(values, int | float) else tuple(float(value) for value in values)
     if len(numbers) not in (1, channels):
-        raise ModelError(f"{name} needs 1 or {channels} numbers, one a channel, but has {len(numbers)}: {numbers}.")
+        raise ModelError(f"{name} needs 1 or {channels} numbers, one per channel, but has {len(numbers)}: {numbers}.")
     if name == "std" and min(numbers) <= 0:
         raise ModelError(f"std must be positive, but is {numbers}.")
     return numbers * channels if len(numbers) == 1 else numbers

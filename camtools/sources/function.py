@@ -24,6 +24,8 @@ RETURNS = (
     "'transform', 'class_names'"
 )
 
+_TUPLES = {2: ("model", "transform"), 3: ("model", "mean", "std")}
+
 
 class FunctionSource(Source):
     """A function that returns a model; a file's own folder is importable while the function runs."""
@@ -76,15 +78,12 @@ class FunctionSource(Source):
 
     def _interpret(self, result: Any) -> Built:
         """Make one form of the several that a function may return."""
-        told: dict[str, Any]
         if isinstance(result, nn.Module):
-            told = {"model": result}
+            told: dict[str, Any] = {"model": result}
         elif isinstance(result, Mapping):
             told = dict(result)
-        elif isinstance(result, tuple) and len(result) == 3:
-            told = dict(zip(("model", "mean", "std"), result, strict=True))
-        elif isinstance(result, tuple) and len(result) == 2:
-            told = dict(zip(("model", "transform"), result, strict=True))
+        elif isinstance(result, tuple) and len(result) in _TUPLES:
+            told = dict(zip(_TUPLES[len(result)], result, strict=True))
         else:
             raise ModelError(f"{self.spec} returned {_kind(result)}, but a function must return {RETURNS}.")
         unknown = set(told) - {"model", "mean", "std", "size", "transform", "class_names"}

@@ -408,7 +408,7 @@ class TestAdjust:
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
-            ({"mean": (0.5, 0.5)}, "mean needs 1 or 3 numbers, one a channel, but has 2"),
+            ({"mean": (0.5, 0.5)}, "mean needs 1 or 3 numbers, one per channel, but has 2"),
             ({"std": (0.5, 0.0, 0.5)}, "std must be positive"),
         ],
     )

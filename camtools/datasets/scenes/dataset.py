@@ -11,11 +11,11 @@ from PIL import Image
 
 from camtools.checks import whole
 from camtools.datasets.base import ListedDataset, TargetKind
+from camtools.datasets.lists import one_of
 from camtools.datasets.record import Record
 from camtools.datasets.scenes.creature import MARKS
 from camtools.datasets.scenes.drawing import Stream
 from camtools.datasets.scenes.scene import Scene, draw_scene
-from camtools.errors import InputError
 
 SPLITS = ("train", "val", "test")
 LENGTHS = {"train": 10_000, "val": 1_000, "test": 1_000}
@@ -61,8 +61,7 @@ class Scenes(ListedDataset):
         transform: Callable[[Any], Any] | None = None,
         target: TargetKind = "record",
     ) -> None:
-        if split not in SPLITS:
-            raise InputError(f"split={split!r}: expected one of {', '.join(map(repr, SPLITS))}")
+        one_of("split", split, SPLITS)
         low, high = objects if isinstance(objects, tuple | list) and len(objects) == 2 else (objects, objects)
         self.split = split
         self.n = whole("n", LENGTHS[split] if n is None else n, 1)
