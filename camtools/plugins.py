@@ -17,13 +17,13 @@ def plugins(group: str) -> list[EntryPoint]:
     Raises:
         ModelError: There is none, so not even camtools' own: it runs from a checkout that was never installed.
     """
-    found = sorted(entry_points(group=group), key=lambda point: point.name)
-    if not found:
+    points = sorted(entry_points(group=group), key=lambda point: point.name)
+    if not points:
         raise ModelError(
             f"no installed package has entry points of the group {group!r}, not even camtools' own: expected "
             "an installed camtools. Run pip install camtools, or pip install -e . in a checkout"
         )
-    return found
+    return points
 
 
 def load_plugin(point: EntryPoint) -> Any:

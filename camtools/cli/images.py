@@ -59,14 +59,14 @@ def find_jobs(paths: Sequence[str], out: Path | None = None) -> list[Job]:
     Raises:
         InputError: Something named does not exist or a folder holds no images.
     """
-    found: dict[Path, Path] = {}
+    files: dict[Path, Path] = {}
     roots: list[Path] = []
     for text in paths:
-        root, files = _expand(text, out)
+        root, matches = _expand(text, out)
         roots.append(root)
-        for file in files:
-            found.setdefault(file.resolve(), file)
-    ordered = sorted(found.values(), key=natural_key)
+        for file in matches:
+            files.setdefault(file.resolve(), file)
+    ordered = sorted(files.values(), key=natural_key)
     return [Job(path, folder) for path, folder in zip(ordered, _folders(ordered, roots), strict=True)]
 
 
@@ -108,7 +108,7 @@ def _images_below(folder: Path, out: Path | None) -> list[Path]:
 
 
 def _inside(path: Path, out: Path | None) -> bool:
-    """Tell whether a path lies in one of the output folder's result folders, which hold a manifest."""
+    """Whether a path lies in one of the output folder's result folders, which hold a manifest."""
     if out is None or not out.is_dir():
         return False
     resolved, top = path.resolve(), out.resolve()
