@@ -1,4 +1,4 @@
-"""Figures: where panels, boxes and colours are, what is written, and what is refused."""
+"""Figures: where panels, boxes and colours are, what is written, and what raises an error."""
 
 import subprocess
 import sys
@@ -255,7 +255,7 @@ ONE = explanation()
         ([ONE, explanation(50, 50)], {"image": True}, r"image=True: expected explanations of one image in a row"),
     ],
 )  # fmt: skip
-def test_what_is_refused(given, options, message):
+def test_what_raises_an_error(given, options, message):
     with pytest.raises(InputError, match=message):
         compare(given, **options)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camtools.datasets import Record
+from camtools.datasets.record import Record
 from camtools.errors import InputError
 from camtools.evaluation.protocol import Protocol
 from camtools.evaluation.scoremaps import map_folders, read_map

@@ -1,4 +1,4 @@
-"""Tables: what stands in which cell, which differences are marked, what the caption says, what is refused."""
+"""Tables: what stands in which cell, which differences are marked, what the caption says, what raises an error."""
 
 import io
 
@@ -105,7 +105,7 @@ def test_names_are_not_read_as_markup(make):
     assert "[red]NWC\\|a\\_b\\*\\`\\<x>" in line
 
 
-def test_some_metrics_and_what_is_refused(make):
+def test_some_metrics_and_what_raises_an_error(make):
     result = make(values=VALUES)
     assert {row[0] for row in rows(markdown(result, ["GT-known@own"]))[2:]} == {"GT-known@own"}
     with pytest.raises(

@@ -64,7 +64,7 @@ def test_after_an_error_everything_is_as_before(make, records, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_what_is_refused(make, records, tmp_path):
+def test_what_raises_an_error(make, records, tmp_path):
     result = make()
     with pytest.raises(InputError, match="records came without maps"):
         write_report(result, tmp_path, records)
