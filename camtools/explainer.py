@@ -20,8 +20,9 @@ from camtools.errors import InputError
 from camtools.explanation import Explanation
 from camtools.heads.box_regressor import BoxRegressor, whole_pixels
 from camtools.images.batches import Batch, Ready, read_batches
-from camtools.images.preprocess import display_image
+from camtools.images.preprocess import Transform, display_image
 from camtools.images.read import read_images
+from camtools.model.cam_model import CamModel
 from camtools.model.outputs import probabilities
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.presets import as_pipeline
@@ -90,6 +91,21 @@ class Explainer:
         self.activation: Literal["softmax", "sigmoid"] = activation
         self.trace = trace
         self.boxes_from = boxes_from
+
+    @property
+    def model(self) -> CamModel:
+        """The classifier, wrapped."""
+        return self.engine.model
+
+    @property
+    def transform(self) -> Transform:
+        """The preprocessing."""
+        return self.engine.transform
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """Names of the classes in order; None where they are not known."""
+        return self.engine.class_names
 
     @overload
     def __call__(self, images: SingleImage, target: Target | None = None, top_k: None = None) -> Explanation: ...

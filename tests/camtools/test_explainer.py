@@ -555,7 +555,7 @@ def test_scores_that_are_no_numbers_name_their_images(tmp_path):
         explainer([images[2]] * 5)
     with pytest.raises(ModelError, match=r"class scores for the image\. Check"):
         explainer(images[2])
-    explainer.batch_size = 1
+    explainer.engine.batch_size = 1
     with pytest.raises(ModelError, match=r"scores for image 2\. Check"):
         explainer(images)
 
