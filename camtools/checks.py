@@ -76,12 +76,6 @@ def _refuse(name: str, value: Any, expected: str, owner: str, error: _Error) -> 
     raise error(f"{name}={value!r}: expected {expected}")
 
 
-def check_whole(**values: Any) -> None:  # until its last callers say `whole`
-    """Refuse what is not a whole number of at least 1."""
-    for name, value in values.items():
-        whole(name, value)
-
-
-def is_share(value: Any) -> bool:  # likewise, `share`
+def is_share(value: Any) -> bool:  # until its last caller says `share`
     """Whether a value is a number in [0, 1)."""
     return _is(value, Real) and 0 <= value < 1
