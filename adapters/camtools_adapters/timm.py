@@ -189,13 +189,13 @@ class TimmSource(Source):
         if (cfg := self.cfg) is not None:
             if not cfg.has_weights:
                 raise WeightsError(f"timm publishes no weights for {self.spec}. {way_out(self.spec)}")
-            self.check_published(cfg.num_classes, num_classes, self._hub_url())
+            self._check_published(cfg.num_classes, num_classes, self._hub_url())
         try:
             model = timm.create_model(self.name, pretrained=True, **self.args)
         except TypeError as error:
             raise ModelError(f"{self.spec} cannot be built: {error}") from error
         except Exception as error:
-            raise self.unavailable(error) from error
+            raise self._unavailable(error) from error
         return self._built(model)
 
     def convert(self, state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor] | None:

@@ -188,11 +188,11 @@ class TorchvisionSource(Source):
         entry = self.weights[tag] if tag else self.weights.DEFAULT
         classes = len(entry.meta["categories"])
         cached = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
-        self.check_published(classes, num_classes, None if cached.exists() else entry.url)
+        self._check_published(classes, num_classes, None if cached.exists() else entry.url)
         try:
             entry.get_state_dict(progress=False, check_hash=True)
         except Exception as error:
-            raise self.unavailable(error) from error
+            raise self._unavailable(error) from error
         return self._built(self._make(None, weights=entry), entry)
 
     def convert(self, state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor] | None:

@@ -1,4 +1,7 @@
-"""COCO's instances (Lin et al. 2014), and any data set in that JSON format."""
+"""COCO's instances (Lin et al. 2014), and any data set in that JSON format.
+
+`decode_segmentation` makes masks of its polygons and run lengths, by pycocotools.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from camtools.checks import whole
+from camtools.checks import number, whole
 from camtools.errors import ModelError
 from camtools.heads.pooling import HeadLayer, positions
 
@@ -37,12 +37,8 @@ class SequentialDropout(nn.Module):
 
     def __init__(self, M: int, delta: float = 0.5, learnable: bool = False) -> None:
         super().__init__()
-        if not 0 < delta < 1:
-            raise ModelError(
-                f"delta is {delta}: expected 0 < delta < 1, on the sigmoid of the maps. The default is 0.5"
-            )
         self.M = whole("M", M, error=ModelError)
-        self.start = float(delta)
+        self.start = number("delta", delta, "(0, 1)", error=ModelError)
         self.logit = nn.Parameter(torch.tensor(math.log(delta / (1 - delta)))) if learnable else None
 
     @property
@@ -99,11 +95,8 @@ class ADL(HeadLayer):
 
     def __init__(self, drop_rate: float = 0.75, gamma: float = 0.9, per_map: bool = False) -> None:
         super().__init__()
-        for name, value in (("drop_rate", drop_rate), ("gamma", gamma)):
-            if not 0 <= value <= 1:
-                raise ModelError(f"{name} is {value}: expected 0 to 1. The paper has drop_rate=0.75, gamma=0.9")
-        self.drop_rate = float(drop_rate)
-        self.gamma = float(gamma)
+        self.drop_rate = number("drop_rate", drop_rate, "[0, 1]", error=ModelError)
+        self.gamma = number("gamma", gamma, "[0, 1]", error=ModelError)
         self.per_map = bool(per_map)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ class Source(abc.ABC):
         """Translate another edition's keys to the model's; None where there is nothing to translate."""
         return None
 
-    def check_published(self, classes: int, num_classes: int | None, url: str | None) -> None:
+    def _check_published(self, classes: int, num_classes: int | None, url: str | None) -> None:
         """Refuse at once what cannot come to good.
 
         Args:
@@ -118,7 +118,7 @@ class Source(abc.ABC):
                 f"The weights of {self.spec} cannot be downloaded: {url} is out of reach. {way_out(self.spec)}"
             )
 
-    def unavailable(self, error: Exception) -> WeightsError:
+    def _unavailable(self, error: Exception) -> WeightsError:
         """Word the error for a download that failed."""
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         return WeightsError(

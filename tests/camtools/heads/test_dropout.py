@@ -90,13 +90,13 @@ def test_adl_per_map_draws_for_every_map():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ModelError, match=r"delta is 1\.0: expected 0 < delta < 1"):
+    with pytest.raises(ModelError, match=r"delta=1\.0: expected a number, 0 < delta < 1"):
         SequentialDropout(3, 1.0)
     with pytest.raises(ModelError, match=r"M=0: expected a whole number"):
         SequentialDropout(0)
     with pytest.raises(ModelError, match=r"shape \(1, 3, 1, 4\): expected \(batch, classes \* 2, rows, columns\)"):
         SequentialDropout(2)(MAPS)
-    with pytest.raises(ModelError, match=r"gamma is 1\.1: expected 0 to 1"):
+    with pytest.raises(ModelError, match=r"gamma=1\.1: expected a number, 0 <= gamma <= 1"):
         ADL(gamma=1.1)
-    with pytest.raises(ModelError, match=r"drop_rate is -1: expected 0 to 1"):
+    with pytest.raises(ModelError, match=r"drop_rate=-1: expected a number, 0 <= drop_rate <= 1"):
         ADL(-1)
