@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,17 +14,12 @@ from camtools.boxes import coco_annotations
 from camtools.drawing.overlay import draw_overlay
 from camtools.drawing.trace import draw_trace
 from camtools.errors import InputError
-from camtools.files import staging, swap
-from camtools.images.preprocess import Transform, display_image
-from camtools.images.read import InputImage
 from camtools.pipeline.trace import TraceStep
-
-FILES = {"overlay": "overlay.png", "mask": "mask.png", "map": "map.npy"}  # what `save` writes
-MANIFEST = "manifest.json"
+from camtools.result import ImageResult
 
 
-@dataclass(frozen=True, eq=False)
-class Explanation:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Explanation(ImageResult):
     """Where one class is in one image. Tensors are on the model's device, boxes on the CPU.
 
     Attributes:
@@ -40,13 +33,8 @@ class Explanation:
         boxes: One box per connected part of the mask, the part with the most pixels first, (N, 4) int64: x0, y0, x1,
             y1 in pixels of the original image, half-open. Parts with less than a hundredth of the largest's pixels
             get none. (0, 4) where the mask is empty. One, whatever the mask, where a `BoxRegressor` gave it.
-        exact: Whether the map comes from the classifier's own weights (True) or from its head linearised (False).
-        layer: Dotted name of the layer the features come from.
-        logits: All class scores of the model, (K,).
-        input_image: What came in.
-        transform: What made it ready for the model.
-        pipeline: The preset's name, or the steps on one line.
         trace: The map after every step, in order; empty unless asked for by `trace=True`.
+        exact, layer, logits, input_image, transform, pipeline: See `camtools.result.ImageResult`.
     """
 
     label: int
@@ -57,33 +45,14 @@ class Explanation:
     threshold: float
     mask: Tensor
     boxes: Tensor
-    exact: bool
-    layer: str
-    logits: Tensor
-    input_image: InputImage
-    transform: Transform
-    pipeline: str = ""
     trace: tuple[TraceStep, ...] = ()
+
+    files = {"overlay": "overlay.png", "mask": "mask.png", "map": "map.npy"}
 
     @property
     def box(self) -> Tensor | None:
         """The box of the mask's largest part, (4,) int64 xyxy half-open; None where the mask is empty."""
         return self.boxes[0] if len(self.boxes) else None
-
-    @property
-    def image(self) -> Image.Image:
-        """The original image, RGB; a ready tensor is shown with its normalisation undone, as far as it is known."""
-        return display_image(self.input_image, self.transform)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) of the original image in pixels."""
-        return self.input_image.size
-
-    @property
-    def source(self) -> str | None:
-        """The image's path, or None where it did not come from a file."""
-        return self.input_image.source
 
     def cpu(self) -> Explanation:
         """Return the same explanation with every tensor on the CPU."""
@@ -201,41 +170,10 @@ class Explanation:
         ]
         return {"images": [image], "annotations": annotations, "categories": [{"id": category, "name": self.name}]}
 
-    def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write `overlay.png`, `mask.png`, `map.npy` and `manifest.json`, all or nothing.
-
-        An explanation that is there already is replaced; other files in the directory stay. The manifest is written
-        last: where it is, the others are whole.
-
-        Args:
-            directory: Made if it is missing.
-
-        Returns:
-            The directory.
-
-        Raises:
-            InputError: It cannot be written to.
-        """
-        target = Path(directory)
-        try:
-            with staging(target) as stage:
-                self._write(stage)
-                swap(stage, target, (*FILES.values(), MANIFEST))
-        except OSError as error:
-            raise InputError(
-                f"{target} cannot be written ({error.strerror or error}): expected a directory with room for the "
-                "results. Choose another, or free the space; nothing half-written was left"
-            ) from error
-        return target
-
     def _write(self, stage: Path) -> None:
-        """Write all files to an empty directory."""
-        self.overlay().save(stage / FILES["overlay"])
-        Image.fromarray(self.mask.cpu().numpy().astype(np.uint8) * 255).save(stage / FILES["mask"])
-        np.save(stage / FILES["map"], self.map.cpu().numpy())
-        text = json.dumps({**self.to_dict(), "files": FILES}, indent=2, ensure_ascii=False)
-        # A file name may hold bytes that are no text; escaped, they stay valid JSON and come back the same.
-        (stage / MANIFEST).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        self.overlay().save(stage / self.files["overlay"])
+        Image.fromarray(self.mask.cpu().numpy().astype(np.uint8) * 255).save(stage / self.files["mask"])
+        np.save(stage / self.files["map"], self.map.cpu().numpy())
 
     def __repr__(self) -> str:
         box = "none" if self.box is None else str(tuple(self.box.tolist()))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,16 +20,11 @@ from camtools.drawing.legend import Key
 from camtools.drawing.overlay import with_legend
 from camtools.drawing.panels import outlined
 from camtools.errors import InputError
-from camtools.files import staging, swap
-from camtools.images.preprocess import Transform, display_image
-from camtools.images.read import InputImage
-
-FILES = {"overlay": "overlay.png", "mask": "mask.png"}  # what `save` writes
-MANIFEST = "manifest.json"
+from camtools.result import ImageResult
 
 
-@dataclass(frozen=True, eq=False)
-class Segmentation:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Segmentation(ImageResult):
     """Which class every pixel of one image is of; n classes were looked for. Tensors are on the model's device.
 
     Attributes:
@@ -44,13 +37,8 @@ class Segmentation:
         probabilities: What the mask is the argmax of, (n + 1, H, W) float32: background, then the classes.
         maps: Their normalised maps, (n, H, W) float32 in [0, 1], before background and CRF.
         backgrounds: The value of each map at which class and background are equally likely.
-        exact: Whether the maps come from the classifier's own weights (True) or from its head linearised (False).
-        layer: Dotted name of the layer the features come from.
-        logits: All class scores of the model, (K,).
-        image: What came in.
-        transform: What made it ready for the model.
-        pipeline: The preset's name, or the steps on one line.
         crf: The CRF that refined the probabilities, as it prints; None for none.
+        exact, layer, logits, input_image, transform, pipeline: See `camtools.result.ImageResult`.
     """
 
     mask: Tensor
@@ -60,28 +48,9 @@ class Segmentation:
     probabilities: Tensor
     maps: Tensor
     backgrounds: tuple[float, ...]
-    exact: bool
-    layer: str
-    logits: Tensor
-    input_image: InputImage
-    transform: Transform
-    pipeline: str = ""
     crf: str | None = None
 
-    @property
-    def image(self) -> Image.Image:
-        """The original image, RGB; a ready tensor is shown with its normalisation undone, as far as it is known."""
-        return display_image(self.input_image, self.transform)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) of the original image in pixels."""
-        return self.input_image.size
-
-    @property
-    def source(self) -> str | None:
-        """The image's path, or None where it did not come from a file."""
-        return self.input_image.source
+    files = {"overlay": "overlay.png", "mask": "mask.png"}
 
     @cached_property
     def masks(self) -> Tensor:
@@ -196,36 +165,9 @@ class Segmentation:
             "crf": self.crf,
         }
 
-    def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Write `mask.png` (see `to_image`), `overlay.png` and `manifest.json`, all or nothing.
-
-        A segmentation that is there already is replaced; other files in the directory stay. The manifest is written
-        last: where it is, the others are whole.
-
-        Args:
-            directory: Made if it is missing.
-
-        Returns:
-            The directory.
-
-        Raises:
-            InputError: It cannot be written to, or the classes do not fit into an image with a palette.
-        """
-        target = Path(directory)
-        try:
-            with staging(target) as stage:
-                self.overlay().save(stage / FILES["overlay"])
-                self.to_image().save(stage / FILES["mask"])
-                text = json.dumps({**self.to_dict(), "files": FILES}, indent=2, ensure_ascii=False)
-                # A file name may hold bytes that are no text; escaped, they stay valid JSON and come back the same.
-                (stage / MANIFEST).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-                swap(stage, target, (*FILES.values(), MANIFEST))
-        except OSError as error:
-            raise InputError(
-                f"{target} cannot be written ({error.strerror or error}): expected a directory with room for the "
-                "results. Choose another, or free the space; nothing half-written was left"
-            ) from error
-        return target
+    def _write(self, stage: Path) -> None:
+        self.overlay().save(stage / self.files["overlay"])
+        self.to_image().save(stage / self.files["mask"])
 
     def __repr__(self) -> str:
         shares = self.masks.flatten(1).float().mean(1).tolist()

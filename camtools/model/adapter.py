@@ -112,7 +112,9 @@ def installed_adapters() -> tuple[Adapter, ...]:
         try:
             adapter = kind()
         except Exception as error:
-            raise ModelError(f"{described(point)} cannot be loaded: {error}. Fix or uninstall {owner(point)}") from error
+            raise ModelError(
+                f"{described(point)} cannot be loaded: {error}. Fix or uninstall {owner(point)}"
+            ) from error
         if not isinstance(adapter, Adapter):
             raise ModelError(
                 f"{described(point)} lacks {', '.join(_missing(adapter))}; see camtools.model.Adapter for what it must "
