@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,30 +67,35 @@ def training_transform(config: TrainConfig, preprocess: Preprocess) -> Callable[
         config: Settings.
         preprocess: The model's own, for channels, mean and std.
     """
-    height, width = input_size(config, preprocess)
-    larger = config.resize and (config.resize, config.resize)
-    scaled = (round(height * _RESIZE_OVER_INPUT), round(width * _RESIZE_OVER_INPUT))
-    parts: list[Any] = [v2.Grayscale()] if preprocess.channels == 1 else [v2.RGB()]
+    size = height, width = input_size(config, preprocess)
+    scaled = round(height * _RESIZE_OVER_INPUT), round(width * _RESIZE_OVER_INPUT)
+    resize = scaled if config.resize is None else (config.resize, config.resize)
     if "resized_crop" in config.augment:
-        parts.append(v2.RandomResizedCrop((height, width), scale=(config.crop_scale, 1.0)))
+        parts: list[Any] = [v2.RandomResizedCrop(size, scale=(config.crop_scale, 1.0))]
     elif "crop" in config.augment:
-        resize = larger or scaled
-        parts += [v2.Resize((max(resize[0], height), max(resize[1], width))), v2.RandomCrop((height, width))]
+        parts = [v2.Resize((max(resize[0], height), max(resize[1], width))), v2.RandomCrop(size)]
     else:
-        parts.append(v2.Resize((height, width)))
+        parts = [v2.Resize(size)]
     if "flip" in config.augment:
         parts.append(v2.RandomHorizontalFlip())
-    made: Callable[[Any], Tensor] = v2.Compose([*parts, *_to_input(preprocess), *_hidden(config)])
-    return made
+    return _transform(
+        preprocess, parts, [HideAndSeek(config.has_grid, config.has_drop)] if "has" in config.augment else []
+    )
 
 
 def plain_transform(config: TrainConfig, preprocess: Preprocess) -> Callable[[Any], Tensor]:
     """Return the same without anything random: the whole image squashed to the input's size."""
-    grey = [v2.Grayscale()] if preprocess.channels == 1 else [v2.RGB()]
-    made: Callable[[Any], Tensor] = v2.Compose(
-        [*grey, v2.Resize(input_size(config, preprocess)), *_to_input(preprocess)]
+    return _transform(preprocess, [v2.Resize(input_size(config, preprocess))])
+
+
+def _transform(preprocess: Preprocess, parts: list[Any], after: Sequence[Any] = ()) -> Callable[[Any], Tensor]:
+    """Return a transform whose parts see the PIL image, and those `after` the normalised tensor."""
+    channels = v2.Grayscale() if preprocess.channels == 1 else v2.RGB()
+    convert = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
+    transform: Callable[[Any], Tensor] = v2.Compose(
+        [channels, *parts, *convert, v2.Normalize(list(preprocess.mean), list(preprocess.std)), *after]
     )
-    return made
+    return transform
 
 
 def cutmix(images: Tensor, labels: Tensor, classes: int, alpha: float) -> tuple[Tensor, Tensor]:
@@ -107,15 +112,3 @@ def cutmix(images: Tensor, labels: Tensor, classes: int, alpha: float) -> tuple[
     """
     mixed, shares = v2.CutMix(alpha=alpha, num_classes=classes)(images, labels)
     return mixed, shares.float()
-
-
-def _to_input(preprocess: Preprocess) -> list[Any]:
-    return [
-        v2.PILToTensor(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(list(preprocess.mean), list(preprocess.std)),
-    ]
-
-
-def _hidden(config: TrainConfig) -> list[Any]:
-    return [HideAndSeek(config.has_grid, config.has_drop)] if "has" in config.augment else []

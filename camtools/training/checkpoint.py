@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import nn
@@ -130,18 +131,18 @@ class TrainingFolder:
 
     def write_model(self, name: str, model: nn.Module, writers: Writers) -> None:
         """Write a model, and what the recipe saves beside it."""
-        if self.path is not None and self.leads:
-            with replacing(self.path / name) as partial:
-                save_model(model, partial)
-            for end, write in writers.items():
-                with replacing(self.path / beside(name, end)) as partial:
-                    write(partial)
+        self._write(name, lambda path: save_model(model, path))
+        for end, write in writers.items():
+            self._write(beside(name, end), write)
 
     def write_image(self, image: Image.Image) -> None:
         """Write the image of maps before and after."""
+        self._write(IMAGE_FILE, image.save)
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
         if self.path is not None and self.leads:
-            with replacing(self.path / IMAGE_FILE) as partial:
-                image.save(partial)
+            with replacing(self.path / name) as partial:
+                write(partial)
 
     def paths(self, writers: Writers) -> dict[str, Path]:
         """Return the files by what they are; empty without a folder."""
@@ -165,7 +166,5 @@ def save_model(model: nn.Module, path: Path) -> None:
     own = getattr(model, "save", None)
     if callable(own):
         own(path)
-        return
-    from safetensors.torch import save_model as save
-
-    save(model, str(path))
+    else:
+        safetensors.torch.save_model(model, str(path))

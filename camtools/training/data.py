@@ -145,7 +145,7 @@ class Loader:
         self._keys: list[list[tuple[int, int]]] = []
         self._loader: DataLoader[Any] = DataLoader(
             _Images(data, transform, classes, shares, seed),
-            batch_sampler=_Sampler(self._keys),
+            batch_sampler=self._keys,  # another list of batches every epoch
             num_workers=workers,
             collate_fn=_collate,
             pin_memory=pinned,
@@ -169,19 +169,6 @@ class Loader:
             if isinstance(batch, _Unreadable):
                 raise InputError(f"a training image cannot be read: {batch.problem}. Repair it, or leave it out")
             yield Batch(*batch)
-
-
-class _Sampler:
-    """A list of batches that changes between epochs."""
-
-    def __init__(self, keys: list[list[tuple[int, int]]]) -> None:
-        self.keys = keys
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return iter(list(self.keys))
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
 
 def _collate(items: list[Any]) -> Any:

@@ -6,6 +6,7 @@ import copy
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,7 +190,7 @@ class _Finetuning:
         trainer, config = self.trainer, self.config
         with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if trainer.device.type == "cuda" else []):
             self._begin(resume)
-            with Logs(self.folder.path if self.folder.written else None, trainer.updates) as logs:
+            with closing(Logs(self.folder.path if self.folder.written else None, trainer.updates)) as logs:
                 if not self.history and self.validation is not None:
                     self.history.append({"epoch": 0.0, **self.recipe.validate(self._model(), self.validation)})
                     self._say(f"before training: {_described(self.history[0])}")

@@ -6,8 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from camtools.files import write_text
 
@@ -56,9 +55,7 @@ class Logs:
         self.scalars({f"epoch/{name}": value for name, value in history[-1].items() if name != "epoch"}, step)
         self._events.flush()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Finish the event files."""
         if self._events is not None:
             self._events.close()

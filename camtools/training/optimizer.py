@@ -49,9 +49,10 @@ def build_optimizer(model: nn.Module, fast: Sequence[nn.Parameter], config: Trai
     """
     known = {id(parameter) for parameter in fast}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    slow = [parameter for parameter in trained if id(parameter) not in known]
-    quick = [parameter for parameter in trained if id(parameter) in known]
-    rates = [(slow, config.lr), (quick, config.lr * config.head_lr_factor)]
+    rates = [
+        ([parameter for parameter in trained if id(parameter) not in known], config.lr),
+        ([parameter for parameter in trained if id(parameter) in known], config.lr * config.head_lr_factor),
+    ]
     groups = [{"params": parameters, "lr": rate} for parameters, rate in rates if parameters]
     if not groups:
         raise InputError(f"{type(model).__name__} has no parameter that needs a gradient: expected some. Unfreeze them")

@@ -44,11 +44,11 @@ def starting_model(
     else:
         inner = unwrapped(wrap(model))
         adapter = find_adapter(inner)
-        config, own = adapter.data_config(inner), adapter.class_names(inner)
-        known = None if config is None or transform is not None else as_transform(config)
-        loaded = LoadedModel(inner, known, None if own is None else tuple(own), "")
-    transform = loaded.preprocess if transform is None else transform
-    return replace(loaded, preprocess=transform, class_names=loaded.class_names if names is None else tuple(names))
+        own, config = adapter.class_names(inner), adapter.data_config(inner) if transform is None else None
+        preprocess = None if config is None else as_transform(config)
+        loaded = LoadedModel(inner, preprocess, None if own is None else tuple(own), "")
+    names = loaded.class_names if names is None else tuple(names)
+    return replace(loaded, preprocess=loaded.preprocess if transform is None else transform, class_names=names)
 
 
 def training_preprocess(transform: Any, recipe: Recipe) -> Preprocess:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,7 @@ class InMemory(ListedDataset):
 
     def __init__(self, data: ListedDataset) -> None:
         super().__init__(data.ids, data.classes, None, "record")
-        self.inner = data
-        self._kept: dict[int, Record] = {}
+        self.inner, self._record = data, cache(data.record)
 
     def labels_of(self, index: int) -> list[int]:
         """Return the classes as the data set does."""
@@ -102,9 +102,7 @@ class InMemory(ListedDataset):
 
     def record(self, index: int) -> Record:
         """Return a record, made at the first call."""
-        if index not in self._kept:
-            self._kept[index] = self.inner.record(index)
-        return self._kept[index]
+        return self._record(index)
 
     def __repr__(self) -> str:
         return repr(self.inner)

@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from camtools.cli.common import exit_codes, stdout_to_stderr
-
 
 def reproduce(
     what: Annotated[str, typer.Argument(metavar="scenes", help="What to reproduce; so far: scenes.")],
@@ -31,6 +29,8 @@ def reproduce(
 
     Exit codes: 0 done, 2 wrong use, 130 interrupted.
     """
+    from camtools.cli.common import exit_codes, stdout_to_stderr  # late: the commands import this module
+
     start = time.perf_counter()
     with exit_codes():
         if what != "scenes":
