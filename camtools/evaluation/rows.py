@@ -121,7 +121,8 @@ class Rows:
     def stacked(parts: Sequence[Rows]) -> Rows:
         """Return the same rows of several pipelines, one part after another."""
         measured = [name for name in parts[0].columns() if name in _PAIRED]
-        return replace(parts[0], **{name: np.concatenate([getattr(part, name) for part in parts]) for name in measured})
+        paired: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in measured}
+        return replace(parts[0], **paired)
 
 
 _LISTS = ("v1", "v2", "mask_iou", "on_objects", "elsewhere")  # a list in every row

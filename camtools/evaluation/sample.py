@@ -139,7 +139,7 @@ def _inside(record: Record) -> Tensor:
 
 def _truths(record: Record, boxes: Tensor, classes: ClassMap) -> tuple[Truth, ...]:
     """Return the rows of an image: classes with an object that is not difficult and has a box or a mask."""
-    found = []
+    truths = []
     counts = ~record.difficult
     for label in record.classes:
         chosen = (record.labels == label) & counts
@@ -155,5 +155,5 @@ def _truths(record: Record, boxes: Tensor, classes: ClassMap) -> tuple[Truth, ..
             checked_boxes([own], [record.size], 1)
         if not len(own) and (mask is None or not mask.any()):
             continue
-        found.append(Truth(classes.index[label], classes.names[label], own, mask, ignore))
-    return tuple(found)
+        truths.append(Truth(classes.index[label], classes.names[label], own, mask, ignore))
+    return tuple(truths)

@@ -59,49 +59,58 @@ class _Source(NamedTuple):
     images: Array
     owner: Array
 
-
-def _boxes(source: _Source, ious: Array, at: tuple[float, ...]) -> Statistic | None:
-    known = ~np.isnan(ious[source.position, :, 0])
-    kept = torch.from_numpy(ious[source.position, known, :_REACHED])
-
-    def estimate(weights: Tensor, levels: Tensor | None) -> Estimate:
-        return best_level(box_hits(kept, at, weights), weights.sum(1), levels=levels)
-
-    return Statistic(source.owner[known], estimate) if known.any() else None
+    def known(self, values: Array | None) -> Array:
+        """Return which rows have a value, (N,) bool, of values (P, N) or (P, N, levels)."""
+        if values is None:
+            return np.zeros(len(self.rows), dtype=bool)
+        of_rows = values[self.position]
+        return np.asarray(~np.isnan(of_rows if of_rows.ndim == 1 else of_rows[:, 0]))
 
 
-def _top(source: _Source, k: int) -> Statistic | None:
-    rows = source.rows
-    known = ~np.isnan(rows.v1[source.position, :, 0])
-    if rows.rank is None or not known.any():
+_Sums = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+"""From values, (N, levels), and weights to the sums at each level, and what chooses the levels instead of them."""
+
+
+def _at_best(source: _Source, values: Array | None, sums: _Sums) -> Statistic | None:
+    """A mean over rows at the best of all levels, of values (P, N, 256); rows of NaN are left out."""
+    known = source.known(values)
+    if values is None or not known.any():
         return None
-    kept, ranks = torch.from_numpy(rows.v1[source.position, known, :_REACHED]), torch.from_numpy(rows.rank[known])
+    kept = torch.from_numpy(values[source.position, known, :_REACHED])
 
     def estimate(weights: Tensor, levels: Tensor | None) -> Estimate:
-        hits = topk_hits(kept, ranks, (k,), _HIT, weights)
-        return best_level(hits[:, 1:], weights.sum(1), hits[:, :1], levels)
+        return best_level(*sums(kept, weights), weights.sum(1), levels)
 
     return Statistic(source.owner[known], estimate)
 
 
-def _peak(source: _Source) -> Statistic | None:
-    if source.rows.mask_iou is None:
+def _boxes(source: _Source, ious: Array, at: tuple[float, ...]) -> Statistic | None:
+    return _at_best(source, ious, lambda kept, weights: (box_hits(kept, at, weights), None))
+
+
+def _top(source: _Source, k: int) -> Statistic | None:
+    if source.rows.rank is None:
         return None
-    ious = source.rows.mask_iou[source.position]
-    known = ~np.isnan(ious[:, 0])
-    kept = torch.from_numpy(ious[known, :_REACHED]).double()
+    ranks = torch.from_numpy(source.rows.rank[source.known(source.rows.v1)])
 
-    def estimate(weights: Tensor, levels: Tensor | None) -> Estimate:
-        return best_level(weighted_sum(kept, weights)[:, None], weights.sum(1), levels=levels)
+    def sums(kept: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        hits = topk_hits(kept, ranks, (k,), _HIT, weights)
+        return hits[:, 1:], hits[:, :1]
 
-    return Statistic(source.owner[known], estimate) if known.any() else None
+    return _at_best(source, source.rows.v1, sums)
+
+
+def _peak(source: _Source) -> Statistic | None:
+    return _at_best(
+        source, source.rows.mask_iou, lambda kept, weights: (weighted_sum(kept.double(), weights)[:, None], None)
+    )
 
 
 def _mean(source: _Source, values: Array | None, at: float | None = None) -> Statistic | None:
     """The mean of one number per row, (P, N) in [0, 1], or the share of those that reach `at`; NaN is left out."""
-    if values is None or np.isnan(values[source.position]).all():
+    known = source.known(values)
+    if values is None or not known.any():
         return None
-    known = ~np.isnan(values[source.position])
     kept = values[source.position, known]
     return mean_of([kept if at is None else kept >= np.float32(at)], source.owner[known])
 

@@ -49,14 +49,14 @@ def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
     return percent(weighted_sum(values.double()[:, None], weights)[:, 0], total)
 
 
-def best_level(sums: Tensor, total: Tensor, by: Tensor | None = None, levels: Tensor | None = None) -> Estimate:
+def best_level(sums: Tensor, by: Tensor | None, total: Tensor, levels: Tensor | None = None) -> Estimate:
     """Return a mean over images at the level where it is largest, the first of equals.
 
     Args:
         sums: Sum over the images at each level, (R, parts, T); of several parts each has its own level, and the value
             is the mean over them.
+        by: Chooses the levels instead of the sums themselves, (R, parts, T); None for the sums.
         total: How many images each set of weights has, (R,).
-        by: Chooses the levels instead of the sums themselves, (R, parts, T).
         levels: These instead of the best, (parts,) or (R, parts).
     """
     chosen = (sums if by is None else by).argmax(-1) if levels is None else levels.expand(sums.shape[:2])

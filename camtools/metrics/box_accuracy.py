@@ -107,6 +107,7 @@ class BoxAccuracy(HitMetric):
     plot_lower_bound = 0.0
     plot_upper_bound = 100.0
     ious: tuple[float, ...]
+    largest_only: bool
     interval: float
 
     def __init__(
@@ -179,7 +180,7 @@ class BoxAccuracy(HitMetric):
 
     def _best(self) -> Estimate:
         """Return the metric and the place of its thresholds among all."""
-        return best_level(self.hits[None, :, self._thresholds()[1]], self.images[None])
+        return best_level(self.hits[None, :, self._thresholds()[1]], None, self.images[None])
 
     def _best_thresholds(self) -> Tensor:
         with self.sync_context(dist_sync_fn=self.dist_sync_fn):

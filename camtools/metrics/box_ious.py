@@ -121,13 +121,23 @@ def checked_boxes(boxes: Boxes, sizes: Sizes, count: int) -> list[NDArray[np.flo
             f"got {len(boxes)} sets of boxes and {len(sizes)} sizes for {count} maps; give for each map, in the same "
             "order, the true boxes (N, 4) and the image's (width, height)."
         )
+    check_sizes(sizes)
     return [_checked(index, box, size) for index, (box, size) in enumerate(zip(boxes, sizes, strict=True))]
+
+
+def check_sizes(sizes: Sizes) -> None:
+    """Check images' sizes.
+
+    Raises:
+        InputError: One is not (width, height), two positive integers.
+    """
+    for index, size in enumerate(sizes):
+        if len(size) != 2 or not all(int(side) == side and side > 0 for side in size):
+            raise InputError(f"sizes[{index}] is {size!r}: expected (width, height), two positive integers.")
 
 
 def _checked(index: int, given: Tensor | NDArray[Any], size: tuple[int, int]) -> NDArray[np.float64]:
     """Return one image's boxes in float64, or say what is wrong with them."""
-    if len(size) != 2 or not all(int(side) == side and side > 0 for side in size):
-        raise InputError(f"sizes[{index}] is {size!r}: expected (width, height), two positive integers.")
     box = (given.detach().cpu() if isinstance(given, Tensor) else torch.as_tensor(given)).double().numpy()
     if box.ndim != 2 or box.shape[1] != 4:
         raise InputError(
@@ -180,7 +190,7 @@ def _run(
 
 
 def check_workers(workers: int | None) -> int | None:
-    """Refuse a number of threads that is none.
+    """Check a number of threads.
 
     Raises:
         InputError: `workers` is neither None nor a positive integer.

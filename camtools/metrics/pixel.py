@@ -47,7 +47,25 @@ class IoUCurve(NamedTuple):
     thresholds: Tensor
 
 
-class PxAP(Metric):
+class MapMetric(Metric):
+    """A metric of score maps against masks.
+
+    Args:
+        size: (height, width) at which maps and masks are compared; None for the maps' own.
+        **kwargs: Those of every `torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    def __init__(self, size: tuple[int, int] | None = PROTOCOL_SIZE, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.size = size
+        keep_apart(self, *(size or [None]))
+
+
+class PxAP(MapMetric):
     """Pixel average precision: the area under the precision-recall curve of all pixels of a data set, per cent.
 
     Maps are resized bicubically and min-max normalised as for the box metrics, masks are resized to the nearest pixel.
@@ -62,18 +80,13 @@ class PxAP(Metric):
         **kwargs: Those of every `torchmetrics.Metric`.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
     on_objects: Tensor
     """(1001,) int64, how many pixels on objects have a score in each bin."""
     elsewhere: Tensor
     """(1001,) int64, the same for pixels of the background."""
 
     def __init__(self, size: tuple[int, int] | None = PROTOCOL_SIZE, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.size = size
-        keep_apart(self, *(size or [None]))
+        super().__init__(size, **kwargs)
         self.add_state("on_objects", torch.zeros(len(BIN_EDGES), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("elsewhere", torch.zeros(len(BIN_EDGES), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -106,7 +119,7 @@ class PxAP(Metric):
             return pixel_curve(self.on_objects, self.elsewhere)
 
 
-class PeakIoU(Metric):
+class PeakIoU(MapMetric):
     """Peak IoU: the mean over the images of the IoU of mask and truth, at the threshold best for the data set.
 
     A map has at most 256 levels, floor(255 s) of its normalised scores s, as in the box metrics; the mask at threshold
@@ -121,18 +134,13 @@ class PeakIoU(Metric):
         **kwargs: Those of every `torchmetrics.Metric`.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
     iou_sum: Tensor
     """(256,) float64, sum of the images' IoU for the mask above each level."""
     images: Tensor
     """() int64, how many images had an IoU."""
 
     def __init__(self, size: tuple[int, int] | None = PROTOCOL_SIZE, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.size = size
-        keep_apart(self, *(size or [None]))
+        super().__init__(size, **kwargs)
         self.add_state("iou_sum", torch.zeros(_LEVELS, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -147,7 +155,7 @@ class PeakIoU(Metric):
 
     def compute(self) -> Tensor:
         """Return Peak IoU in per cent, () float64; NaN before any image with an object was seen."""
-        return best_level(self.iou_sum[None, None], self.images[None]).value[0]
+        return best_level(self.iou_sum[None, None], None, self.images[None]).value[0]
 
     @property
     def best_threshold(self) -> Tensor:
@@ -250,9 +258,9 @@ def mask_ious(levels: Tensor, masks: Tensor, ignore: Tensor | None = None) -> Te
     image = torch.arange(count, device=levels.device).view(-1, 1, 1)
     keys = (2 * image + masks) * _LEVELS + levels
     keys = keys.flatten() if ignore is None else keys[masks | ~ignore]
-    found = torch.bincount(keys, minlength=count * 2 * _LEVELS).view(count, 2, _LEVELS)
-    total = found.sum(-1, keepdim=True)
-    above = (total - found.cumsum(-1)).double()
+    pixels = torch.bincount(keys, minlength=count * 2 * _LEVELS).view(count, 2, _LEVELS)
+    total = pixels.sum(-1, keepdim=True)
+    above = (total - pixels.cumsum(-1)).double()
     ious = above[:, 1] / (total[:, 1] + above[:, 0])
     return torch.where(total[:, 1] == 0, torch.nan, ious)
 
@@ -309,7 +317,7 @@ def _stack(name: str, given: Any, count: int, size: tuple[int, int], device: tor
 
 
 def _checked(name: str, mask: Tensor, dims: int = 3) -> Tensor:
-    """Refuse what is no mask."""
+    """Return a mask, checked."""
     if mask.dim() != dims or mask.dtype != torch.bool or 0 in mask.shape[-2:]:
         raise InputError(
             f"{name}: expected a bool mask with at least one pixel and {dims} dimensions, got {tuple(mask.shape)} "

@@ -15,10 +15,11 @@ from torch.nn.utils.rnn import pad_sequence
 from camtools.errors import InputError
 from camtools.metrics.average_precision import Interpolation, RankedMetric
 from camtools.metrics.base import ListMetric, keep_apart, weighted_mean
+from camtools.metrics.box_ious import Sizes, check_sizes
+from camtools.metrics.scoremap import checked_maps
+from camtools.metrics.topk_localization import Labels
 
 Arrays = Sequence[Tensor | NDArray[Any]]
-Sizes = Sequence[tuple[int, int]]
-Labels = Tensor | NDArray[Any] | Sequence[int]
 Average = Literal["pairs", "classes"]
 
 TOLERANCE = 18
@@ -42,19 +43,10 @@ def peak_points(maps: Tensor, sizes: Sizes) -> Tensor:
     Raises:
         InputError: `maps` is not such a tensor or has an infinite value, or there is not one size for each map.
     """
-    if not isinstance(maps, Tensor) or maps.dim() != 3 or maps.is_complex() or 0 in maps.shape[1:]:
-        got = f"{tuple(maps.shape)} {maps.dtype}" if isinstance(maps, Tensor) else type(maps).__name__
-        raise InputError(
-            f"maps: expected a real tensor of shape (B, H, W), one map per pair of image and class, got {got}."
-        )
+    maps = checked_maps(maps)
     if len(sizes) != len(maps):
         raise InputError(f"sizes: got {len(sizes)} for {len(maps)} maps; give (width, height) for each.")
-    for index, size in enumerate(sizes):
-        if len(size) != 2 or not all(int(side) == side and side > 0 for side in size):
-            raise InputError(f"sizes[{index}] is {size!r}: expected (width, height), two positive integers.")
-    if maps.isinf().any():
-        raise InputError(f"maps[{int(maps.isinf().flatten(1).any(1).nonzero()[0, 0])}] has an infinite value.")
-    maps = maps.detach().double()
+    check_sizes(sizes)
     points = torch.full((len(maps), 2), -1, dtype=torch.int64, device=maps.device)
     for width, height in {(int(width), int(height)) for width, height in sizes}:
         same = torch.tensor([tuple(size) == (width, height) for size in sizes], device=maps.device)

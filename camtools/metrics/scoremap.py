@@ -36,7 +36,7 @@ def scoremaps(maps: Tensor, size: tuple[int, int] | None = PROTOCOL_SIZE) -> Ten
     Raises:
         InputError: `maps` is not such a tensor, or has an infinite value; or `size` is not two positive integers.
     """
-    return _by_chunks(_checked(maps), lambda part: _normalised(part, size).mul_(255).to(torch.uint8))
+    return _by_chunks(checked_maps(maps), lambda part: _normalised(part, size).mul_(255).to(torch.uint8))
 
 
 def normalise(maps: Tensor, size: tuple[int, int] | None = PROTOCOL_SIZE) -> Tensor:
@@ -53,7 +53,7 @@ def normalise(maps: Tensor, size: tuple[int, int] | None = PROTOCOL_SIZE) -> Ten
     Raises:
         InputError: `maps` is not such a tensor, or has an infinite value; or `size` is not two positive integers.
     """
-    return _by_chunks(_checked(maps), lambda part: _normalised(part, size))
+    return _by_chunks(checked_maps(maps), lambda part: _normalised(part, size))
 
 
 def _normalised(maps: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -105,10 +105,10 @@ def _taps(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor]:
     position = ((torch.arange(new, dtype=torch.float64) + 0.5) * scale - 0.5).float()
     left = position.floor()
     x = position - left  # float32, and so are the weights
-    a, one = -0.75, 1 - x
+    a, right = -0.75, 1 - x
     first = ((a * (x + 1) - 5 * a) * (x + 1) + 8 * a) * (x + 1) - 4 * a
     second = ((a + 2) * x - (a + 3)) * x * x + 1
-    third = ((a + 2) * one - (a + 3)) * one * one + 1
+    third = ((a + 2) * right - (a + 3)) * right * right + 1
     weights = torch.stack([first, second, third, 1 - first - second - third]).double()
     taps = (left.long() + torch.arange(-1, 3).view(4, 1)).clamp(0, old - 1)
     return taps.to(device), weights.to(device)
@@ -121,8 +121,12 @@ def _by_chunks(maps: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.cat([function(part) for part in maps.split(_CHUNK)])
 
 
-def _checked(maps: Tensor) -> Tensor:
-    """Return the maps in float64, or say what is wrong with them."""
+def checked_maps(maps: Tensor) -> Tensor:
+    """Return score maps (B, H, W) in float64, on the CPU where their device has no such type.
+
+    Raises:
+        InputError: `maps` is not such a tensor, or has an infinite value.
+    """
     if not isinstance(maps, Tensor) or maps.dim() != 3 or maps.is_complex() or 0 in maps.shape[1:]:
         got = f"{tuple(maps.shape)} {maps.dtype}" if isinstance(maps, Tensor) else type(maps).__name__
         raise InputError(

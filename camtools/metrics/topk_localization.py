@@ -173,7 +173,7 @@ class TopKLocalization(HitMetric):
         """Return the level at which boxes are read; no threshold below 1 reaches the last."""
         if self.threshold != "best":
             return int(self.threshold * (LEVELS - 1))
-        return int(best_level(self.hits[None, :1, : LEVELS - 1], self.images[None]).levels)
+        return int(best_level(self.hits[None, :1, : LEVELS - 1], None, self.images[None]).levels)
 
 
 def class_ranks(logits: Tensor, labels: Labels) -> Tensor:

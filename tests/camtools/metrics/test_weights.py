@@ -33,18 +33,18 @@ def test_box_accuracy_and_top_k():
     ious, ranks = torch.rand(6, 255), torch.tensor([0, 1, 0, 4, 7, 0])
     total = WEIGHTS.sum(1)
     hits = topk_hits(ious, ranks, (1, 5), 0.5, WEIGHTS)
-    found = best_level(box_hits(ious, (0.3, 0.5), WEIGHTS), total)
-    top = best_level(hits[:, 1:2], total, by=hits[:, :1])
+    found = best_level(box_hits(ious, (0.3, 0.5), WEIGHTS), None, total)
+    top = best_level(hits[:, 1:2], hits[:, :1], total)
     for number, row in enumerate(WEIGHTS):
         own = repeated(row)
-        alone = best_level(box_hits(ious[own], (0.3, 0.5)), torch.tensor([6]))
+        alone = best_level(box_hits(ious[own], (0.3, 0.5)), None, torch.tensor([6]))
         assert found.value[number] == alone.value[0] and found.levels[number].equal(alone.levels[0])
         known = (ious[own] >= 0.5).sum(0)
         level = int(known.argmax())
         right = (ious[own][:, level] >= 0.5) & (ranks[own] < 1)
         assert top.value[number] == pytest.approx(100 * right.double().mean().item())
         assert top.levels[number].tolist() == [level]
-    at = best_level(box_hits(ious, (0.5,), WEIGHTS), total, levels=torch.tensor([3]))
+    at = best_level(box_hits(ious, (0.5,), WEIGHTS), None, total, levels=torch.tensor([3]))
     assert at.value[0] == pytest.approx(100 * (ious[:, 3] >= 0.5).double().mean().item())
 
 
@@ -54,7 +54,7 @@ def test_pixels():
     assert on_objects.sum() + elsewhere.sum() == scores.numel()
     areas = pixel_area(on_objects, elsewhere, WEIGHTS)
     ious = mask_ious((scores * 255).to(torch.uint8), masks)
-    peaks = best_level(weighted_sum(ious, WEIGHTS)[:, None], WEIGHTS.sum(1))
+    peaks = best_level(weighted_sum(ious, WEIGHTS)[:, None], None, WEIGHTS.sum(1))
     for number, row in enumerate(WEIGHTS):
         own = repeated(row)
         assert areas[number] == pytest.approx(pixel_area(on_objects[own], elsewhere[own]).item())
