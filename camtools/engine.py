@@ -141,14 +141,22 @@ class Engine:
         Raises:
             ModelError: The model cannot be explained, its scores are not numbers, or the device runs out of memory.
         """
+        try:
+            return self._forward(inputs, larger, names)
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"the device ran out of memory with {len(inputs)} images per forward: give a smaller batch_size"
+            ) from error
+
+    def _forward(self, inputs: Tensor, larger: Mapping[float, Tensor], names: Sequence[str] | None) -> Forward:
         inner = unwrapped(self.model)
         with torch.inference_mode(False), torch.no_grad():
             taken = {scale: to_model(x, inner) for scale, x in larger.items() if self._takes(x)}
             levels = max((count for scale, count in self._levels.items() if scale not in taken), default=0)
             with untouched(inner):
-                activations = self._activations(to_model(inputs, inner), levels)
+                activations = self.model.activations(to_model(inputs, inner), levels)
                 _check_scores(activations.logits, names)
-                others = {scale: self._activations(x, self._levels[scale]) for scale, x in taken.items()}
+                others = {scale: self.model.activations(x, self._levels[scale]) for scale, x in taken.items()}
         return Forward(activations, others)
 
     def maps(self, forward: Forward, targets: Tensor, trace: list[TraceStep] | None = None) -> list[State]:
@@ -181,14 +189,6 @@ class Engine:
 
     def __repr__(self) -> str:
         return f"{type(unwrapped(self.model)).__name__} ({self.model.adapter.name}), transform={self.transform!r}"
-
-    def _activations(self, inputs: Tensor, levels: int) -> Activations:
-        try:
-            return self.model.activations(inputs, levels)
-        except torch.OutOfMemoryError as error:
-            raise ModelError(
-                f"the device ran out of memory with {len(inputs)} images per forward: give a smaller batch_size"
-            ) from error
 
     def _takes(self, larger: Tensor) -> bool:
         """Whether the model can be run on inputs of this shape, tried once each; warns where it can't."""
