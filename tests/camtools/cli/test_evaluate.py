@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -178,28 +177,60 @@ def test_more_wrong_use(place):
     assert (result.exit_code, "3 of the data's 3 classes are not among the model's 3" in result.stderr) == (2, True)
 
 
-@pytest.fixture
-def started(place, popen):
-    """Starts an evaluation that takes its time, and returns it when a few batches are done."""
+STOPPED = """
+import json, multiprocessing, os, signal, sys, time
+from pathlib import Path
+import pyarrow.parquet
+import camtools.evaluation.report
+import camtools.explainer
+from camtools.cli import main
 
-    def start(batches, pause, *args):
-        command = ["-m", "camtools", "evaluate", "--data", "boxfolder:pics", "--model", "nets.py:colours", *args]
-        process = popen(*command, "--device", "cpu", "--batch-size", "1", "--model-arg", f"pause={pause}")
-        folder = place / args[-1] / "shards"
-        deadline = time.time() + 120
-        while len(done := list(folder.glob("[0-9]*.rows.parquet"))) < batches and time.time() < deadline:
-            time.sleep(0.02)
-        assert len(done) >= batches
-        return process
+def command(name, *arguments):
+    for number, suffix in (1, "stdout"), (2, "stderr"):
+        os.dup2(os.open(f"{name}.{suffix}", os.O_CREAT | os.O_WRONLY), number)
+    sys.argv = ["camtools", "evaluate", "--data", "boxfolder:pics", "--model", "nets.py:colours", "--device", "cpu"]
+    sys.argv += ["--batch-size", "1", "--model-arg", "pause=0.3", "--out", name, *arguments]
+    main()
 
-    return start
+def start(*arguments):
+    process = multiprocessing.get_context("fork").Process(target=command, args=arguments)
+    process.start()
+    return process
+
+# What takes time is importing torch, and this process does it once, for both.
+running = {
+    "killed": (3, signal.SIGKILL, start("killed", "--pipeline", "cam,rcam", "--bootstrap", "9")),
+    "interrupted": (2, signal.SIGINT, start("interrupted")),
+}
+codes, deadline = {}, time.time() + 120
+while running and time.time() < deadline:
+    time.sleep(0.02)
+    for name, (batches, number, process) in list(running.items()):
+        if len(list(Path(name, "shards").glob("[0-9]*.rows.parquet"))) >= batches or not process.is_alive():
+            if process.is_alive():
+                os.kill(process.pid, number)
+            process.join()
+            codes[name] = process.exitcode
+            del running[name]
+print(json.dumps(codes))
+"""
 
 
-def test_killed_and_started_again(place, started):
-    process = started(3, 0.3, "--pipeline", "cam,rcam", "--bootstrap", "9", "--out", "killed")
-    process.kill()
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, run_python):
+    """A folder with two evaluations that were stopped after a few batches, and their exit codes."""
+    folder = tmp_path_factory.mktemp("stopped")
+    (folder / "nets.py").write_text(NETS)
+    draw(folder / "pics")
+    done = run_python("-c", STOPPED, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def test_killed_and_started_again(stopped, monkeypatch):
+    place, codes = stopped
+    monkeypatch.chdir(place)
+    assert codes["killed"] == -signal.SIGKILL
     assert 3 <= len(list(place.glob("killed/shards/[0-9]*.rows.parquet"))) < 9
     shared = ("--batch-size", "1", "--pipeline", "cam,rcam", "--bootstrap", "9")
     again, whole = run(*shared, "--out", "killed"), run(*shared, "--out", "whole")
@@ -217,13 +248,13 @@ def test_killed_and_started_again(place, started):
     assert len(found) >= 8
 
 
-def test_interrupting_keeps_what_is_done(started):
-    process = started(2, 0.4, "--out", "out")
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stdout) == (130, ""), stderr
+def test_interrupting_keeps_what_is_done(stopped, monkeypatch):
+    place, codes = stopped
+    monkeypatch.chdir(place)
+    stdout, stderr = ((place / f"interrupted.{stream}").read_text() for stream in ("stdout", "stderr"))
+    assert (codes["interrupted"], stdout) == (130, ""), stderr
     assert "Interrupted." in stderr and "Traceback" not in stderr
-    again = re.search(r"(\d) images? in", run("--batch-size", "1", "--out", "out").stderr)
+    again = re.search(r"(\d) images? in", run("--batch-size", "1", "--out", "interrupted").stderr)
     assert again and int(again[1]) <= 7
 
 
