@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
+from camtools.checks import number
 from camtools.errors import InputError
 from camtools.metrics.base import Estimate, best_level, keep_apart, weighted_sum
 from camtools.metrics.box_ious import LEVELS, Boxes, Sizes, box_ious, check_workers, largest_ious
@@ -121,8 +122,7 @@ class BoxAccuracy(HitMetric):
     ) -> None:
         if not len(ious) or not all(isinstance(iou, Real) and 0 < iou <= 1 for iou in ious):
             raise InputError(f"{type(self).__name__}: IoU of {ious!r}; expected numbers in (0, 1], such as 0.5.")
-        if not (isinstance(interval, Real) and 0 < interval <= 1):
-            raise InputError(f"{type(self).__name__}(interval={interval!r}): expected a step in (0, 1], such as 0.001.")
+        number("interval", interval, "(0, 1]", owner=type(self).__name__)
         super().__init__(len(ious), size, workers, [largest_only, interval, *ious], **kwargs)
         self.ious = tuple(float(iou) for iou in ious)
         self.largest_only = largest_only

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from camtools.checks import whole
 from camtools.errors import InputError
 
 LEVELS = 256
@@ -190,11 +191,9 @@ def _run(
 
 
 def check_workers(workers: int | None) -> int | None:
-    """Check a number of threads.
+    """Check a number of threads; None is for as many as torch uses.
 
     Raises:
         InputError: `workers` is neither None nor a positive integer.
     """
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-        raise InputError(f"workers={workers!r}: expected a number of threads >= 1, or None for as many as torch uses.")
-    return workers
+    return None if workers is None else whole("workers", workers)

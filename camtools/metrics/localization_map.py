@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision import ops
 
+from camtools.checks import number
 from camtools.errors import InputError
 from camtools.metrics.average_precision import Interpolation, RankedMetric
 from camtools.metrics.base import keep_apart
@@ -51,12 +51,8 @@ class LocalizationMAP(RankedMetric):
         pixel_inclusive: bool = False,
         **kwargs: Any,
     ) -> None:
-        if not (isinstance(iou_threshold, Real) and 0 < iou_threshold <= 1):
-            raise InputError(
-                f"LocalizationMAP(iou_threshold={iou_threshold!r}): expected a number in (0, 1], e.g. 0.5."
-            )
         super().__init__(interpolation, **kwargs)
-        self.iou_threshold = float(iou_threshold)
+        self.iou_threshold = number("iou_threshold", iou_threshold, "(0, 1]", owner="LocalizationMAP")
         self.pixel_inclusive = pixel_inclusive
         keep_apart(self, iou_threshold, pixel_inclusive)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.nn.utils.rnn import pad_sequence
 
+from camtools.checks import number
 from camtools.errors import InputError
 from camtools.metrics.average_precision import Interpolation, RankedMetric
 from camtools.metrics.base import ListMetric, keep_apart, weighted_mean
@@ -137,16 +137,6 @@ def class_labels(labels: Labels | None, points: Tensor) -> Tensor:
     return classes.long()
 
 
-def check_tolerance(value: object, owner: str) -> None:
-    """Check a number of pixels.
-
-    Raises:
-        InputError: `value` is not a finite number of at least 0.
-    """
-    if not (isinstance(value, Real) and 0 <= float(value) < float("inf")):
-        raise InputError(f"{owner}(tolerance={value!r}): expected a number of pixels >= 0; Oquab et al. have 18.")
-
-
 class PointingGame(ListMetric):
     """Pointing accuracy: how often the maximum of a class's map lies in a box of that class, per cent.
 
@@ -173,11 +163,10 @@ class PointingGame(ListMetric):
     """(N,) int64, the pairs' classes; -1 where none was given."""
 
     def __init__(self, tolerance: float = TOLERANCE, average: Average = "pairs", **kwargs: Any) -> None:
-        check_tolerance(tolerance, "PointingGame")
         if average not in get_args(Average):
             raise InputError(f"PointingGame(average={average!r}): expected 'pairs' or 'classes'.")
         super().__init__({"hits": torch.uint8, "labels": torch.int64}, **kwargs)
-        self.tolerance = tolerance
+        self.tolerance = number("tolerance", tolerance, "[0, inf)", owner="PointingGame")
         keep_apart(self, tolerance)
         self.average: Average = average
 
@@ -254,9 +243,8 @@ class PointingMAP(RankedMetric):
     """
 
     def __init__(self, tolerance: float = TOLERANCE, interpolation: Interpolation = "area", **kwargs: Any) -> None:
-        check_tolerance(tolerance, "PointingMAP")
         super().__init__(interpolation, **kwargs)
-        self.tolerance = tolerance
+        self.tolerance = number("tolerance", tolerance, "[0, inf)", owner="PointingMAP")
         keep_apart(self, tolerance)
 
     def update(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from camtools.checks import number
 from camtools.errors import InputError
 from camtools.metrics.base import best_level
 from camtools.metrics.box_accuracy import HitMetric, box_hits
@@ -74,10 +74,9 @@ class TopKLocalization(HitMetric):
         workers: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if threshold != "best" and not (isinstance(threshold, Real) and 0 <= threshold < 1):
+        if threshold != "best" and not (isinstance(threshold, int | float) and 0 <= threshold < 1):
             raise InputError(f'TopKLocalization(threshold={threshold!r}): expected a number in [0, 1), or "best".')
-        if not (isinstance(iou, Real) and 0 < iou <= 1):
-            raise InputError(f"TopKLocalization(iou={iou!r}): expected a number in (0, 1], such as 0.5.")
+        number("iou", iou, "(0, 1]", owner="TopKLocalization")
         if not all(isinstance(k, int) and k > 0 for k in top):
             raise InputError(f"TopKLocalization(top={top!r}): expected positive integers, such as (1, 5).")
         fixed = -1.0 if threshold == "best" else float(threshold)

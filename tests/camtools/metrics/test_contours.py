@@ -143,5 +143,5 @@ def test_other_bad_input_is_refused():
         largest_boxes(torch.zeros(4, 4))
     with pytest.raises(InputError, match=r"levels: expected uint8 .*, got list"):
         largest_boxes([])
-    with pytest.raises(InputError, match=r"workers=0: expected a number of threads >= 1, or None"):
+    with pytest.raises(InputError, match=r"workers=0: expected a whole number of at least 1"):
         largest_boxes(torch.zeros(1, 4, 4, dtype=torch.uint8), workers=0)

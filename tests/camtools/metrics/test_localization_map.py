@@ -290,7 +290,9 @@ def test_bad_input_is_named(preds, target, message):
 
 def test_bad_arguments_are_named():
     for value in (0, 1.1, "0.5", None):
-        with pytest.raises(InputError, match=rf"LocalizationMAP\(iou_threshold={value!r}\): expected a number"):
+        with pytest.raises(
+            InputError, match=rf"LocalizationMAP\(iou_threshold={value!r}\): iou_threshold must be a number"
+        ):
             LocalizationMAP(iou_threshold=value)
     with pytest.raises(InputError, match=r"LocalizationMAP\(interpolation='coco'\): expected 'area'"):
         LocalizationMAP(interpolation="coco")

@@ -115,7 +115,7 @@ def test_on_its_device(device):
 @pytest.mark.parametrize(
     ("preds", "target", "message"),
     [
-        (PREDS, TARGET[:0], "preds has 1 images and target 0: give one of each an image"),
+        (PREDS, TARGET[:0], "preds has 1 images and target 0: give one of each per image"),
         (PREDS[:, :1], TARGET, r"image 0: the prediction is \(1, 1, 3\) and the truth \(1, 2, 3\); resize"),
         ([PREDS[0], PREDS[0, :1]], [TARGET[0]] * 2, r"image 1: the prediction is \(1, 3\) and the truth \(2, 3\)"),
         (PREDS.float(), TARGET, "image 0: expected integers.* the prediction is torch.float32. From scores"),

@@ -287,7 +287,7 @@ def test_bad_arguments_are_named():
     for kind in (PointingGame, PointingMAP):
         for value in (-1, NAN, float("inf"), "18", None):
             with pytest.raises(
-                InputError, match=rf"{kind.__name__}\(tolerance={value!r}\): expected a number of pixels"
+                InputError, match=rf"{kind.__name__}\(tolerance={value!r}\): tolerance must be a finite number"
             ):
                 kind(tolerance=value)
     with pytest.raises(InputError, match=r"PointingGame\(average='macro'\): expected 'pairs' or 'classes'"):

@@ -89,7 +89,7 @@ BOXES = [torch.tensor([[1.0, 1.0, 3.0, 3.0]])]
     [
         (lambda: TopKLocalization(1.0), r"threshold=1.0\): expected a number in \[0, 1\), or \"best\""),
         (lambda: TopKLocalization("otsu"), r"threshold='otsu'\)"),
-        (lambda: TopKLocalization(iou=0), r"iou=0\): expected a number in \(0, 1\]"),
+        (lambda: TopKLocalization(iou=0), r"iou=0\): iou must be a number, 0 < iou <= 1"),
         (lambda: TopKLocalization(top=(0,)), r"top=\(0,\)\): expected positive integers"),
         (lambda: class_ranks(torch.rand(3), [0]), r"logits: expected a tensor of shape \(B, K\), got \(3,\)"),
         (lambda: class_ranks([[0.1]], [0]), r"logits: .* got list"),
