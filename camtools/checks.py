@@ -74,8 +74,3 @@ def _refuse(name: str, value: Any, expected: str, owner: str, error: _Error) -> 
     if owner:
         raise error(f"{owner}({name}={value!r}): {name} must be {expected}.")
     raise error(f"{name}={value!r}: expected {expected}")
-
-
-def is_share(value: Any) -> bool:  # until its last caller says `share`
-    """Whether a value is a number in [0, 1)."""
-    return _is(value, Real) and 0 <= value < 1

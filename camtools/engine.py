@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from camtools.checks import whole
 from camtools.classes.names import checked_names
 from camtools.errors import InputError, ModelError
 from camtools.images.batches import Batch, is_ready_batch, read_batches, ready_batches
@@ -29,6 +30,7 @@ from camtools.model.activations import Activations
 from camtools.model.cam_model import CamModel, unwrapped, wrap
 from camtools.model.device import on_device, to_model
 from camtools.model.guard import untouched
+from camtools.model.outputs import Activation, probabilities
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.trace import TraceStep
 from camtools.steps.base import Resize, State
@@ -63,11 +65,12 @@ class Engine:
         device: Where to run; a model that lives elsewhere is copied there, never moved. None stays with the model.
         transform: The model's preprocessing; None asks the model, and takes ImageNet's where that does not tell.
         class_names: Names of the classes in order; None asks the model.
+        activation: How logits become scores: "softmax", or "sigmoid" for multi-label models.
         batch_size: Images per forward.
 
     Raises:
         ModelError: No module, or no adapter knows it.
-        InputError: The device, the transform or the batch size cannot be used.
+        InputError: The device, the transform or another argument cannot be used.
         TargetError: `class_names` is not a list of names.
     """
 
@@ -79,13 +82,15 @@ class Engine:
         device: str | torch.device | None = None,
         transform: Any = None,
         class_names: Sequence[str] | None = None,
+        activation: Activation = "softmax",
         batch_size: int = 32,
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size={batch_size!r}: expected a whole number of at least 1")
+        if activation not in ("softmax", "sigmoid"):
+            raise InputError(f"activation={activation!r}: expected 'softmax' or 'sigmoid'")
+        self.batch_size = whole("batch_size", batch_size)
+        self.activation = activation
         self.pipelines = tuple(pipelines)
         self.model: CamModel = wrap(on_device(model, device))
-        self.batch_size = batch_size
         adapter, inner = self.model.adapter, unwrapped(self.model)
         if transform is None:
             transform = adapter.data_config(inner)
@@ -183,12 +188,21 @@ class Engine:
                 states.append(pipeline.features(starts[scale], trace))
         return states
 
+    def scores(self, forward: Forward) -> Tensor:
+        """Return the scores of all classes, (B, K) float32 in [0, 1]."""
+        return probabilities(forward.logits, self.activation)
+
     def name(self, index: int) -> str:
         """Return a class's name; its index as text where no names are known."""
         return str(index) if self.class_names is None else self.class_names[index]
 
     def __repr__(self) -> str:
-        return f"{type(unwrapped(self.model)).__name__} ({self.model.adapter.name}), transform={self.transform!r}"
+        return f"Engine({self.about}, {', '.join(map(repr, self.pipelines))}, transform={self.transform!r})"
+
+    @property
+    def about(self) -> str:
+        """The model's class and the adapter that knows it, for messages."""
+        return f"{type(unwrapped(self.model)).__name__} ({self.model.adapter.name})"
 
     def _takes(self, larger: Tensor) -> bool:
         """Whether the model can be run on inputs of this shape, tried once each; warns where it can't."""

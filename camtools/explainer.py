@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import repeat
 from os import PathLike
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from camtools.boxes import SPECK, boxes_from_masks
+from camtools.checks import flag
 from camtools.classes.targets import Target, check_top_k, class_indices, is_list, per_image
 from camtools.engine import Engine, groups, on_pixels
 from camtools.errors import InputError
@@ -23,7 +24,7 @@ from camtools.images.batches import Batch, Ready, read_batches
 from camtools.images.preprocess import Transform, display_image
 from camtools.images.read import read_images
 from camtools.model.cam_model import CamModel
-from camtools.model.outputs import probabilities
+from camtools.model.outputs import Activation
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.presets import as_pipeline
 from camtools.pipeline.trace import Cut, TraceStep
@@ -68,14 +69,11 @@ class Explainer:
         batch_size: int = 32,
         transform: Any = None,
         class_names: Sequence[str] | None = None,
-        activation: Literal["softmax", "sigmoid"] = "softmax",
+        activation: Activation = "softmax",
         trace: bool = False,
         boxes_from: BoxRegressor | None = None,
     ) -> None:
-        if activation not in ("softmax", "sigmoid"):
-            raise InputError(f"activation={activation!r}: expected 'softmax' or 'sigmoid'")
-        if not isinstance(trace, bool):
-            raise InputError(f"trace={trace!r}: expected True or False")
+        self.trace = flag("trace", trace)
         if boxes_from is not None and not callable(getattr(boxes_from, "boxes_of", None)):
             raise InputError(f"boxes_from={boxes_from!r}: expected a camtools.heads.BoxRegressor, or None")
         self.pipeline = as_pipeline(pipeline)
@@ -86,10 +84,9 @@ class Explainer:
             device=device,
             transform=transform,
             class_names=class_names,
+            activation=activation,
             batch_size=batch_size,
         )
-        self.activation: Literal["softmax", "sigmoid"] = activation
-        self.trace = trace
         self.boxes_from = boxes_from
 
     @property
@@ -187,6 +184,8 @@ class Explainer:
             for explanations in self._explain(batch, top_k):
                 yield explanations if several else explanations[0]
 
+    @torch.inference_mode(False)  # results are the caller's to train with
+    @torch.no_grad()
     def _explain(self, batch: Batch, top_k: int | None) -> list[list[Explanation]]:
         """Explain one batch: one forward, then batched steps for the images of each geometry."""
         engine, trace = self.engine, self.trace
@@ -195,7 +194,7 @@ class Explainer:
         targets, counts = class_indices(wanted, forward.logits, top_k, engine.class_names)
         grid_trace: list[TraceStep] = []
         [state] = engine.maps(forward, targets, grid_trace if trace else None)
-        scores = probabilities(forward.logits, self.activation).gather(1, targets).tolist()
+        scores = engine.scores(forward).gather(1, targets).tolist()
         labels, decomposition = targets.tolist(), forward.activations.decomposition
         explanations: list[list[Explanation]] = [[] for _ in batch.images]
         for rows in groups([ready.geometry for ready in batch.images]):
@@ -234,7 +233,7 @@ class Explainer:
         return [display_image(batch.images[i].input_image, self.engine.transform) for i in rows]
 
     def __repr__(self) -> str:
-        return f"Explainer({self.engine!r}, {self.pipeline!r})"
+        return f"Explainer({self.engine.about}, {self.pipeline!r}, transform={self.transform!r})"
 
 
 class _Options(TypedDict, total=False):
@@ -245,7 +244,7 @@ class _Options(TypedDict, total=False):
     batch_size: int
     transform: Any
     class_names: Sequence[str] | None
-    activation: Literal["softmax", "sigmoid"]
+    activation: Activation
     trace: bool
     boxes_from: BoxRegressor | None
 
@@ -287,7 +286,7 @@ def explain(
     batch_size: int = 32,
     transform: Any = None,
     class_names: Sequence[str] | None = None,
-    activation: Literal["softmax", "sigmoid"] = "softmax",
+    activation: Activation = "softmax",
     trace: bool = False,
     boxes_from: BoxRegressor | None = None,
 ) -> Explanation | list[Explanation] | list[list[Explanation]]:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
-from numbers import Real
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from camtools.checks import number, share
 from camtools.classes.names import resolve_target
 from camtools.classes.targets import Target, class_indices, is_list
-from camtools.engine import Engine, groups, on_pixels
+from camtools.engine import Engine, Forward, groups, on_pixels
 from camtools.errors import InputError, TargetError
 from camtools.images.batches import Batch, read_batches
 from camtools.images.preprocess import display_image
 from camtools.images.read import read_images
-from camtools.model.outputs import probabilities
+from camtools.model.outputs import Activation
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.presets import as_pipeline
 from camtools.segmentation import Segmentation
@@ -83,23 +83,18 @@ class Segmenter:
         background: float | None = BACKGROUND,
         min_score: float | None = None,
         crf: CRF | bool | None = None,
-        activation: Literal["softmax", "sigmoid"] = "softmax",
+        activation: Activation = "softmax",
         device: str | torch.device | None = None,
         batch_size: int = 32,
         transform: Any = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
-        if background is not None and not (_number(background) and 0 < background < 1):
-            raise InputError(
-                f"background={background!r}: expected a number above 0 and below 1, or None for the "
-                "pipeline's threshold"
-            )
-        if min_score is not None and not (_number(min_score) and 0 <= min_score < 1):
-            raise InputError(f"min_score={min_score!r}: expected a number of at least 0 and below 1")
+        if background is not None:
+            number("background", background, "(0, 1)")
+        if min_score is not None:
+            share("min_score", min_score)
         if crf is not None and not isinstance(crf, bool | CRF):
             raise InputError(f"crf={crf!r}: expected True, False, or a camtools.steps.CRF with parameters of your own")
-        if activation not in MIN_SCORE:
-            raise InputError(f"activation={activation!r}: expected 'softmax' or 'sigmoid'")
         self.pipeline = as_pipeline(pipeline)
         self.pipeline_name = pipeline if isinstance(pipeline, str) else self.pipeline.summary
         self.engine = Engine(
@@ -108,9 +103,9 @@ class Segmenter:
             device=device,
             transform=transform,
             class_names=class_names,
+            activation=activation,
             batch_size=batch_size,
         )
-        self.activation: Literal["softmax", "sigmoid"] = activation
         self.background = background
         self.min_score = MIN_SCORE[activation] if min_score is None else min_score
         self.crf = crf if isinstance(crf, CRF) else default_crf() if crf else None
@@ -158,13 +153,15 @@ class Segmenter:
         for batch in read_batches(enumerate(images), wanted, self.engine.transform, self.engine.batch_size):
             yield from self._segment(batch)
 
+    @torch.inference_mode(False)  # results are the caller's to train with
+    @torch.no_grad()
     def _segment(self, batch: Batch) -> list[Segmentation]:
         """Segment one batch: one forward, then batched steps for the images of each geometry."""
         engine = self.engine
         forward = engine.run(batch)
-        targets, counts = self._chosen(forward.logits, [ready.target for ready in batch.images])
+        targets, counts = self._chosen(forward, [ready.target for ready in batch.images])
         [state] = engine.maps(forward, targets)
-        scores = probabilities(forward.logits, self.activation).gather(1, targets).tolist()
+        scores = engine.scores(forward).gather(1, targets).tolist()
         decomposition = forward.activations.decomposition
         segmentations: dict[int, Segmentation] = {}
         for rows in groups([ready.geometry for ready in batch.images]):
@@ -221,10 +218,10 @@ class Segmenter:
         assert images is not None  # with a CRF they are there
         return _refined(self.crf, unary, images)
 
-    def _chosen(self, logits: Tensor, wanted: Sequence[Any]) -> tuple[Tensor, list[int]]:
+    def _chosen(self, forward: Forward, wanted: Sequence[Any]) -> tuple[Tensor, list[int]]:
         """Return the classes of each image, (B, K') with at least one column, and how many of them count."""
         names = self.engine.class_names
-        scores = probabilities(logits, self.activation)
+        logits, scores = forward.logits, self.engine.scores(forward)
         order = scores.argsort(dim=1, descending=True, stable=True).tolist()
         above = (scores > self.min_score).sum(1).tolist()
         rows = [
@@ -241,8 +238,8 @@ class Segmenter:
 
     def __repr__(self) -> str:
         return (
-            f"Segmenter({self.engine!r}, {self.pipeline!r}, background={self.background}, min_score={self.min_score}, "
-            f"crf={self.crf!r})"
+            f"Segmenter({self.engine.about}, {self.pipeline!r}, transform={self.engine.transform!r}, "
+            f"background={self.background}, min_score={self.min_score}, crf={self.crf!r})"
         )
 
 
@@ -255,7 +252,7 @@ def segment(
     background: float | None = BACKGROUND,
     min_score: float | None = None,
     crf: CRF | bool | None = None,
-    activation: Literal["softmax", "sigmoid"] = "softmax",
+    activation: Activation = "softmax",
     device: str | torch.device | None = None,
     batch_size: int = 32,
     transform: Any = None,
@@ -343,7 +340,3 @@ def _per_image(classes: Any, count: int, single: bool) -> list[list[Any] | None]
 
 def _index(wanted: Any, names: Sequence[str] | None, count: int) -> int:
     return resolve_target(wanted, names if isinstance(wanted, str) else None, count)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)

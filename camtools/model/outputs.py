@@ -10,6 +10,8 @@ from torch import Tensor
 
 from camtools.errors import ModelError
 
+Activation = Literal["softmax", "sigmoid"]
+
 
 def class_scores(output: Any, batch_size: int | None = None) -> Tensor:
     """Return the logits of a classifier's output.
@@ -74,7 +76,7 @@ def replace_tensor(value: Any, old: Tensor, new: Tensor) -> Any:
     return value
 
 
-def probabilities(logits: Tensor, activation: Literal["softmax", "sigmoid"]) -> Tensor:
+def probabilities(logits: Tensor, activation: Activation) -> Tensor:
     """Turn logits (B, K) into probabilities; a model with one class has a sigmoid whatever is asked."""
     scores = logits.float()
     if activation == "sigmoid" or logits.shape[1] == 1:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
+from camtools.checks import number, whole
 from camtools.errors import PipelineError
 from camtools.steps.base import Stage, State, Step
 from camtools.steps.minmax import MinMax
@@ -49,11 +48,9 @@ class Affinity(Step):
     resolution = "feature"
 
     def __init__(self, levels: int = 2, power: float = 3.0, cells: int = 1024) -> None:
-        for name, value in (("levels", levels), ("cells", cells)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise PipelineError(f"Affinity({name}={value!r}): {name} must be a whole number of at least 1.")
-        if isinstance(power, bool) or not isinstance(power, (int, float)) or not 0 < power < math.inf:
-            raise PipelineError(f"Affinity(power={power!r}): power must be a finite number above 0.")
+        whole("levels", levels, owner="Affinity", error=PipelineError)
+        whole("cells", cells, owner="Affinity", error=PipelineError)
+        number("power", power, owner="Affinity", error=PipelineError)
         self.levels = self.needs_pyramid = levels
         self.power = power
         self.cells = cells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from camtools.checks import flag
 from camtools.errors import PipelineError
 from camtools.model.decomposition import class_maps
 from camtools.steps.base import Stage, State, Step
@@ -29,8 +30,7 @@ class CAM(Step):
     stage = Stage.MAP
 
     def __init__(self, relu: bool = False) -> None:
-        if not isinstance(relu, bool):
-            raise PipelineError(f"CAM(relu={relu!r}): relu must be True or False.")
+        flag("relu", relu, owner="CAM", error=PipelineError)
         self.relu = relu
 
     def __call__(self, state: State) -> State:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from camtools.checks import is_share
+from camtools.checks import flag, number, whole
 from camtools.errors import PipelineError
 from camtools.steps.base import Stage, State, Step
 from camtools.steps.minmax import MinMax
@@ -86,15 +85,11 @@ class CREAM(Step):
     ) -> None:
         if bank is not None and not isinstance(bank, Bank):
             raise PipelineError(f"CREAM(bank={bank!r}): bank must be a ContextBank or None. See ContextBank.load.")
-        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-            raise PipelineError(f"CREAM(iterations={iterations!r}): iterations must be a whole number of at least 1.")
-        if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not 0 < sigma < math.inf:
-            raise PipelineError(f"CREAM(sigma={sigma!r}): sigma must be a finite number above 0.")
-        if not is_share(delta):
-            raise PipelineError(f"CREAM(delta={delta!r}): delta must be a number, 0 <= delta < 1.")
-        for name, flag in (("calibrate", calibrate), ("add_cam", add_cam), ("centre", centre)):
-            if not isinstance(flag, bool):
-                raise PipelineError(f"CREAM({name}={flag!r}): {name} must be True or False.")
+        whole("iterations", iterations, owner="CREAM", error=PipelineError)
+        number("sigma", sigma, owner="CREAM", error=PipelineError)
+        number("delta", delta, "[0, 1)", owner="CREAM", error=PipelineError)
+        for name, value in (("calibrate", calibrate), ("add_cam", add_cam), ("centre", centre)):
+            flag(name, value, owner="CREAM", error=PipelineError)
         self.bank = bank
         self.iterations = iterations
         self.sigma = sigma
@@ -164,8 +159,8 @@ class CREAM(Step):
         lengths = _or_one((ones @ features.square()).sqrt())  # 4 times as fast as norm(dim=1) on a CPU
         prior: Tensor | float = 0.0  # log a_fg - log a_bg
         logit = features.new_zeros(())
-        for number in range(self.iterations):
-            if number:
+        for step in range(self.iterations):
+            if step:
                 logs = torch.cat([logsigmoid(logit), logsigmoid(-logit)], dim=1)  # log z_fg, log z_bg
                 # softmax of log z is z / sum z, and logsumexp is log sum z, where z itself would have become 0
                 foreground, background = (logs.softmax(-1) @ features.mT).split(classes, dim=1)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from camtools.checks import number
 from camtools.errors import PipelineError
 from camtools.steps.base import Stage, State, Step
 from camtools.steps.dense_crf import lattice
@@ -70,9 +70,8 @@ class CRF(Step):
         backend: Backend = "auto",
         scale: float | None = None,
     ) -> None:
-        for name, value, below in (("background", background, 1), ("eps", eps, 0.5)):
-            if not (isinstance(value, float | Real) and 0 < value < below):
-                raise PipelineError(f"CRF({name}={value!r}): {name} must be a number, 0 < {name} < {below}.")
+        number("background", background, "(0, 1)", owner="CRF", error=PipelineError)
+        number("eps", eps, "(0, 0.5)", owner="CRF", error=PipelineError)
         check_parameters("CRF", gaussian, bilateral, iterations, scale)
         if backend not in ("auto", "torch", "pydensecrf"):
             raise PipelineError(f"CRF(backend={backend!r}): backend must be 'auto', 'torch' or 'pydensecrf'.")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
+from camtools.checks import number
 from camtools.errors import PipelineError
 from camtools.steps.base import Stage, State, Step
 
@@ -33,8 +32,7 @@ class Enlarge(Step):
     stage = Stage.INPUT
 
     def __init__(self, scale: float = 1.43) -> None:
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
-            raise PipelineError(f"Enlarge(scale={scale!r}): scale must be a finite number above 0.")
+        number("scale", scale, owner="Enlarge", error=PipelineError)
         self.scale = scale
 
     def __call__(self, state: State) -> State:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Real
-
+from camtools.checks import number
 from camtools.errors import PipelineError
 from camtools.steps.base import Stage, State, Step
 
@@ -27,8 +26,7 @@ class FixedThreshold(Step):
     resolution = "image"
 
     def __init__(self, theta: float = 0.2) -> None:
-        if not (isinstance(theta, float | Real) and 0 <= theta < 1):
-            raise PipelineError(f"FixedThreshold(theta={theta!r}): theta must be a number, 0 <= theta < 1.")
+        number("theta", theta, "[0, 1)", owner="FixedThreshold", error=PipelineError)
         self.theta = theta
 
     def __call__(self, state: State) -> State:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Real
-
+from camtools.checks import number
 from camtools.errors import PipelineError
 from camtools.steps.base import Stage, State, Step
 from camtools.steps.percentile import check_percentile, percentile_of
@@ -36,8 +35,7 @@ class PaS(Step):
 
     def __init__(self, percentile: float = 98, threshold: float = 0.45) -> None:
         check_percentile(percentile, "PaS")
-        if not (isinstance(threshold, float | Real) and 0 <= threshold <= 1):
-            raise PipelineError(f"PaS(threshold={threshold!r}): threshold must be a number, 0 <= threshold <= 1.")
+        number("threshold", threshold, "[0, 1]", owner="PaS", error=PipelineError)
         self.percentile = percentile
         self.threshold = threshold
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Real
-
+from camtools.checks import number
 from camtools.errors import PipelineError
 from camtools.steps.base import Stage, State, Step
 from camtools.steps.percentile import check_percentile, percentile_of
@@ -35,8 +34,7 @@ class RangeThreshold(Step):
 
     def __init__(self, percentile: float = 30, theta: float = 0.22) -> None:
         check_percentile(percentile, "RangeThreshold", below_100=True)
-        if not (isinstance(theta, float | Real) and 0 <= theta < 1):
-            raise PipelineError(f"RangeThreshold(theta={theta!r}): theta must be a number, 0 <= theta < 1.")
+        number("theta", theta, "[0, 1)", owner="RangeThreshold", error=PipelineError)
         self.percentile = percentile
         self.theta = theta
 

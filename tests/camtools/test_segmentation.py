@@ -190,11 +190,11 @@ def test_classes_that_cannot_be(images, classes, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"background": 0}, "background=0: expected a number above 0 and below 1, or None"),
+        ({"background": 0}, "background=0: expected a number, 0 < background < 1"),
         ({"background": 1.0}, "background=1.0: expected"),
         ({"background": True}, "background=True: expected"),
         ({"background": math.nan}, "background=nan: expected"),
-        ({"min_score": 1}, "min_score=1: expected a number of at least 0 and below 1"),
+        ({"min_score": 1}, "min_score=1: expected a number, 0 <= min_score < 1"),
         ({"min_score": -0.1}, "min_score=-0.1: expected"),
         ({"crf": "yes"}, "crf='yes': expected True, False, or a camtools.steps.CRF"),
         ({"activation": "relu"}, "activation='relu': expected 'softmax' or 'sigmoid'"),

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from camtools.checks import whole
 from camtools.errors import PipelineError
 from camtools.steps.dense_crf.filters import FeatureFilter, SpatialFilter
 
@@ -198,8 +199,7 @@ def check_parameters(who: str, gaussian: object, bilateral: object, iterations: 
             continue
         if not (isinstance(value, tuple) and len(value) == length and all(map(_positive, value))):
             raise PipelineError(f"{who}({name}={value!r}): {name} must be {form}, numbers above 0, or None for none.")
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise PipelineError(f"{who}(iterations={iterations!r}): iterations must be a whole number, at least 1.")
+    whole("iterations", iterations, owner=who, error=PipelineError)
     if scale is not None and not (_positive(scale) and scale <= 1):  # type: ignore[operator]
         raise PipelineError(f"{who}(scale={scale!r}): scale must be a number, 0 < scale <= 1, or None to choose.")
 

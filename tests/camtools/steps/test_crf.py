@@ -167,7 +167,7 @@ def test_missing_or_wrong_images_are_named():
         ("eps", 0.5, "eps must be a number, 0 < eps < 0.5."),
         ("eps", math.nan, "eps must be a number"),
         ("backend", "numpy", "backend must be 'auto', 'torch' or 'pydensecrf'."),
-        ("iterations", 0, "iterations must be a whole number, at least 1."),
+        ("iterations", 0, "iterations must be a whole number of at least 1."),
         ("bilateral", (80, 13), "bilateral must be (sxy, srgb, compat)"),
         ("scale", 1.5, "scale must be a number, 0 < scale <= 1"),
     ],

@@ -235,7 +235,7 @@ def test_autocast_changes_nothing():
         ("gaussian", (3, 0), "gaussian must be (sxy, compat)"),
         ("bilateral", (80, 13), "bilateral must be (sxy, srgb, compat), numbers above 0"),
         ("bilateral", (80, "13", 10), "bilateral must be"),
-        ("iterations", 0, "iterations must be a whole number, at least 1."),
+        ("iterations", 0, "iterations must be a whole number of at least 1."),
         ("iterations", 2.5, "iterations must be"),
         ("scale", 0, "scale must be a number, 0 < scale <= 1, or None"),
         ("scale", 2, "scale must be"),
