@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from camtools.model.guard import in_this_thread
 from camtools.model.outputs import tensors_in
 
 # How many vectors before the logits to look at where the classifier itself passes no gradient.
@@ -44,8 +45,10 @@ class Recorder:
     def __enter__(self) -> Recorder:
         self.handles = []
         for name, module in self.model.named_modules():
-            self.handles.append(module.register_forward_pre_hook(self._note_input(name), with_kwargs=True))
-            self.handles.append(module.register_forward_hook(self._note_output(name)))
+            self.handles.append(
+                module.register_forward_pre_hook(in_this_thread(self._note_input(name)), with_kwargs=True)
+            )
+            self.handles.append(module.register_forward_hook(in_this_thread(self._note_output(name))))
         return self
 
     def __exit__(self, *exc_info: object) -> None:

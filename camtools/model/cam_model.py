@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,12 @@ from camtools.model.activations import Activations
 from camtools.model.adapter import Adapter, FeatureSpec, find_adapter
 from camtools.model.capture import Capture
 from camtools.model.decomposition import Decomposition, classifier_weights, linear_head
-from camtools.model.guard import call_eagerly, untouched
+from camtools.model.guard import call_eagerly, lock_of, untouched
 from camtools.model.layout import to_nchw
 from camtools.model.outputs import class_scores
 from camtools.model.pyramid import LevelSpec, Observer, PyramidCapture
+
+T = TypeVar("T")
 
 # What does the same in train and eval mode: a fresh head on a model in eval mode leaves the check as sharp as it is.
 _STEADY = frozenset({nn.Linear, nn.Conv2d, nn.Identity, nn.Flatten, nn.Sequential})
@@ -31,11 +34,13 @@ class _Located:
     Attributes:
         spec: Where the features live.
         decomposition: How the logits come from them; its `exact` says which kind of weights there are.
+        size: (height, width) of the input that this was found on, where it is smaller than the model's own; else None.
         levels: The earlier stages, coarse to fine; None before a step has asked for them.
     """
 
     spec: FeatureSpec
     decomposition: Decomposition
+    size: tuple[int, int] | None = None
     levels: tuple[LevelSpec, ...] | None = None
 
 
@@ -68,7 +73,10 @@ class CamModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the wrapped model's own output, unchanged."""
-        return self.model(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return self.model(*args, **kwargs)
+        with lock_of(unwrapped(self.model)):
+            return self.model(*args, **kwargs)
 
     def features(self, x: Tensor) -> Tensor:
         """Return F, the tensor that enters the classifier's pooling.
@@ -149,8 +157,8 @@ class CamModel(nn.Module):
             ModelError: The model has no map, or returns no class scores.
         """
         model = unwrapped(self.model)
-        self._located = None
         with untouched(model), torch.no_grad():
+            self._located = None
             return self._run(model, x[:1], check=True).decomposition
 
     def example(self) -> Tensor:
@@ -178,6 +186,10 @@ class CamModel(nn.Module):
             ModelError: The model has no map, or returns no class scores.
         """
         model = unwrapped(self.model)
+        with lock_of(model):
+            return self._activations(model, x, pyramid)
+
+    def _activations(self, model: nn.Module, x: Tensor, pyramid: int) -> Activations:
         training = any(module.training for module in model.modules() if type(module) not in _STEADY)
         known = self._located.decomposition if self._located else None
         if training and (known is None or (known.exact and self._claim(known) is None)):
@@ -185,6 +197,8 @@ class CamModel(nn.Module):
         return self._run(model, x, check=not training, pyramid=pyramid)
 
     def _run(self, model: nn.Module, x: Tensor, *, check: bool, pyramid: int = 0) -> Activations:
+        if self._located and self._located.size and min(x.shape[-2:]) > min(self._located.size):
+            self._located = None  # so small an input may have hidden where the features are: look again
         levels = self._levels(model, x)[:pyramid] if pyramid else ()
         grad = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(grad):  # leaving inference mode turns gradients on
@@ -193,30 +207,56 @@ class CamModel(nn.Module):
             elif not x.requires_grad:
                 x = x.detach()  # an object of our own: where F is the input itself, it becomes a leaf
             before = self._located
-            spec = before.spec if before else self._found(model, x)
+            spec, size = (before.spec, before.size) if before else self._found(model, x)
             exact = before is not None and before.decomposition.exact
             unchecked = before.decomposition if before and not check else None
             with PyramidCapture(model, levels) as capture:
                 activations = self._forward(model, spec, x, unchecked, cut=not exact)
-            if exact and not activations.decomposition.exact:  # the head was changed since
-                if activations.decomposition.residual is None:  # and is no linear layer any more, so ask again
-                    spec = self._found(model, x)
+            if exact and not activations.decomposition.exact:  # the head was changed since, or looked so at one size
+                spec, size = self._found(model, x)
                 activations = self._forward(model, spec, x, unchecked, cut=True)
-            self._located = _Located(spec, activations.decomposition, before.levels if before else None)
-            size = (x.shape[2], x.shape[3])
-            return replace(activations, pyramid=capture.tensors(size)) if levels else activations
+            self._located = _Located(spec, activations.decomposition, size, before.levels if before else None)
+            return replace(activations, pyramid=capture.tensors((x.shape[2], x.shape[3]))) if levels else activations
 
-    def _found(self, model: nn.Module, x: Tensor) -> FeatureSpec:
-        return self._given or self.adapter.locate(model, x[:1].detach())
+    def _found(self, model: nn.Module, x: Tensor) -> tuple[FeatureSpec, tuple[int, int] | None]:
+        """Ask the adapter where the features are, and say at what size it looked where that was a small one.
+
+        On an input of a few pixels every layer has one position and looks like the last, so that the model's own
+        size is looked at first where the input is smaller.
+        """
+        if self._given:
+            return self._given, None
+        spec, probe = self._looked(x, lambda probe: self.adapter.locate(model, probe))
+        return spec, (x.shape[2], x.shape[3]) if self._is_small(probe) else None
 
     def _levels(self, model: nn.Module, x: Tensor) -> tuple[LevelSpec, ...]:
         """The network's stages before F, coarse to fine, found by watching one image's forward in eval mode."""
+
+        def watch(probe: Tensor) -> tuple[LevelSpec, ...]:
+            with untouched(model), torch.no_grad(), Observer(model, (probe.shape[2], probe.shape[3])) as observer:
+                grid = self._run(model, probe, check=False).decomposition.grid
+            return observer.pyramid(grid)
+
         if self._located is None or self._located.levels is None:
-            with untouched(model), torch.no_grad(), Observer(model, (x.shape[2], x.shape[3])) as observer:
-                grid = self._run(model, x[:1], check=False).decomposition.grid
-            self._located = replace(self._location(), levels=observer.pyramid(grid))
+            levels, _ = self._looked(x, watch)
+            self._located = replace(self._location(), levels=levels)
         assert self._located.levels is not None
         return self._located.levels
+
+    def _looked(self, x: Tensor, look: Callable[[Tensor], T]) -> tuple[T, Tensor]:
+        """Look at an input of the model's own size where `x` is smaller, or where that fails at `x`; return which."""
+        if self._is_small(x) and x.shape[1] == self.example().shape[1]:
+            try:
+                probe = self.example().to(x)
+                return look(probe), probe
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # whatever a model raises on a size that it does not take
+                pass
+        return look(x[:1].detach()), x
+
+    def _is_small(self, x: Tensor) -> bool:
+        return min(x.shape[-2:]) < min(self.example().shape[-2:])
 
     def _claim(self, decomposition: Decomposition) -> tuple[Tensor, Tensor | None] | None:
         """The classifier's weight and bias as they are now; None where the head is not pooling + linear."""

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from camtools.errors import ModelError
 from camtools.model.adapter import FeatureSpec
+from camtools.model.guard import in_this_thread
 from camtools.model.outputs import replace_tensor, tensors_in
 
 
@@ -49,9 +50,9 @@ class Capture:
     def __enter__(self) -> Capture:
         self._grad_mode = torch.is_grad_enabled()
         if self.spec.side == "input":
-            self._handle = self._module.register_forward_pre_hook(self._on_input, with_kwargs=True)
+            self._handle = self._module.register_forward_pre_hook(in_this_thread(self._on_input), with_kwargs=True)
         else:
-            self._handle = self._module.register_forward_hook(self._on_output)
+            self._handle = self._module.register_forward_hook(in_this_thread(self._on_output))
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from threading import Lock, RLock, get_ident
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +16,32 @@ from torch import Tensor, nn
 # Registries of nn.Module: buffers are put back separately; parameters and submodules are never touched here.
 _REGISTRIES = frozenset({"_parameters", "_buffers", "_modules"})
 
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+_LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_REGISTRY = Lock()
+os.register_at_fork(after_in_child=_LOCKS.clear)  # a lock that another thread held would never open in the child
+
+
+def lock_of(model: nn.Module) -> Any:
+    """Return the one lock of a model, a `threading.RLock`: whoever hooks or runs it for maps takes turns.
+
+    Modes, buffers and hooks belong to the model and not to a thread, so that calls on one model queue; calls on
+    different models do not wait for each other.
+    """
+    with _REGISTRY:
+        return _LOCKS.setdefault(model, RLock())
+
+
+def in_this_thread(hook: Hook) -> Hook:
+    """Return a module's hook that looks away when another thread, such as the caller's own training, runs the model."""
+    thread = get_ident()
+    return cast(Hook, lambda *args: hook(*args) if get_ident() == thread else None)
+
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode for a while and leave no trace of it.
+    """Put a model into eval mode for a while and leave no trace of it; other threads wait for their turn.
 
     Restored on the way out, whatever happened inside: the `training` flag of every module, hooks, plain attributes
     that a forward set or cached (a cache filled here must not outlive the call, it may be stale by the next), and
@@ -25,23 +50,24 @@ def untouched(model: nn.Module) -> Iterator[None]:
     Args:
         model: Any module. Its `train()` and `eval()` are not called, since models override them with side effects.
     """
-    modules = [(module, _Attributes(module), dict(module._buffers)) for module in model.modules()]
-    buffers = [(b, b.detach().clone()) for _, _, named in modules for b in named.values() if b is not None]
-    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
-    for module, _, _ in modules:
-        module.__dict__["training"] = False
-    try:
-        yield
-    finally:
-        for module, attributes, named in modules:
-            attributes.restore()
-            module._buffers.clear()
-            module._buffers.update(named)
-        for buffer, before in buffers:
-            _write_back(buffer, before)
-        for parameter, grad in grads:
-            if parameter.grad is not grad:
-                parameter.grad = grad
+    with lock_of(model):
+        modules = [(module, _Attributes(module), dict(module._buffers)) for module in model.modules()]
+        buffers = [(b, b.detach().clone()) for _, _, named in modules for b in named.values() if b is not None]
+        grads = [(parameter, parameter.grad) for parameter in model.parameters()]
+        for module, _, _ in modules:
+            module.__dict__["training"] = False
+        try:
+            yield
+        finally:
+            for module, attributes, named in modules:
+                attributes.restore()
+                module._buffers.clear()
+                module._buffers.update(named)
+            for buffer, before in buffers:
+                _write_back(buffer, before)
+            for parameter, grad in grads:
+                if parameter.grad is not grad:
+                    parameter.grad = grad
 
 
 def call_eagerly(model: nn.Module, x: Tensor) -> Any:
@@ -53,13 +79,37 @@ def call_eagerly(model: nn.Module, x: Tensor) -> Any:
     """
     frozen = {name: p for name, p in [*model.named_parameters(), *model.named_buffers()] if p.is_inference()}
     with ExitStack() as stack:
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_EAGER)
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             stack.enter_context(torch.autocast(x.device.type, dtype, cache_enabled=False))
         if frozen:
             return torch.func.functional_call(model, {name: p.clone() for name, p in frozen.items()}, (x,))
         return model(x)
+
+
+class _Eager:
+    """Lets compiled parts run eagerly; the stance is the process's, so the first call sets it, the last leaves it."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._calls = 0
+        self._stance: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._calls == 0:
+                self._stance = torch.compiler.set_stance("force_eager")  # which sets it at once
+            self._calls += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._lock:
+            self._calls -= 1
+            if self._calls == 0:
+                self._stance.__exit__(None, None, None)
+
+
+_EAGER = _Eager()
 
 
 class _Attributes:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from camtools.errors import ModelError
+from camtools.model.guard import in_this_thread
 from camtools.model.layout import Layout, is_grid, to_nchw
 from camtools.model.outputs import tensors_in
 
@@ -60,7 +61,7 @@ class PyramidCapture:
 
     def __enter__(self) -> PyramidCapture:
         for number, (stage, module) in enumerate(zip(self._pyramid, self._modules, strict=True)):
-            self._handles.append(module.register_forward_hook(self._recorder(number, stage.index)))
+            self._handles.append(module.register_forward_hook(in_this_thread(self._recorder(number, stage.index))))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -102,8 +103,10 @@ class Observer:
     def __enter__(self) -> Observer:
         for name, module in self._model.named_modules():
             if name:
-                self._handles.append(module.register_forward_pre_hook(self._counter(name), with_kwargs=True))
-                self._handles.append(module.register_forward_hook(self._watcher(name)))
+                self._handles.append(
+                    module.register_forward_pre_hook(in_this_thread(self._counter(name)), with_kwargs=True)
+                )
+                self._handles.append(module.register_forward_hook(in_this_thread(self._watcher(name))))
         return self
 
     def __exit__(self, *exc_info: object) -> None:

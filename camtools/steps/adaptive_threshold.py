@@ -18,8 +18,9 @@ Select = Literal["first", "largest"]
 FALLBACK = 0.2
 """The fraction of the maximum used where no level is a candidate; that of `FixedThreshold`."""
 
-TOLERANCE = 1e-6
-"""Differences of D below this (in units of the map's maximum) are float32 rounding and count as none."""
+TOLERANCE = 1e-5
+"""What rounding may move, in units of the map's maximum: float32 maps differ by 2e-6 between batches of 1 and 32. Values
+less than this above a level do not count as above it, and differences of D below it count as none."""
 
 
 class AdaptiveThreshold(Step):
@@ -31,7 +32,9 @@ class AdaptiveThreshold(Step):
     has no V (so eta = 1 has none), and D is defined only where both V are.
 
     Where there is no candidate (a map of zeros, a single bright pixel, an even ramp) the level is 0.2, as in
-    `FixedThreshold`. Differences of D under 1e-6 of the maximum count as none, lest rounding decide.
+    `FixedThreshold`. Lest rounding decide, a pixel is in the mask of a level only where it exceeds it by 1e-5 of the
+    maximum (the lowest values of a map are 0 but for rounding, and there are many), and differences of D under 1e-5 of
+    the maximum count as none.
 
     Reads the normalised `State.maps`, (B, K', H, W) in [0, 1]; sets `masks`, (B, K', H, W) bool, and `thresholds`,
     (B, K'), the value eta * max M'. One pass serves all levels: a pixel is on the boundary of the masks of exactly
@@ -69,7 +72,7 @@ class AdaptiveThreshold(Step):
         peaks = maps.amax((-2, -1))
         steps = torch.arange(math.floor(1 / self.interval + 1e-9) + 1, dtype=torch.float64, device=maps.device)
         levels = (steps * float(self.interval)).clamp_max(1).to(maps.dtype)
-        means = boundary_means(maps.detach(), levels * peaks.detach().clamp_min(0)[..., None])
+        means = boundary_means(maps.detach(), (levels + TOLERANCE) * peaks.detach().clamp_min(0)[..., None])
         thresholds = self._choose(means, levels, peaks.detach()) * peaks
         return state.replace(masks=maps > thresholds[..., None, None], thresholds=thresholds)
 

@@ -1,10 +1,12 @@
 """The ways people run their models: containers of outputs, wrappers, compiled, frozen, half precision, grad modes."""
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import nn
 
+import camtools
 from camtools import ModelError, wrap
 from camtools.model import FeatureSpec
 
@@ -302,3 +304,49 @@ def test_cuda_data_parallel_and_compile(model, want, cuda):
 def test_a_spec_of_ones_own(tiny):
     found = wrap(tiny, spec=FeatureSpec("conv")).activations(X)
     assert torch.equal(found.features, tiny.conv(X))
+
+
+# Located once, whatever came first
+
+
+@pytest.mark.parametrize(
+    ("make", "small"),
+    [
+        (lambda: timm.create_model("test_resnet", num_classes=5), (3, 8, 8)),
+        (lambda: torchvision.models.resnet18(num_classes=5), (3, 8, 8)),
+        (lambda: torchvision.models.mobilenet_v2(num_classes=5), (3, 1, 64)),
+    ],
+    ids=["test_resnet", "resnet18", "mobilenet_v2"],
+)
+@pytest.mark.parametrize("preset", ["cam", "fast"])
+def test_the_first_image_decides_nothing(make, small, preset):
+    torch.manual_seed(0)
+    model = make().eval()
+    first, second = camtools.Explainer(model, preset), camtools.Explainer(model, preset)
+    x = torch.randn(3, 128, 128)
+    first(torch.randn(small))
+    after, alone = first(x), second(x)
+    assert after.layer == alone.layer and after.exact == alone.exact and torch.equal(after.map, alone.map)
+
+
+class Unknown(nn.Module):
+    """Takes one channel, so that no example of the usual kind can be run; the adapter has to look at what comes."""
+
+    def __init__(self):
+        super().__init__()
+        layers = [nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, 2, 1), nn.ReLU()]
+        self.blocks, self.fc = nn.Sequential(*layers), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.fc(self.blocks(x).mean((2, 3)))
+
+
+def test_a_small_first_input_is_looked_at_again_when_a_larger_one_comes():
+    torch.manual_seed(0)
+    model = Unknown().eval()
+    x = torch.randn(1, 1, 32, 32)
+    cam_model = wrap(model)
+    cam_model.maps(torch.randn(1, 1, 4, 4))
+    expected = wrap(model)
+    assert torch.equal(cam_model.maps(x), expected.maps(x))
+    assert cam_model.decomposition == expected.decomposition and cam_model.decomposition.layer == "blocks.3"
