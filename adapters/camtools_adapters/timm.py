@@ -144,8 +144,15 @@ def _classifier(model: nn.Module) -> str | None:
     return next((name for name, module in model.named_modules() if linear and module is linear[-1]), None)
 
 
+# The arguments that a weights file may name.
+_FILE_ARGS = """act_layer aux_head class_token drop_path_rate drop_rate dynamic_img_size embed_dim depth global_pool in_chans
+    img_size norm_layer num_classes num_heads output_stride pad_type patch_size pos_embed reg_tokens stem_type window_size"""
+
+
 class TimmSource(Source):
     """A model of timm's registry, or of the Hugging Face hub ("timm/hf-hub:OWNER/NAME")."""
+
+    file_args = frozenset(_FILE_ARGS.split())
 
     def __init__(self, spec: str, name: str, args: dict[str, Any], size: tuple[int, int] | None = None) -> None:
         """Look the name up.

@@ -136,8 +136,15 @@ _AUX_KEYS = ("aux1.", "aux2.", "AuxLogits.")
 _OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..+)")
 
 
+# The arguments that a weights file may name.
+_FILE_ARGS = """attention_dropout aux_logits dropout groups image_size init_weights num_classes stochastic_depth_prob
+    replace_stride_with_dilation transform_input width_mult width_per_group zero_init_residual"""
+
+
 class TorchvisionSource(Source):
     """A model of `torchvision.models.list_models(module=torchvision.models)`."""
+
+    file_args = frozenset(_FILE_ARGS.split())
 
     def __init__(self, spec: str, name: str, args: dict[str, Any], size: tuple[int, int] | None = None) -> None:
         """Look the name up.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from camtools.checkpoints import fit, read_checkpoint
-from camtools.errors import ModelError, WeightsError
+from camtools.errors import CamtoolsError, ModelError, WeightsError
 from camtools.heads.dropout import ADL
 from camtools.heads.headed import ACTIVATIONS, FORMAT, KEY, OWN_HEADS, HeadedModel, Origin, probe
 from camtools.heads.replace import strip
@@ -21,9 +22,12 @@ from camtools.model.adapter import FeatureSpec
 from camtools.model.cam_model import CamModel, unwrapped
 from camtools.model.layout import Layout
 from camtools.model.output_stride import set_output_stride
-from camtools.sources import FunctionSource, find_source
+from camtools.sources import find_source
 
 PROBE_TOLERANCE = 0.05
+_NAME = re.compile(r"scenes|[a-z_]+/[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # no scheme, no path, no module:function
+_WORD = re.compile(r"[A-Za-z0-9_]{0,64}")
+_LARGEST = 1 << 16  # sizes beyond it have to be those of a tensor in the file
 
 
 def headed_config(path: str | Path) -> dict[str, Any] | None:
@@ -46,7 +50,14 @@ def headed_config(path: str | Path) -> dict[str, Any] | None:
         return None
     if text is None:
         return None
-    config: dict[str, Any] = json.loads(text)
+    try:
+        config = json.loads(text)
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise WeightsError(
+            f"the configuration in {path} is damaged: expected JSON that HeadedModel.save wrote. Save the model again"
+        )
     if config.get("format") != FORMAT:
         raise WeightsError(f"{path} has format {config.get('format')!r} of camtools' heads: expected {FORMAT}. Update "
                            "camtools")  # fmt: skip
@@ -79,17 +90,47 @@ def load_headed(
             f"{path} holds weights without a head's configuration: expected a file that HeadedModel.save wrote. Load "
             "plain weights with camtools.load_model(NAME, FILE)"
         )
-    body = _body(config, path) if model is None else copy.deepcopy(model)
-    built = _assembled(config, body, _head(config, head, path), _preprocess(config, path, preprocess), path)
-    name = config["source"] or type(body).__name__
-    fit(built, state, source=str(path), name=name)
-    if not _agree(config["probe"], probe(built)):
+    try:
+        _check_sizes(config, {size for tensor in state.values() for size in tensor.shape})
+        body = _body(config, path) if model is None else copy.deepcopy(model)
+        built = _assembled(config, body, _head(config, head, path), _preprocess(config, path, preprocess), path)
+        name = config["source"] or type(body).__name__
+        fit(built, state, source=str(path), name=name)
+        agree = _agree(config["probe"], probe(built))
+    except CamtoolsError:
+        raise
+    except Exception as error:  # a header that is no longer what `save` wrote can fail anywhere
+        raise WeightsError(
+            f"the configuration in {path} is damaged ({type(error).__name__}: {error}): expected one that "
+            "HeadedModel.save wrote. Save the model again"
+        ) from error
+    if not agree:
         raise WeightsError(
             f"the weights of {path} fit {name}, but its scores are not those that were saved, so it was built with "
             "other arguments. Pass the classifier that the head was put into "
             "(load_headed(path, model=...)), or give replace_head its source_args"
         )
     return built.eval()
+
+
+def _check_sizes(told: Any, sizes: set[int]) -> None:
+    """Raise where a configuration asks for a layer too large to be in the file."""
+    if isinstance(told, Mapping | list):
+        for value in told.values() if isinstance(told, Mapping) else told:
+            _check_sizes(value, sizes)
+    elif isinstance(told, int) and abs(told) > _LARGEST and told not in sizes:
+        raise ValueError(f"it has the size {told}, which no tensor in the file has")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an argument is a number, a flag, None, a single word, or a list of such."""
+    if isinstance(value, list):
+        return all(_is_plain(item) for item in value)
+    return (
+        value is None
+        or isinstance(value, bool | int | float)
+        or (isinstance(value, str) and _WORD.fullmatch(value) is not None)
+    )
 
 
 def _agree(saved: list[float], now: list[float]) -> bool:
@@ -104,12 +145,19 @@ def _body(config: Mapping[str, Any], path: str | Path) -> nn.Module:
     way_out = f"Build it yourself and pass it: load_headed({str(path)!r}, model=...)"
     if name is None:
         raise ModelError(f"{path} does not say which model the head was put into. {way_out}")
-    source = find_source(name, dict(config["source_args"]))
-    if isinstance(source, FunctionSource):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ModelError(
-            f"{path} names {name}, a function of somebody's own, which a weights file is not allowed to run. {way_out}"
+            f"{path} names {name!r}, a place or a function of somebody's own, which a weights file is not allowed "
+            f"to run or open: expected LIBRARY/NAME of an installed library. {way_out}"
         )
-    return source.empty().model
+    source, args = find_source(name), dict(config["source_args"])
+    foreign = sorted(key for key, value in args.items() if key not in source.file_args or not _is_plain(value))
+    if foreign:
+        raise ModelError(
+            f"{path} wants {name} built with {', '.join(foreign)}, which a weights file may not set: expected none but "
+            f"{', '.join(sorted(source.file_args)) or 'no arguments'}, with numbers, flags or single words. {way_out}"
+        )
+    return find_source(name, args).empty().model
 
 
 def _assembled(

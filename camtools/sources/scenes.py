@@ -14,6 +14,8 @@ NAME = "scenes"
 class ScenesSource(Source):
     """`SceneNet`: trained on drawn scenes, its weights lie in the package; for trying things out without a network."""
 
+    file_args = frozenset({"num_classes", "widths"})
+
     def __init__(self, args: dict[str, Any]) -> None:
         """Take the constructor's arguments, such as `widths`, which only fit other weights."""
         super().__init__(NAME, args)

@@ -19,8 +19,8 @@ FALLBACK = 0.2
 """The fraction of the maximum used where no level is a candidate; that of `FixedThreshold`."""
 
 TOLERANCE = 1e-5
-"""What rounding may move, in units of the map's maximum: float32 maps differ by 2e-6 between batches of 1 and 32. Values
-less than this above a level do not count as above it, and differences of D below it count as none."""
+"""What rounding may move, in units of the map's maximum: float32 maps differ by 2e-6 between batches of 1 and 32.
+Values less than this above a level do not count as above it, and differences of D below it count as none."""
 
 
 class AdaptiveThreshold(Step):

@@ -98,6 +98,77 @@ def test_a_files_function_is_not_run(tmp_path):
         load_headed(tmp_path / "m.safetensors")
 
 
+def rewritten(file, **changes):
+    """The file with another configuration in its header."""
+    with safe_open(file, "pt") as opened:
+        config = json.loads(opened.metadata()["camtools.headed"])
+    save_file(load_file(file), file, {"camtools.headed": json.dumps(config | changes)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"source_args": {"checkpoint_path": "evil.pth"}},
+            "built with checkpoint_path, which a weights file may",
+        ),
+        ({"source_args": {"pretrained": True}}, "built with pretrained"),
+        ({"source_args": {"pretrained_cfg": {"url": "http://host/x"}}}, "built with pretrained_cfg"),
+        ({"source_args": {"act_layer": "a/b:c"}}, "built with act_layer.*numbers, flags or single words"),
+        ({"source_args": {"num_classes": {"a": 1}}}, "built with num_classes"),
+        ({"source": "timm/hf-hub:owner/name"}, "names 'timm/hf-hub:owner/name'.*not allowed to run or open"),
+        ({"source": "timm/local-dir:/tmp"}, "not allowed to run or open"),
+        ({"source": "https://host/file.py:build"}, "not allowed to run or open"),
+        ({"source": "os:system"}, "a function of somebody's own"),
+        ({"source": "/tmp/x.py:build"}, "not allowed to run or open"),
+        ({"source": ["timm/test_resnet"]}, "not allowed to run or open"),
+    ],
+)
+def test_a_file_opens_runs_and_fetches_nothing(tmp_path, monkeypatch, changes, words):
+    file = tmp_path / "m.safetensors"
+    replace_head(timm.create_model("test_resnet"), TAP(), source="timm/test_resnet").save(file)
+    rewritten(file, **changes)
+
+    def never(*args, **kwargs):
+        raise AssertionError("a model was built")
+
+    monkeypatch.setattr(timm, "create_model", never)
+    with pytest.raises(ModelError, match=words):
+        load_headed(file)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features": None},
+        {"features": {"layer": 3}},
+        {"classifier": [1 << 40, 1 << 40, True]},
+        {"classifier": "linear"},
+        {"head": {"class": "Nothing", "args": {}}},
+        {"head": {"class": "TAP", "args": {"wrong": 1}}},
+        {"dtype": "float3"},
+        {"probe": "none"},
+        {"probe": []},
+        {"preprocess": {"mean": "x"}},
+        {"class_names": 7},
+        {"output_stride": "wide"},
+        {"source_args": 3},
+    ],
+)
+def test_a_damaged_configuration_is_one_clear_error(tmp_path, changes):
+    file = tmp_path / "m.safetensors"
+    replace_head(timm.create_model("test_resnet"), TAP(), source="timm/test_resnet").save(file)
+    rewritten(file, **changes)
+    with pytest.raises(camtools.CamtoolsError):
+        load_headed(file)
+
+
+def test_a_configuration_that_is_no_json(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "m.safetensors", {"camtools.headed": "{"})
+    with pytest.raises(WeightsError, match=r"the configuration in .* is damaged: expected JSON"):
+        load_headed(tmp_path / "m.safetensors")
+
+
 def test_a_model_built_otherwise_is_noticed(tmp_path):
     model = timm.create_model("test_resnet", act_layer="tanh")  # the same weights, other scores
     replace_head(model, TAP()).save(tmp_path / "m.safetensors")
