@@ -145,8 +145,9 @@ def _classifier(model: nn.Module) -> str | None:
 
 
 # The arguments that a weights file may name.
-_FILE_ARGS = """act_layer aux_head class_token drop_path_rate drop_rate dynamic_img_size embed_dim depth global_pool in_chans
-    img_size norm_layer num_classes num_heads output_stride pad_type patch_size pos_embed reg_tokens stem_type window_size"""
+_FILE_ARGS = """act_layer aux_head class_token drop_path_rate drop_rate dynamic_img_size embed_dim depth global_pool
+    in_chans img_size norm_layer num_classes num_heads output_stride pad_type
+    patch_size pos_embed reg_tokens stem_type window_size"""
 
 
 class TimmSource(Source):
