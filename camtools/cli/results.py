@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -12,13 +13,25 @@ from camtools.errors import InputError
 from camtools.files import staging
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from camtools.explanation import Explanation
     from camtools.segmentation import Segmentation
 
 MANIFEST = "manifest.json"
 
 
-def save_image(results: Sequence[Explanation | Segmentation], folder: Path, entry: dict[str, Any]) -> None:
+def fingerprint(settings: dict[str, Any], model: nn.Module, class_names: Sequence[str] | None) -> str:
+    """Return a hash of all that decides an image's results besides the image: settings, weights and class names."""
+    from camtools.checkpoints import weights_hash
+
+    told = {**settings, "weights": weights_hash(model), "class_names": class_names}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def save_image(
+    results: Sequence[Explanation | Segmentation], folder: Path, entry: dict[str, Any], made_by: str
+) -> None:
     """Write an image's results to a folder: one class directly, several in a sub-folder each.
 
     The manifest is moved last, and an older result's is removed first, so a folder with a manifest is whole. Files of
@@ -29,6 +42,7 @@ def save_image(results: Sequence[Explanation | Segmentation], folder: Path, entr
         folder: Its folder; made if need be.
         entry: The image's entry in the run's manifest, kept in the folder's manifest under "image", where its
             "classes" are left out if there is but one result: they are the rest of the manifest then.
+        made_by: The fingerprint of the run, kept beside it.
 
     Raises:
         InputError: The folder's place is taken by a file.
@@ -42,7 +56,7 @@ def save_image(results: Sequence[Explanation | Segmentation], folder: Path, entr
         files = sorted(path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file())
         files = [name for name in files if name != MANIFEST]
         kept = {key: value for key, value in entry.items() if key != "classes" or len(results) > 1}
-        document = _read_manifest(stage) | {"image": kept | {"files": files}}
+        document = _read_manifest(stage) | {"image": kept | {"files": files, "made_by": made_by}}
         (stage / MANIFEST).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         _move_into_place(stage, folder, files)
 
@@ -53,11 +67,17 @@ def class_folder(result: Any) -> str:
     return f"{result.label}-{words}" if words and words != str(result.label) else str(result.label)
 
 
-def finished(folder: Path, image: Path) -> list[dict[str, Any]] | None:
-    """Return what the results' `to_dict` said, if the folder holds them whole and newer than the image; else None."""
+def finished(folder: Path, image: Path, made_by: str) -> list[dict[str, Any]] | None:
+    """Return what the results' `to_dict` said, if the folder holds them whole, newer than the image and of this run.
+
+    Args:
+        folder: The image's.
+        image: Where the image is.
+        made_by: The fingerprint of the run; results of another, or of none, do not count.
+    """
     manifest = _read_manifest(folder)
     entry = manifest.pop("image", None)
-    if not isinstance(entry, dict) or entry.get("source") != str(image):
+    if not isinstance(entry, dict) or entry.get("source") != str(image) or entry.get("made_by") != made_by:
         return None
     files = entry.get("files")
     if not isinstance(files, list) or not all((folder / name).is_file() for name in files):

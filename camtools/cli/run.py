@@ -24,7 +24,7 @@ from camtools.cli.common import (
 )
 from camtools.cli.images import Job, find_jobs
 from camtools.cli.options import Format
-from camtools.cli.results import MANIFEST, finished, save_image
+from camtools.cli.results import MANIFEST, fingerprint, finished, save_image
 from camtools.errors import InputError, ModelError
 from camtools.files import write_json
 
@@ -43,6 +43,7 @@ class Run:
         source: The model, as `load` takes it.
         settings: What decides the results, as the user wrote it; kept in the manifest and compared by --resume.
         out: The output folder; None where nothing is written.
+        made_by: Fingerprint of settings and weights, kept with every result: --resume keeps only what it made.
         results: One per image: "source", "folder" (relative to `out`) and what `entry` returns, in the images' order.
         failed: One per image: "source" and "error".
         fresh: How many images were done in this run.
@@ -56,6 +57,7 @@ class Run:
         if resume and out is None:
             raise typer.BadParameter("needs --out, where the earlier results are", param_hint="--resume")
         self.source, self.out, self.resume = source, out, resume
+        self.made_by = ""
         self.settings = json.loads(json.dumps(source | settings, default=str))  # as the manifest gives them back
         self.results: list[dict[str, Any]] = []
         self.failed: list[dict[str, str]] = []
@@ -80,7 +82,8 @@ class Run:
                 self.open_out()
                 loaded = load(**self.source, class_names=class_names)
                 known = {"transform": loaded.preprocess, "class_names": loaded.class_names}
-                self.prepare(loaded, device=pick_device(device), batch_size=batch_size, **known)
+                self.made_by = fingerprint(self.settings, loaded.model, loaded.class_names)
+            self.prepare(loaded, device=pick_device(device), batch_size=batch_size, **known)
                 start = time.perf_counter()
                 self.over(jobs, batch_size)
             self.show(output)
@@ -196,7 +199,7 @@ class Run:
         job, results = pair
         entry = self._entry(job, [result.to_dict() for result in results])
         if self.out is not None:
-            save_image(results, self.out / job.folder, entry)
+            save_image(results, self.out / job.folder, entry, self.made_by)
         return entry
 
     def _entry(self, job: Job, documents: list[dict[str, Any]]) -> dict[str, Any]:
@@ -204,10 +207,10 @@ class Run:
         return place | self.entry(documents)
 
     def _done(self, job: Job) -> dict[str, Any] | None:
-        """Return the entry of an image whose result is whole and newer than the image."""
+        """Return the entry of an image whose result is whole, newer than the image, and made with these settings."""
         if not self.resume or self.out is None:
             return None
-        documents = finished(self.out / job.folder, job.path)
+        documents = finished(self.out / job.folder, job.path, self.made_by)
         return None if documents is None else self._entry(job, documents)
 
     def _fail(self, job: Job, error: Exception) -> None:

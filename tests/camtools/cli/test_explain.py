@@ -188,6 +188,41 @@ class TestResume:
     def test_starts_afresh_where_there_is_nothing(self, place):
         assert run("pics", "--out", "out", "--resume").exit_code == 0
 
+    @pytest.mark.parametrize(
+        "changed",
+        [["--pipeline", "rcam"], ["--top-k", "2"], ["--target", "green"], ["--threshold", "0.7"], ["--size", "64"]],
+    )
+    def test_never_mixes_settings(self, place, monkeypatch, changed):
+        """A whole run, then one of other settings killed midway, then that one resumed: all results are the last's."""
+        run("pics", "--out", "out")
+        run("pics", "--out", "wanted", *changed)
+        chunk, calls = Run._chunk, []
+
+        def killed(self, *args):
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return chunk(self, *args)
+
+        monkeypatch.setattr(Run, "_chunk", killed)
+        assert run("pics", "--out", "out", "--batch-size", "1", *changed).exit_code == 130
+        monkeypatch.setattr(Run, "_chunk", chunk)
+        result = run("pics", "--out", "out", "--resume", *changed)
+        assert result.exit_code == 0 and "1 done before" in result.stderr
+        mixed, wanted = (json.loads((place / out / "manifest.json").read_text()) for out in ("out", "wanted"))
+        assert mixed == wanted
+        for file in (place / "wanted").rglob("*.npy"):
+            assert file.read_bytes() == (place / "out" / file.relative_to(place / "wanted")).read_bytes()
+
+    def test_other_weights_under_the_same_name_are_other_settings(self, place):
+        state = {"conv.weight": torch.eye(3)[:, :, None, None].expand(3, 3, 4, 4) / 16, "fc.bias": torch.zeros(3)}
+        torch.save(state | {"fc.weight": 10 * torch.eye(3)}, "w.pth")
+        run("pics", "--out", "out", "--weights", "w.pth")
+        assert "4 done before" in run("pics", "--out", "out", "--weights", "w.pth", "--resume").stderr
+        torch.save(state | {"fc.weight": 5 * torch.eye(3)}, "w.pth")
+        result = run("pics", "--out", "out", "--weights", "w.pth", "--resume")
+        assert "4 images in" in result.stderr and "done before" not in result.stderr
+
     def test_refuses_a_manifest_of_something_else(self, place):
         (place / "out").mkdir()
         (place / "out" / "manifest.json").write_text("[]")
