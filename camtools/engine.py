@@ -25,6 +25,7 @@ from camtools.classes.names import checked_names
 from camtools.errors import InputError, ModelError
 from camtools.images.batches import Batch, is_ready_batch, read_batches, ready_batches
 from camtools.images.enlarged import enlarged
+from camtools.images.geometry import Geometry
 from camtools.images.preprocess import Preprocess, Transform, as_transform
 from camtools.model.activations import Activations
 from camtools.model.cam_model import CamModel, unwrapped, wrap
@@ -35,6 +36,7 @@ from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.trace import TraceStep
 from camtools.steps.base import Resize, State
 
+_VALUES = 1 << 24  # map values at image size that are worked on together
 NONE_LARGER: Mapping[float, Tensor] = MappingProxyType({})
 
 
@@ -256,6 +258,17 @@ def groups(keys: Sequence[Hashable], most: int | None = None) -> list[list[int]]
         positions.setdefault(key, []).append(position)
     size = most or len(keys)
     return [group[start : start + size] for group in positions.values() for start in range(0, len(group), size)]
+
+
+def at_once(geometries: Sequence[Geometry], classes: int) -> int:
+    """Return how many images' maps are taken to pixels together: 64 MB of each tensor, or one image.
+
+    Args:
+        geometries: Of a batch's images.
+        classes: Maps per image.
+    """
+    largest = max((height * width for height, width in (geometry.size for geometry in geometries)), default=1)
+    return max(1, _VALUES // (largest * classes))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from camtools.boxes import SPECK, boxes_from_masks
 from camtools.checks import flag
 from camtools.classes.targets import Target, check_top_k, class_indices, is_list, per_image
-from camtools.engine import Engine, groups, on_pixels
+from camtools.engine import Engine, at_once, groups, on_pixels
 from camtools.errors import InputError
 from camtools.explanation import Explanation
 from camtools.heads.box_regressor import BoxRegressor, whole_pixels
@@ -197,7 +197,8 @@ class Explainer:
         scores = engine.scores(forward).gather(1, targets).tolist()
         labels, decomposition = targets.tolist(), forward.activations.decomposition
         explanations: list[list[Explanation]] = [[] for _ in batch.images]
-        for rows in groups([ready.geometry for ready in batch.images]):
+        geometries = [ready.geometry for ready in batch.images]
+        for rows in groups(geometries, at_once(geometries, targets.shape[1])):
             shown = self._shown(batch, rows) if self.pipeline.needs_image else None
             pixel_trace: list[TraceStep] = []
             resize = batch.images[rows[0]].geometry.resize

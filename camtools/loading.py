@@ -17,6 +17,7 @@ from camtools.sources import Built, Source, find_source
 from camtools.sources.base import LoadedModel
 
 RANDOM = "random"
+MAX_INPUT_PIXELS = 4096 * 4096
 
 
 def load_model(
@@ -114,6 +115,11 @@ def _pair(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
         raise ModelError(f"An input of {height} x {width} pixels is impossible: size needs positive numbers.")
+    if height * width > MAX_INPUT_PIXELS:
+        raise ModelError(
+            f"An input of {height} x {width} pixels is more than a network and memory take: expected at most "
+            f"{MAX_INPUT_PIXELS:,} pixels. Most networks see best near the size that they were trained at."
+        )
     return int(height), int(width)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from camtools.checks import number, share
 from camtools.classes.names import resolve_target
 from camtools.classes.targets import Target, class_indices, is_list
-from camtools.engine import Engine, Forward, groups, on_pixels
+from camtools.engine import Engine, Forward, at_once, groups, on_pixels
 from camtools.errors import InputError, TargetError
 from camtools.images.batches import Batch, read_batches
 from camtools.images.preprocess import display_image
@@ -164,7 +164,8 @@ class Segmenter:
         scores = engine.scores(forward).gather(1, targets).tolist()
         decomposition = forward.activations.decomposition
         segmentations: dict[int, Segmentation] = {}
-        for rows in groups([ready.geometry for ready in batch.images]):
+        geometries = [ready.geometry for ready in batch.images]
+        for rows in groups(geometries, at_once(geometries, targets.shape[1])):
             most = max(1, *(counts[i] for i in rows))
             shares, maps, limits = self._on_pixels(batch, _first(state, most), rows, [counts[i] for i in rows])
             winners = shares.argmax(1)

@@ -16,6 +16,7 @@ from typing import Any
 
 from camtools.errors import TargetError
 
+MAX_BYTES = 16 * 1024**2  # of a file of class names
 _WNID = re.compile(r"n\d{8}")
 
 
@@ -61,9 +62,12 @@ def load_names(path: str | Path) -> tuple[str, ...]:
     """
     path = Path(path)
     try:
+        if path.exists() and (not path.is_file() or path.stat().st_size > MAX_BYTES):
+            raise ValueError(f"it is no file of at most {MAX_BYTES:,} bytes")
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+    except (OSError, ValueError) as error:
+        said = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
+        reason = getattr(error, "strerror", None) or said
         raise TargetError(
             f"The class names cannot be read from {path}: {reason}. Give a text file, one name a line, or a JSON list."
         ) from error

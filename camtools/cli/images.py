@@ -65,7 +65,7 @@ def find_jobs(paths: Sequence[str], out: Path | None = None) -> list[Job]:
         root, matches = _expand(text, out)
         roots.append(root)
         for file in matches:
-            files.setdefault(file.resolve(), file)
+            files.setdefault(_resolved(file), file)
     ordered = sorted(files.values(), key=natural_key)
     return [Job(path, folder) for path, folder in zip(ordered, _folders(ordered, roots), strict=True)]
 
@@ -111,9 +111,17 @@ def _inside(path: Path, out: Path | None) -> bool:
     """Whether a path lies in one of the output folder's result folders, which hold a manifest."""
     if out is None or not out.is_dir():
         return False
-    resolved, top = path.resolve(), out.resolve()
+    resolved, top = _resolved(path), out.resolve()
     below = [place for place in (resolved, *resolved.parents) if place != top and place.is_relative_to(top)]
     return any((place / "manifest.json").exists() for place in below)
+
+
+def _resolved(path: Path) -> Path:
+    """Return where a path leads; itself for links in a circle, which lead nowhere and fail when they are read."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        return path.absolute()
 
 
 def _folders(files: Sequence[Path], roots: Iterable[Path]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -214,7 +215,7 @@ class Run:
         return None if documents is None else self._entry(job, documents)
 
     def _fail(self, job: Job, error: Exception) -> None:
-        self.failed.append({"source": str(job.path), "error": " ".join(str(error).split())})
+        self.failed.append({"source": printable(job.path), "error": " ".join(str(error).split())})
 
     def open_out(self) -> None:
         """Make the output folder.
@@ -273,9 +274,18 @@ def box_cell(box: Sequence[int] | None) -> str:
     return ", ".join(map(str, box)) if box else "none"
 
 
+def printable(path: Path) -> str:
+    """Return a path as text that can be written; bytes that are no UTF-8 are shown as such."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def _read(job: Job) -> Image.Image:
     from camtools.images.read import read_image
 
+    if printable(job.path) != str(job.path):
+        raise InputError(
+            f"the name of {printable(job.path)} is no UTF-8: expected one that a manifest takes. Rename it"
+        )
     image = read_image(job.path).image
     assert image is not None  # paths give images, never ready tensors
     image.filename = str(job.path)  # type: ignore[attr-defined]  # PIL's own name for where an image came from

@@ -25,6 +25,7 @@ CropMode = Literal["center", "squash", "border"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LONGEST = 64  # how many times as long as its target a side may become; longer ones are squeezed
 _RESAMPLING = {r.name.lower(): r for r in Image.Resampling} | {"nearest-exact": Image.Resampling.NEAREST}
 _PIXEL_OPTIONS = ("crop_border_pixels", "tf_preprocessing", "naflex", "patchify")  # of timm; not followed
 
@@ -235,13 +236,15 @@ class Preprocess:
         if self.resize is None:
             return size
         if isinstance(self.resize, int):
-            long = int(self.resize * max(size) / min(size))
+            # An image of 60,000 x 1 pixels would become one of 15 million by 256: its long side is squeezed instead.
+            long = int(self.resize * min(max(size) / min(size), LONGEST))
             return (self.resize, long) if size[0] <= size[1] else (long, self.resize)
         if self.crop_mode == "squash":
             return self.resize
         ratios = size[0] / self.resize[0], size[1] / self.resize[1]
         ratio = min(ratios) if self.crop_mode == "center" else max(ratios)
-        return max(1, round(size[0] / ratio)), max(1, round(size[1] / ratio))
+        height, width = (max(1, round(side / ratio)) for side in size)
+        return min(height, LONGEST * self.resize[0]), min(width, LONGEST * self.resize[1])
 
 
 def as_transform(transform: Any) -> Transform:

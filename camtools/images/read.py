@@ -6,7 +6,7 @@ Nothing is resized here and no path is opened before its turn; `camtools.images.
 from __future__ import annotations
 
 import os
-import struct
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +21,6 @@ from torch import Tensor
 from camtools.errors import InputError
 
 _TRANSPARENT_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
-_BROKEN_FILE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error)
 _OVERSHOOT = 1e-3  # what a float image may exceed [0, 1] by, a quarter of an 8-bit level; clipped
 _EXPECTED = (
     "expected a path, a PIL image, a numpy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a uint8 tensor (C, H, W), "
@@ -152,9 +151,14 @@ def read_image(x: Any, *, channels: int | None = None, index: int | None = None)
     raise InputError(f"{where} is of type {type(x).__name__}: {_EXPECTED}. Convert it to one of these")
 
 
+def max_pixels() -> int:
+    """Return the most pixels that an image may have: Pillow's own limit, `PIL.Image.MAX_IMAGE_PIXELS`, or none."""
+    return sys.maxsize if Image.MAX_IMAGE_PIXELS is None else Image.MAX_IMAGE_PIXELS
+
+
 def _from_path(path: str | os.PathLike[str], where: str) -> InputImage:
-    file = Path(path).expanduser()
     try:
+        file = Path(path).expanduser()
         if file.is_dir():
             raise InputError(
                 f"{where} is a directory: expected an image file. Pass its files, e.g. sorted(Path(...).glob('*.jpg'))"
@@ -164,7 +168,7 @@ def _from_path(path: str | os.PathLike[str], where: str) -> InputImage:
     except (FileNotFoundError, NotADirectoryError) as error:
         hint = "URLs are not fetched, download it first" if "://" in str(path) else f"paths start at {Path.cwd()}"
         raise InputError(f"{where} does not exist: expected the path of an image file. Check it ({hint})") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~nobody has no home
         raise InputError(f"{where} cannot be opened ({error}): expected a readable image file") from error
     with _reading(where), Image.open(file) as opened:
         image = _load(opened, where)
@@ -188,7 +192,9 @@ def _reading(where: str) -> Iterator[None]:
             f"{where} is too large to open safely ({error}): expected fewer pixels. Make it smaller, "
             f"or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from error
-    except _BROKEN_FILE as error:
+    except MemoryError as error:
+        raise InputError(f"{where} does not fit into memory: expected fewer pixels. Make it smaller") from error
+    except Exception as error:  # whatever a decoder raises, plug-ins' own included: this is the one boundary
         raise InputError(
             f"{where} is truncated or damaged ({error}): expected a complete image. Copy or download it again, "
             f"or convert it to RGB yourself"
@@ -201,11 +207,16 @@ def _load(image: Image.Image, where: str) -> Image.Image:
         raise InputError(
             f"{where} has no pixels (height {image.height}, width {image.width}): expected at least 1 x 1. Leave it out"
         )
+    if image.width * image.height > (limit := max_pixels()):
+        raise InputError(
+            f"{where} has {image.width} x {image.height} pixels: expected at most {limit:,}, as a small file may hold "
+            "more than memory does. Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        )
     with _reading(where):
         image.load()
         try:
             image = ImageOps.exif_transpose(image)
-        except _BROKEN_FILE:  # unreadable metadata: shown as it is stored, as viewers do
+        except Exception:  # unreadable metadata: shown as it is stored, as viewers do
             image = image.copy()
         return _to_rgb(image, where)
 

@@ -393,3 +393,40 @@ def test_a_file_of_a_model_with_another_head(tmp_path):
     assert (found["name"], found["label"]) == (expected.name, expected.label)
     assert found["score"] == pytest.approx(expected.score, abs=1e-4)
     np.testing.assert_allclose(np.load(tmp_path / "out" / "scene" / "map.npy"), expected.map.numpy(), atol=1e-3)
+
+
+def test_what_no_library_can_read_is_listed_and_the_others_done(place):
+    """A name that is no UTF-8, links in a circle, a strip that a resize would blow up, a damaged file of a plug-in."""
+    bad_name = os.fsencode(str(place / "pics")) + b"/\xff.png"
+    with open(bad_name, "wb") as file:  # noqa: PTH123 - bytes are no Path
+        file.write((place / "pics" / "red.png").read_bytes())
+    (place / "pics" / "loop.png").symlink_to(place / "pics" / "loop.png")
+    (place / "pics" / "circle").symlink_to(place / "pics")
+    Image.new("RGB", (60_000, 1)).save(place / "pics" / "strip.png")
+    red = Image.open(place / "pics" / "red.png")
+    red.save(place / "pics" / "damaged.avif")
+    data = bytearray((place / "pics" / "damaged.avif").read_bytes())
+    data[-40:] = bytes(40)
+    data[200:210] = bytes(10)
+    (place / "pics" / "damaged.avif").write_bytes(data)
+    result = run("pics", "--out", "out", "--format", "json")
+    assert "Traceback" not in result.stderr and result.exit_code == 1
+    document = json.loads(result.stdout)
+    assert json.loads((place / "out" / "manifest.json").read_text()) == document
+    failed = {entry["source"]: entry["error"] for entry in document["failed"]}
+    assert "is no UTF-8" in failed["pics/\\xff.png"] and "cannot be opened" in failed["pics/loop.png"]
+    done = {entry["source"] for entry in document["images"]}
+    assert {"pics/red.png", "pics/strip.png", "pics/deep/green.png"} <= done
+    assert done | set(failed) >= {"pics/damaged.avif"}
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["pics", "--size", "100000"], "An input of 100000 x 100000 pixels is more than a network and memory take"),
+        (["pics", "--class-names", "/dev/zero"], "it is no file of at most 16,777,216 bytes"),
+    ],
+)
+def test_what_would_take_the_machine_is_one_line(place, args, words):
+    result = run(*args)
+    assert result.exit_code == 2 and words in " ".join(result.stderr.split())

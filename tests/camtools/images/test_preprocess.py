@@ -347,3 +347,13 @@ def test_squash_shows_all_at_any_ratio(photos):
         tensor, geometry = squash(photo)
         assert tensor.shape == (3, 224, 672) and geometry.covers_all
         assert geometry.visible_box == pytest.approx((0, 0, photo.size[1], photo.size[0]))
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
+@pytest.mark.parametrize("mode", ["center", "border", "squash"])
+def test_extreme_aspect_ratios_are_bounded(size, mode):
+    image = InputImage(Image.new("RGB", size), None, None, size[::-1])
+    resize = 32 if mode == "center" else (32, 32)
+    tensor, geometry = Preprocess(input_size=(32, 32), resize=resize, crop_mode=mode)(image)
+    assert tensor.shape == (3, 32, 32) and geometry.size == size[::-1]
+    assert max(geometry.scale) <= 64 * 32

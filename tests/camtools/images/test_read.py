@@ -269,3 +269,40 @@ def test_whatever_is_in_a_file_is_an_image_or_an_input_error(tmp_path, kind, mon
             assert read_image(file).image.mode == "RGB"
         except InputError as error:
             assert "the image" in str(error)
+
+
+def test_whatever_a_decoder_raises_is_an_input_error(tmp_path, monkeypatch):
+    file = tmp_path / "x.png"
+    Image.new("RGB", (4, 4)).save(file)
+    for error in (
+        RuntimeError("plug-in"),
+        AssertionError("x"),
+        ZeroDivisionError(),
+        AttributeError("y"),
+        MemoryError(),
+    ):
+
+        def fail(self, error=error):
+            raise error
+
+        monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+        with pytest.raises(InputError, match=r"x\.png'\) (is truncated or damaged|does not fit into memory)"):
+            read_image(file)
+
+
+def test_more_pixels_than_pillow_trusts_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    file = tmp_path / "x.png"
+    Image.new("1", (300, 200)).save(file)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
+    with (
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.raises(InputError, match=r"has 300 x 200 pixels: expected at most 50,000"),
+    ):
+        read_image(file)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert read_image(file).size == (200, 300)
+
+
+def test_a_home_that_nobody_has():
+    with pytest.raises(InputError, match=r"cannot be opened|does not exist"):
+        read_image("~nobody-at-all/x.png")
