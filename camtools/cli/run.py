@@ -283,9 +283,7 @@ def _read(job: Job) -> Image.Image:
     from camtools.images.read import read_image
 
     if printable(job.path) != str(job.path):
-        raise InputError(
-            f"the name of {printable(job.path)} is no UTF-8: expected one that a manifest takes. Rename it"
-        )
+        raise InputError(f"the name of {printable(job.path)} is no UTF-8: expected one that is. Rename the file")
     image = read_image(job.path).image
     assert image is not None  # paths give images, never ready tensors
     image.filename = str(job.path)  # type: ignore[attr-defined]  # PIL's own name for where an image came from
