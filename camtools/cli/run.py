@@ -84,7 +84,7 @@ class Run:
                 loaded = load(**self.source, class_names=class_names)
                 known = {"transform": loaded.preprocess, "class_names": loaded.class_names}
                 self.made_by = fingerprint(self.settings, loaded.model, loaded.class_names)
-            self.prepare(loaded, device=pick_device(device), batch_size=batch_size, **known)
+                self.prepare(loaded, device=pick_device(device), batch_size=batch_size, **known)
                 start = time.perf_counter()
                 self.over(jobs, batch_size)
             self.show(output)
