@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,24 +79,17 @@ def training_transform(config: TrainConfig, preprocess: Preprocess) -> Callable[
         parts = [v2.Resize(size)]
     if "flip" in config.augment:
         parts.append(v2.RandomHorizontalFlip())
-    return _transform(
-        preprocess, parts, [HideAndSeek(config.has_grid, config.has_drop)] if "has" in config.augment else []
-    )
+    hide = [HideAndSeek(config.has_grid, config.has_drop)] if "has" in config.augment else []
+    convert = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
+    normalise = v2.Normalize(list(preprocess.mean), list(preprocess.std))
+    channels = v2.Grayscale() if preprocess.channels == 1 else v2.RGB()
+    transform: Callable[[Any], Tensor] = v2.Compose([channels, *parts, *convert, normalise, *hide])
+    return transform
 
 
 def plain_transform(config: TrainConfig, preprocess: Preprocess) -> Callable[[Any], Tensor]:
     """Return the same without anything random: the whole image squashed to the input's size."""
-    return _transform(preprocess, [v2.Resize(input_size(config, preprocess))])
-
-
-def _transform(preprocess: Preprocess, parts: list[Any], after: Sequence[Any] = ()) -> Callable[[Any], Tensor]:
-    """Return a transform whose parts see the PIL image, and those `after` the normalised tensor."""
-    channels = v2.Grayscale() if preprocess.channels == 1 else v2.RGB()
-    convert = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
-    transform: Callable[[Any], Tensor] = v2.Compose(
-        [channels, *parts, *convert, v2.Normalize(list(preprocess.mean), list(preprocess.std)), *after]
-    )
-    return transform
+    return training_transform(replace(config, augment=()), preprocess)
 
 
 def cutmix(images: Tensor, labels: Tensor, classes: int, alpha: float) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from PIL import Image
 from torch import nn
 
 from camtools.errors import InputError, WeightsError
@@ -23,18 +22,8 @@ Writers = Mapping[str, Callable[[Path], object]]
 """What a recipe saves beside a model: functions that write a file, by the end of its name."""
 
 
-def write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint of tensors, numbers, text and containers of these.
-
-    Raises:
-        InputError: It cannot be written.
-    """
-    with replacing(path) as partial, partial.open("wb") as file:
-        torch.save(dict(state), file)
-
-
 def read_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what `write_state` wrote; nothing is executed.
+    """Read a checkpoint of tensors, numbers, text and containers of these; nothing is executed.
 
     Raises:
         WeightsError: The file is damaged or something else.
@@ -48,30 +37,6 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
     if not isinstance(state, dict) or "settings" not in state:
         raise WeightsError(f"{path} is no checkpoint of a fine-tune: expected one. Choose another folder (out=)")
     return state
-
-
-def check_same(saved: str, now: Mapping[str, Any], folder: Path) -> None:
-    """Check that a run may go on with these settings.
-
-    Args:
-        saved: The settings of the checkpoint, as JSON.
-        now: Those of this run.
-        folder: For the message.
-
-    Raises:
-        InputError: Some differ; names them with both values.
-    """
-    before, after = json.loads(saved), json.loads(json.dumps(now))
-    different = [
-        f"{key} was {before.get(key, 'absent')!r}, is {after.get(key, 'absent')!r}"
-        for key in {**before, **after}
-        if before.get(key, "absent") != after.get(key, "absent")
-    ]
-    if different:
-        raise InputError(
-            f"{folder} holds a run with other settings ({'; '.join(different)}): expected the same to resume it. Give "
-            "those, or another folder (out=)"
-        )
 
 
 class TrainingFolder:
@@ -112,7 +77,17 @@ class TrainingFolder:
                 "or choose another (out=)"
             )
         state = read_state(self.path / STATE, device)
-        check_same(state["settings"], settings, self.path)
+        before, now = json.loads(state["settings"]), json.loads(json.dumps(settings))
+        different = [
+            f"{key} was {before.get(key, 'absent')!r}, is {now.get(key, 'absent')!r}"
+            for key in {**before, **now}
+            if before.get(key, "absent") != now.get(key, "absent")
+        ]
+        if different:
+            raise InputError(
+                f"{self.path} holds a run with other settings ({'; '.join(different)}): expected the same to resume "
+                "it. Give those, or another folder (out=)"
+            )
         return state
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
@@ -127,19 +102,18 @@ class TrainingFolder:
     def write_checkpoint(self, settings: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """Write what a run goes on from."""
         if self.path is not None and self.leads:
-            write_state(self.path / STATE, {"settings": json.dumps(settings), **state})
+            with replacing(self.path / STATE) as partial, partial.open("wb") as file:
+                torch.save({"settings": json.dumps(settings), **state}, file)
 
     def write_model(self, name: str, model: nn.Module, writers: Writers) -> None:
-        """Write a model, and what the recipe saves beside it."""
-        self._write(name, lambda path: save_model(model, path))
+        """Write a model, with its description where it has one, and what the recipe saves beside it."""
+        own = getattr(model, "save", None)
+        self.write(name, own if callable(own) else lambda path: safetensors.torch.save_model(model, str(path)))
         for end, write in writers.items():
-            self._write(beside(name, end), write)
+            self.write(beside(name, end), write)
 
-    def write_image(self, image: Image.Image) -> None:
-        """Write the image of maps before and after."""
-        self._write(IMAGE_FILE, image.save)
-
-    def _write(self, name: str, write: Callable[[Path], object]) -> None:
+    def write(self, name: str, write: Callable[[Path], object]) -> None:
+        """Write a file."""
         if self.path is not None and self.leads:
             with replacing(self.path / name) as partial:
                 write(partial)
@@ -159,12 +133,3 @@ class TrainingFolder:
 def beside(name: str, end: str) -> str:
     """Return the name of a file that goes with a model's: "best.safetensors" and "bank.pt" make "best.bank.pt"."""
     return f"{name.partition('.')[0]}.{end}"
-
-
-def save_model(model: nn.Module, path: Path) -> None:
-    """Write a trained model: with its description where it has one, else its weights alone, as safetensors."""
-    own = getattr(model, "save", None)
-    if callable(own):
-        own(path)
-    else:
-        safetensors.torch.save_model(model, str(path))

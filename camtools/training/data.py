@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,10 +54,17 @@ class TrainingSet:
     """
 
     def __init__(self, selection: Selection, index: Sequence[int] | None = None) -> None:
-        self._selection = selection
-        place = list(range(len(selection.classes))) if index is None else list(index)
-        labels = (_labels(selection, number) for number in selection.indices)
-        self.labels = [[place[label] for label in dict.fromkeys(own)] for own in labels]
+        self._selection, data = selection, selection.data
+        place = range(len(selection.classes)) if index is None else index
+        self.labels: list[list[int]] = []
+        for number in selection.indices:
+            own = data.labels_of(number) if isinstance(data, ListedDataset) else data.record(number).labels.tolist()
+            if not own:
+                raise InputError(
+                    f"{selection.id_of(number)} has no class: expected at least one in every training image. Leave "
+                    "such images out (torch.utils.data.Subset)"
+                )
+            self.labels.append([place[label] for label in dict.fromkeys(own)])
         self.multilabel = any(len(own) > 1 for own in self.labels)
 
     def __len__(self) -> int:
@@ -76,41 +82,37 @@ class TrainingSet:
         """Return one image's name in the data set."""
         return self._selection.id_of(self._selection.indices[position])
 
-    def counts(self, classes: int) -> list[int]:
-        """Return how many images each class has."""
-        counts = Counter(label for labels in self.labels for label in labels)
-        return [counts[label] for label in range(classes)]
-
     def fingerprint(self) -> dict[str, Any]:
         """Return which images and labels these are, comparable between runs; boxes play no part."""
         digest = hashlib.sha256(repr(self.labels).encode()).hexdigest()[:16]
         return {**self._selection.fingerprint(), "labels": digest}
 
 
-@dataclass(frozen=True)
-class _Unreadable:
-    """An image that could not be read, on its way from a worker to the process that raises the error."""
+class Images(Dataset[Any]):
+    """Augmented images by (epoch, position in the training set), on which, and the seed, the augmentation depends.
 
-    problem: str
+    An item is (image, labels, position); of an image that cannot be read it is the problem in words, for the process
+    that raises the error.
 
-
-class _Images(Dataset[Any]):
-    """Augmented images by (epoch, position in the training set), on which, and the seed, the augmentation depends."""
+    Args:
+        data: Images and labels.
+        transform: From a PIL image to (C, H, W).
+        classes: How many the model has.
+        shares: Whether labels are (B, K) shares rather than (B,) indices.
+        seed: Of the augmentation.
+    """
 
     def __init__(self, data: TrainingSet, transform: Callable[[Any], Tensor], classes: int, shares: bool, seed: int):
         self.data, self.transform, self.classes, self.shares, self.seed = data, transform, classes, shares, seed
 
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int] | _Unreadable:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int] | str:
         epoch, position = key
         try:
             with seeded(self.seed, epoch, position):
                 image = self.transform(self.data.image(position))
         except Exception as error:  # a library's own, for a damaged file
             kind = "" if isinstance(error, CamtoolsError) else f"{type(error).__name__}: "
-            return _Unreadable(f"{self.data.name(position)}: {kind}{' '.join(str(error).split())}")
+            return f"{self.data.name(position)}: {kind}{' '.join(str(error).split())}"
         labels = self.data.labels[position]
         if not self.shares:
             return image, torch.tensor(labels[0]), position
@@ -123,28 +125,15 @@ class Loader:
     """Batches of augmented images, epoch after epoch, read ahead by the same worker processes.
 
     Args:
-        data: Images and labels.
-        transform: From a PIL image to (C, H, W).
-        classes: How many the model has.
-        shares: Whether labels are (B, K) shares rather than (B,) indices.
-        seed: Of the augmentation.
+        images: What is read.
         workers: Processes that read; 0 reads in this one.
         pinned: Whether batches are pinned, for a GPU.
     """
 
-    def __init__(
-        self,
-        data: TrainingSet,
-        transform: Callable[[Any], Tensor],
-        classes: int,
-        shares: bool,
-        seed: int,
-        workers: int,
-        pinned: bool,
-    ) -> None:
+    def __init__(self, images: Images, workers: int = 0, pinned: bool = False) -> None:
         self._keys: list[list[tuple[int, int]]] = []
         self._loader: DataLoader[Any] = DataLoader(
-            _Images(data, transform, classes, shares, seed),
+            images,
             batch_sampler=self._keys,  # another list of batches every epoch
             num_workers=workers,
             collate_fn=_collate,
@@ -166,29 +155,17 @@ class Loader:
         """
         self._keys[:] = [[(epoch, position) for position in batch] for batch in batches]
         for batch in self._loader:
-            if isinstance(batch, _Unreadable):
-                raise InputError(f"a training image cannot be read: {batch.problem}. Repair it, or leave it out")
+            if isinstance(batch, str):
+                raise InputError(f"a training image cannot be read: {batch}. Repair it, or leave it out")
             yield Batch(*batch)
 
 
 def _collate(items: list[Any]) -> Any:
-    unreadable = next((item for item in items if isinstance(item, _Unreadable)), None)
-    if unreadable is not None:
-        return unreadable
+    problem = next((item for item in items if isinstance(item, str)), None)
+    if problem is not None:
+        return problem
     images, labels, indices = zip(*items, strict=True)
     return torch.stack(images), torch.stack(labels), torch.tensor(indices)
-
-
-def _labels(selection: Selection, index: int) -> list[int]:
-    """Return an image's classes; opens it only where the data set cannot tell otherwise."""
-    data = selection.data
-    labels = data.labels_of(index) if isinstance(data, ListedDataset) else data.record(index).labels.tolist()
-    if not labels:
-        raise InputError(
-            f"{selection.id_of(index)} has no class: expected at least one in every training image. Leave such "
-            "images out (torch.utils.data.Subset)"
-        )
-    return list(labels)
 
 
 _SHUFFLE, _BALANCED = 1, 2  # so that streams of random numbers differ

@@ -19,14 +19,13 @@ from camtools.classes.matching import match_classes
 from camtools.datasets.selection import Selection
 from camtools.errors import InputError
 from camtools.heads.headed import HeadedModel
-from camtools.images.preprocess import Preprocess
 from camtools.model.cam_model import unwrapped, wrap
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.presets import preset
 from camtools.progress import progress_bar
 from camtools.sources.base import LoadedModel
 from camtools.training.augment import seeded
-from camtools.training.checkpoint import BEST_FILE, LAST_FILE, TrainingFolder
+from camtools.training.checkpoint import BEST_FILE, IMAGE_FILE, LAST_FILE, TrainingFolder
 from camtools.training.data import TrainingSet
 from camtools.training.logs import EpochRow, Logs
 from camtools.training.recipe import Recipe
@@ -124,9 +123,8 @@ def finetune(
     method.check(data.labels, fit.names)
     if val is not None:
         match_classes(val.classes, val.occurring, len(fit.names), fit.names)
-    preprocess = training_preprocess(loaded.preprocess, method)
     with accelerated(method.config.mixed_precision, device) as accelerator:
-        tuning = _Finetuning(method, loaded, data, val, fit, shares, preprocess, accelerator, folder, progress)
+        tuning = _Finetuning(method, loaded, data, val, fit, shares, accelerator, folder, progress)
         return tuning.run(resume)
 
 
@@ -141,7 +139,6 @@ class _Finetuning:
         val: Selection | None,
         fit: ClassFit,
         shares: bool,
-        preprocess: Preprocess,
         accelerator: Accelerator,
         folder: Path | None,
         progress: bool,
@@ -149,7 +146,7 @@ class _Finetuning:
         self.recipe, self.config, self.data, self.fit = recipe, recipe.config, data, fit
         self.folder = TrainingFolder(folder, accelerator.is_main_process)
         self.accelerator, self.shown = accelerator, progress and accelerator.is_main_process
-        network = loaded.model
+        network, preprocess = loaded.model, training_preprocess(loaded.preprocess, recipe)
         self.home = next((p.device for p in network.parameters()), torch.device("cpu"))
         self.settings = {
             "recipe": recipe.name,
@@ -183,7 +180,12 @@ class _Finetuning:
         self.trainer = Trainer(self.config, built, fast, data, len(fit.names), shares, preprocess, accelerator)
         self.history: list[EpochRow] = []
         self.best: dict[str, Any] = {"epoch": 0, "value": None, "state": None}
-        self._notes()
+        self._say(f"{recipe.name}: {len(data)} images, {fit.summary}")
+        taught = {label for labels in data.labels for label in labels}
+        empty = [name for label, name in enumerate(fit.names) if label not in taught]
+        if empty:
+            some = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
+            self._say(f"{len(empty)} classes have no training image ({some}): the model unlearns them")
 
     def run(self, resume: bool) -> FinetuneResult:
         """Train what is left."""
@@ -237,11 +239,11 @@ class _Finetuning:
                     trainer.means()  # raises rather than keep what is not a number
                     self._save()
                     due = False
-        means = trainer.epoch_means()
+        means = trainer.means(end=True)
         self.recipe.after_epoch(trainer)
         trainer.next_epoch()
         speed = images / max(time.perf_counter() - start, 1e-9)
-        row: EpochRow = {"epoch": float(number), "lr": trainer.rates()[0], **means}
+        row: EpochRow = {"epoch": float(number), "lr": trainer.optimizer.param_groups[0]["lr"], **means}
         validated = self.validation is not None and (number % config.validate_every == 0 or number == config.epochs)
         if self.validation is not None and validated:
             row |= self.recipe.validate(self._model(), self.validation)
@@ -291,7 +293,7 @@ class _Finetuning:
         if self.before is not None and self.validation is not None and self.folder.written:
             image = self.validation.before_and_after(self.before, model)
             if image is not None:
-                self.folder.write_image(image)
+                self.folder.write(IMAGE_FILE, image.save)
         paths = self.folder.paths(self.recipe.files(model))
         if paths:
             self._say(f"best epoch {self.best['epoch']}: {paths['best']}")
@@ -303,15 +305,6 @@ class _Finetuning:
     def _model(self) -> nn.Module:
         """Return the model that the recipe hands out as training stands."""
         return self.recipe.finished(self.trainer.trained())
-
-    def _notes(self) -> None:
-        """Say what a user should know before hours go by."""
-        self._say(f"{self.recipe.name}: {len(self.data)} images, {self.fit.summary}")
-        counts = self.data.counts(len(self.fit.names))
-        empty = [name for name, count in zip(self.fit.names, counts, strict=True) if not count]
-        if empty:
-            some = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
-            self._say(f"{len(empty)} classes have no training image ({some}): the model unlearns them")
 
     def _say(self, text: str) -> None:
         if self.shown:

@@ -24,8 +24,7 @@ def head_parameters(model: nn.Module) -> list[nn.Parameter]:
         ModelError: It has no such layer.
     """
     if isinstance(model, HeadedModel):
-        parts = [model.head] if model.classifier is None else [model.head, model.classifier]
-        return [parameter for part in parts for parameter in part.parameters()]
+        return [*model.head.parameters(), *(() if model.classifier is None else model.classifier.parameters())]
     weight = wrap(model).class_weights
     owner = next((m for m in model.modules() if any(p is weight for p in m._parameters.values())), None)
     if owner is None:
@@ -38,6 +37,8 @@ def head_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 def build_optimizer(model: nn.Module, fast: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
     """Return the optimiser, with the backbone's parameters first and the classifier's second.
+
+    Each group's "base" is the rate that `rate_factor` is a multiple of.
 
     Args:
         model: What is trained; parameters that need no gradient are left out.
@@ -53,7 +54,7 @@ def build_optimizer(model: nn.Module, fast: Sequence[nn.Parameter], config: Trai
         ([parameter for parameter in trained if id(parameter) not in known], config.lr),
         ([parameter for parameter in trained if id(parameter) in known], config.lr * config.head_lr_factor),
     ]
-    groups = [{"params": parameters, "lr": rate} for parameters, rate in rates if parameters]
+    groups = [{"params": parameters, "lr": rate, "base": rate} for parameters, rate in rates if parameters]
     if not groups:
         raise InputError(f"{type(model).__name__} has no parameter that needs a gradient: expected some. Unfreeze them")
     if config.optimizer == "adamw":

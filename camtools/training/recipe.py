@@ -74,6 +74,10 @@ class Recipe:
                 f"compile=True: {self.name} looks into the forward by a hook, expected compile=False. Leave it out"
             )
 
+    def head(self) -> Any:
+        """Return what `build` puts in the place of the model's head, see `camtools.heads.replace_head`: here GAP."""
+        return GAP()
+
     def build(self, model: nn.Module, classes: int | None) -> nn.Module:
         """Return what is trained, made of a copy of the caller's model.
 
@@ -84,7 +88,7 @@ class Recipe:
         Raises:
             ModelError: The method does not fit the model.
         """
-        return replace_head(model, GAP(), classes=classes, output_stride=self.config.output_stride)
+        return replace_head(model, self.head(), classes=classes, output_stride=self.config.output_stride)
 
     def fast_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """Return the parameters whose rate is `head_lr_factor` times as high: what lies behind the feature map."""

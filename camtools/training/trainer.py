@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from camtools.errors import InputError, ModelError
 from camtools.training.augment import cutmix, plain_transform, seeded, training_transform
 from camtools.training.config import TrainConfig
-from camtools.training.data import Batch, Loader, TrainingSet
+from camtools.training.data import Batch, Images, Loader, TrainingSet
 from camtools.training.optimizer import build_optimizer, rate_factor
 
 if TYPE_CHECKING:
@@ -67,13 +67,15 @@ class Trainer:
         average = get_ema_multi_avg_fn(config.ema)
         self.averaged = AveragedModel(self.inner, multi_avg_fn=average, use_buffers=True) if config.ema else None
         optimizer = build_optimizer(self.inner, fast, config)
-        for group in optimizer.param_groups:
-            group["base"] = group["lr"]
         made: Any = torch.compile(self.inner) if config.compile else self.inner
         self.model: nn.Module = accelerator.prepare_model(made)
         self.optimizer: Any = accelerator.prepare_optimizer(optimizer)
-        transform, gpu = training_transform(config, preprocess), self.device.type == "cuda"
-        self._loader = Loader(data, transform, classes, shares, config.seed, self._workers(), gpu)
+        images = Images(data, training_transform(config, preprocess), classes, shares, config.seed)
+        gpu, workers = self.device.type == "cuda", config.workers
+        if workers is None:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            workers = min(_MOST_WORKERS, cores) if gpu else 0
+        self._loader = Loader(images, workers, gpu)
         self.epoch = self.batch = self.updates = 0
         self.between_updates = True
         self._sums: dict[str, Tensor] = {}
@@ -112,8 +114,8 @@ class Trainer:
         """Yield this process's share of the training images once, in order and without augmentation."""
         positions = list(range(len(self.data)))[self.accelerator.process_index :: self.accelerator.num_processes]
         size, transform = self.config.batch_size, plain_transform(self.config, self.preprocess)
-        loader = Loader(self.data, transform, self.classes, self.shares, self.config.seed, 0, False)
-        for batch in loader.epoch(0, [positions[i : i + size] for i in range(0, len(positions), size)]):
+        images = Images(self.data, transform, self.classes, self.shares, self.config.seed)
+        for batch in Loader(images).epoch(0, [positions[i : i + size] for i in range(0, len(positions), size)]):
             yield self._placed(batch)
 
     def own_batches(self, batches: list[list[int]]) -> list[list[int]]:
@@ -150,7 +152,10 @@ class Trainer:
             batch: From `epoch_batches`.
             step: The recipe's; returns what is averaged over the epoch's images, scalars by name.
         """
-        self._training_mode()
+        self.model.train()
+        for module in self.inner.modules() if self.config.freeze_bn else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
         size = self.config.accumulate
         first = self.batch // size * size
         self._group = min(size, self._batches - first)
@@ -179,33 +184,34 @@ class Trainer:
             self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
         self.batch += 1
 
-    def means(self) -> dict[str, float]:
+    def means(self, end: bool = False) -> dict[str, float]:
         """Return the means over this process's images since the epoch began, by name.
 
-        Raises:
-            ModelError: One is not a number.
-        """
-        return self._means(self._sums)
-
-    def epoch_means(self) -> dict[str, float]:
-        """Return the means over all processes' images of the epoch, by name.
+        Args:
+            end: Whether the epoch is over: the means are of all processes' images then, and weights are checked too,
+                since the last update of an epoch shows in no loss.
 
         Raises:
-            ModelError: One is not a number, or a weight: the last update of an epoch shows in no loss.
+            ModelError: One is not a number, or a weight.
         """
-        means = self._means({name: self.accelerator.reduce(value, "sum") for name, value in self._sums.items()})
-        bad = next((name for name, value in self.inner.named_parameters() if not torch.isfinite(value).all()), None)
-        if bad is not None:
-            raise self._diverged(f"the weights {bad} are not all finite")
+        reduce = self.accelerator.reduce
+        sums = {name: float(reduce(value, "sum") if end else value) for name, value in self._sums.items()}
+        count = sums.pop("images")
+        means = {name: value / count for name, value in sums.items()}
+        problems = [f"the {name} is {value}" for name, value in means.items() if not math.isfinite(value)]
+        for name, value in self.inner.named_parameters() if end else ():
+            if not torch.isfinite(value).all():
+                problems.append(f"the weights {name} are not all finite")
+        if problems:
+            raise ModelError(
+                f"{problems[0]} in epoch {self.epoch + 1} by batch {self.batch}: expected finite numbers. Lower lr (it "
+                f"is {self.config.lr:g}), or give warmup or clip_grad; the checkpoint before it is unharmed"
+            )
         return means
 
     def next_epoch(self) -> None:
         """Go on to the next epoch."""
         self.epoch, self.batch, self._sums = self.epoch + 1, 0, {}
-
-    def rates(self) -> list[float]:
-        """Return the learning rates of the optimiser's groups: the backbone's, then the classifier's."""
-        return [group["lr"] for group in self.optimizer.param_groups]
 
     def trained(self) -> nn.Module:
         """Return the module as it stands, in eval mode; its moving average where there is one."""
@@ -242,36 +248,9 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _training_mode(self) -> None:
-        self.model.train()
-        if self.config.freeze_bn:
-            for module in self.inner.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-
     def _placed(self, batch: Batch) -> Batch:
         on = {"device": self.device, "non_blocking": True}
         return Batch(batch.images.to(**on), batch.labels.to(**on), batch.indices)
-
-    def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        count = float(sums["images"])
-        means = {name: float(value) / count for name, value in sums.items() if name != "images"}
-        bad = next((name for name, value in means.items() if not math.isfinite(value)), None)
-        if bad is not None:
-            raise self._diverged(f"the {bad} is {means[bad]}")
-        return means
-
-    def _diverged(self, problem: str) -> ModelError:
-        return ModelError(
-            f"{problem} in epoch {self.epoch + 1} by batch {self.batch}: expected finite numbers. Lower lr (it is "
-            f"{self.config.lr:g}), or give warmup or clip_grad; the checkpoint before it is unharmed"
-        )
-
-    def _workers(self) -> int:
-        if self.config.workers is not None:
-            return int(self.config.workers)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(_MOST_WORKERS, cores) if self.device.type == "cuda" else 0
 
 
 @contextlib.contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,13 @@ from camtools.training.config import option
 from camtools.training.data import Batch, Labels
 from camtools.training.recipe import captured
 from camtools.training.trainer import Trainer
-from camtools_recipes.multi_map import MultiMapConfig, MultiMapRecipe
+from camtools_recipes.wildcat import WildcatConfig, WildcatRecipe
 
 _SECOND = "second"  # the second classifier's place in the head, with ACoL
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExCamConfig(MultiMapConfig):
+class ExCamConfig(WildcatConfig):
     """Settings of `excam`. The defaults are section 3.3; the thesis's other experiments are combined freely."""
 
     dropout: str = option(
@@ -32,11 +33,7 @@ class ExCamConfig(MultiMapConfig):
         choices=("sequential", "adl", "none"),
     )
     delta: float = option(
-        0.5,
-        "Threshold on the sigmoid of the maps, of dropout and ACoL.",
-        source="ex-CAM thesis, 3.3",
-        least=0.001,
-        most=0.999,
+        0.5, "Threshold on the maps' sigmoid, of dropout and ACoL.", source="ex-CAM thesis, 3.3", least=1e-3, most=0.999
     )
     learnable: bool = option(False, "Whether the dropout's delta is learnt.", source="ex-CAM thesis, 3.3")
     adl_rate: float = option(0.75, "Chance of the drop mask.", source="Choe and Shim, CVPR 2019", least=0, most=1)
@@ -54,7 +51,7 @@ class ExCamConfig(MultiMapConfig):
     )
 
 
-class ExCamRecipe(MultiMapRecipe):
+class ExCamRecipe(WildcatRecipe):
     """ex-CAM: WILDCAT with intra-class sequential dropout over its maps (thesis, section 3.3).
 
     In training the first map of a class keeps its important part, and each later one loses what it and all before it
@@ -76,17 +73,14 @@ class ExCamRecipe(MultiMapRecipe):
         if config.learnable and config.dropout != "sequential":
             raise InputError(f"learnable=True with dropout={config.dropout!r}: expected dropout='sequential'")
 
-    def head(self) -> Callable[[int, int], Wildcat]:
+    def head(self) -> partial[Any]:
         """Return what makes the head of (channels, classes)."""
         config, plain = self.config, super().head()
-        assert isinstance(plain, partial)
         if config.dropout == "sequential":
             return partial(ExCAM, delta=config.delta, learnable=config.learnable, **plain.keywords)
         if config.dropout == "none":
             return plain
-        return lambda channels, classes: plain(
-            channels, classes, adl=ADL(config.adl_rate, config.adl_gamma, per_map=True)
-        )
+        return partial(plain, adl=ADL(config.adl_rate, config.adl_gamma, per_map=True))
 
     def build(self, model: nn.Module, classes: int | None) -> nn.Module:
         """Put the head in the place of pooling and classifier; with ACoL, a second one in it."""

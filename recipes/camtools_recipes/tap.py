@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from camtools.heads.pooling import TAP
-from camtools.heads.replace import replace_head
 from camtools.training.config import TrainConfig, option
 from camtools.training.recipe import Recipe
 
@@ -34,7 +31,6 @@ class TapRecipe(Recipe):
     Config = TapConfig
     pipeline = "rcam"
 
-    def build(self, model: nn.Module, classes: int | None) -> nn.Module:
-        """Put TAP in the place of the model's pooling."""
-        head = TAP(theta=self.config.theta, relative=self.config.relative)
-        return replace_head(model, head, classes=classes, output_stride=self.config.output_stride)
+    def head(self) -> TAP:
+        """Return the pooling with these settings."""
+        return TAP(theta=self.config.theta, relative=self.config.relative)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from camtools.heads.pooling import WGAP
-from camtools.heads.replace import replace_head
 from camtools.training.config import TrainConfig, option
 from camtools.training.recipe import Recipe
 
@@ -17,9 +14,7 @@ class WgapConfig(TrainConfig):
     """Settings of `wgap`."""
 
     lr: float = option(
-        3e-4,
-        "Learning rate of the backbone. What is pooled is many times a mean, and at 0.001 maps lose.",
-        least=0,
+        3e-4, "Learning rate of the backbone. What is pooled is many times a mean, and at 0.001 maps lose.", least=0
     )
     divide: bool = option(
         False, "Whether to divide by H x W, as the paper's eq. 1 has it; a fine-tune then starts from tiny logits."
@@ -36,7 +31,6 @@ class WgapRecipe(Recipe):
     Config = WgapConfig
     pipeline = "adaptive"
 
-    def build(self, model: nn.Module, classes: int | None) -> nn.Module:
-        """Put WGAP in the place of the model's pooling."""
-        head = WGAP(divide=self.config.divide)
-        return replace_head(model, head, classes=classes, output_stride=self.config.output_stride)
+    def head(self) -> WGAP:
+        """Return the pooling with these settings."""
+        return WGAP(divide=self.config.divide)

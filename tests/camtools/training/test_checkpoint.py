@@ -1,20 +1,19 @@
 """Checkpoints as they are written and read, and settings compared."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from camtools.errors import InputError, WeightsError
-from camtools.training.checkpoint import check_same, read_state, write_state
+from camtools.training.checkpoint import TrainingFolder, read_state
 
 CPU = torch.device("cpu")
 
 
 def test_what_is_written_is_read(tmp_path):
-    state = {"settings": "{}", "x": torch.arange(3), "n": [1, 2.5], "none": None}
-    write_state(tmp_path / "deep" / "state.pt", state)
+    state = {"x": torch.arange(3), "n": [1, 2.5], "none": None}
+    TrainingFolder(tmp_path / "deep", leads=True).write_checkpoint({}, state)
     found = read_state(tmp_path / "deep" / "state.pt", CPU)
     assert torch.equal(found.pop("x"), torch.arange(3))
     assert found == {"settings": "{}", "n": [1, 2.5], "none": None}
@@ -39,6 +38,9 @@ def test_nothing_is_executed(tmp_path):
 
 
 def test_settings_are_compared_by_value(tmp_path):
-    check_same(json.dumps({"lr": 0.1, "augment": ["flip"]}), {"augment": ("flip",), "lr": 0.1}, tmp_path)
+    folder = TrainingFolder(tmp_path, leads=True)
+    folder.write_checkpoint({"lr": 0.1, "augment": ["flip"]}, {})
+    assert folder.checkpoint({"augment": ("flip",), "lr": 0.1}, True, CPU) is not None
+    folder.write_checkpoint({"lr": 0.1}, {})
     with pytest.raises(InputError, match=r"lr was 0.1, is 0.2; seed was 'absent', is 3"):
-        check_same(json.dumps({"lr": 0.1}), {"lr": 0.2, "seed": 3}, tmp_path)
+        folder.checkpoint({"lr": 0.2, "seed": 3}, True, CPU)

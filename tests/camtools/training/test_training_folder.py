@@ -18,7 +18,7 @@ def fill(folder):
     folder.write_settings({"lr": 0.5})
     folder.write_model("best.safetensors", nn.Linear(2, 1), {"bank.txt": lambda path: path.write_text("bank")})
     folder.write_checkpoint({"lr": 0.5}, {"history": [{"epoch": 0.0}]})
-    folder.write_image(Image.new("RGB", (4, 4)))
+    folder.write("examples.png", Image.new("RGB", (4, 4)).save)
 
 
 def test_files_and_what_they_are_called(tmp_path):
