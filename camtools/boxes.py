@@ -115,19 +115,17 @@ def coco_annotations(mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
     """
     labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
     areas = np.bincount(labels.ravel(), minlength=count + 1)
-    parts = [
-        (int(areas[part]), part, rows, columns)
-        for part, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1)
-        if areas[part] >= SPECK * areas[1:].max()
-    ]
+    order = 1 + np.argsort(-areas[1:], kind="stable")
+    places = ndimage.find_objects(labels)
     return [
         {
             "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
-            "area": area,
+            "area": int(areas[part]),
             "segmentation": {"size": list(mask.shape), "counts": run_lengths(labels == part)},
             "iscrowd": 0,
         }
-        for area, part, rows, columns in sorted(parts, key=lambda item: -item[0])
+        for part in order[areas[order] >= SPECK * areas[order[:1]]]
+        for rows, columns in [places[part - 1]]
     ]
 
 
@@ -135,6 +133,5 @@ def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
     """Return COCO's uncompressed run lengths of a mask (H, W): column-major, background first."""
     pixels = mask.ravel(order="F")
     changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    borders = np.concatenate([[0], changes, [pixels.size]])
-    lengths = np.diff(borders).tolist()
+    lengths = np.diff(changes, prepend=0, append=pixels.size).tolist()
     return [0, *lengths] if pixels.size and pixels[0] else lengths

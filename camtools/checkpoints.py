@@ -9,7 +9,6 @@ import argparse
 import difflib
 import hashlib
 import pickle
-import struct
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,7 +77,6 @@ def _kind(path: Path) -> str:
         raise WeightsError(
             f"There is no weights file {path}." + (f" Did you mean {path.parent / close[0]}?" if close else "")
         )
-    size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(64)
     if not head:
@@ -88,8 +86,7 @@ def _kind(path: Path) -> str:
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return "torch"
     if len(head) > 8 and head[8:9] == b"{":
-        header = struct.unpack("<Q", head[:8])[0]
-        if 8 + header > size:
+        if 8 + int.from_bytes(head[:8], "little") > path.stat().st_size:
             raise WeightsError(f"{path} is cut short: its header alone is longer. Copy or download it again.")
         return "safetensors"
     raise WeightsError(

@@ -71,20 +71,18 @@ def load_names(path: str | Path) -> tuple[str, ...]:
         raise TargetError(
             f"The class names cannot be read from {path}: {reason}. Give a text file, one name a line, or a JSON list."
         ) from error
-    names = _names_from_json(text, path) if path.suffix.lower() == ".json" else _names_from_lines(text, path)
+    if path.suffix.lower() == ".json":
+        names = _names_from_json(text, path)
+    else:
+        names = tuple(line.strip() for line in text.rstrip().splitlines())
+        if "" in names:
+            raise TargetError(
+                f"{path}: line {names.index('') + 1} is blank, so the classes after it would be numbered wrongly. "
+                "Give one name a line, line 1 for class 0."
+            )
     if not names:
         raise TargetError(f"{path} holds no class names. Give one name a line, line 1 for class 0.")
     return names
-
-
-def _names_from_lines(text: str, path: Path) -> tuple[str, ...]:
-    names = [line.strip() for line in text.rstrip().splitlines()]
-    if "" in names:
-        raise TargetError(
-            f"{path}: line {names.index('') + 1} is blank, so the classes after it would be numbered wrongly. "
-            "Give one name a line, line 1 for class 0."
-        )
-    return tuple(names)
 
 
 def _names_from_json(text: str, path: Path) -> tuple[str, ...]:
@@ -141,8 +139,7 @@ def resolve_target(target: int | str, class_names: Sequence[str] | None = None, 
     if not matches and re.fullmatch(r"[+-]?\d+", text):
         return _in_range(int(text), num_classes)
     matches = matches or _where(class_names or (), lambda name: _fold(name) == _fold(text))
-    if not matches and class_names is not None and _is_imagenet(class_names):
-        matches = _imagenet_index(text)
+    matches = matches or _imagenet_index(text, class_names or ())
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -164,13 +161,10 @@ def _listed(values: Sequence[Any]) -> str:
     return ", ".join(str(value) for value in values[:5]) + (", ..." if len(values) > 5 else "")
 
 
-def _is_imagenet(class_names: Sequence[str]) -> bool:
-    """Return whether names are ImageNet's, as torchvision or as timm words them."""
-    return len(class_names) == 1000 and tuple(class_names) in (imagenet_names(), imagenet_synsets()[1])
-
-
-def _imagenet_index(text: str) -> list[int]:
-    """Find a wnid, or a synonym."""
+def _imagenet_index(text: str, class_names: Sequence[str]) -> list[int]:
+    """Find a wnid, or a synonym, where the names are ImageNet's as torchvision or timm words them."""
+    if len(class_names) != 1000 or tuple(class_names) not in (imagenet_names(), imagenet_synsets()[1]):
+        return []
     wnids, synonyms = imagenet_synsets()
     if _WNID.fullmatch(text.lower()):
         return _where(wnids, lambda wnid: wnid == text.lower())

@@ -101,14 +101,13 @@ def class_indices(
 
 
 def _resolve(target: Any, class_names: Sequence[str] | None, classes: int) -> list[int]:
-    count = len(target) if is_list(target) else 1
-    if count == 0:
-        raise TargetError("the target list of an image is empty; name at least one class, or pass None")
-    if count > classes:
-        raise TargetError(
-            f"{count} targets were given for an image, but the model has {classes} classes; name each once"
-        )
     wanted = list(target) if is_list(target) else [target]
+    if not wanted:
+        raise TargetError("the target list of an image is empty; name at least one class, or pass None")
+    if len(wanted) > classes:
+        raise TargetError(
+            f"{len(wanted)} targets were given for an image, but the model has {classes} classes; name each once"
+        )
     return [resolve_target(label, class_names if isinstance(label, str) else None, classes) for label in wanted]
 
 

@@ -136,16 +136,15 @@ def read_table(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) 
             f"{path}, line 1: no column {', '.join(map(repr, missing))} in {','.join(header)!r}; expected the header "
             f"{','.join([*needed, *optional])}"
         )
-    where = [header.index(name) for name in needed]
-    extra = [header.index(name) if name in header else None for name in optional]
+    where = [header.index(name) if name in header else None for name in (*needed, *optional)]
     for row in rows:
-        if not row or not any(field.strip() for field in row):
+        if not any(field.strip() for field in row):
             continue
         if len(row) != len(header):
             raise InputError(
                 f"{path}, line {rows.line_num}: {len(row)} fields, expected {len(header)}: {','.join(header)}"
             )
-        yield [row[i] for i in where] + ["" if i is None else row[i] for i in extra], rows.line_num
+        yield ["" if i is None else row[i] for i in where], rows.line_num
 
 
 def to_int(text: str, what: str, place: str, low: int = 0, high: int | None = None) -> int:

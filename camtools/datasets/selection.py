@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from typing import Any
 
 from torch.utils.data import Subset
@@ -61,7 +62,6 @@ class Selection:
             raise InputError("the Subset names an image twice: expected every image once")
         self.ids = [inner.ids[index] for index in self.indices] if isinstance(inner, ListedDataset) else None
         self.spec = spec or repr(inner)
-        self._labels: dict[int, list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -84,13 +84,13 @@ class Selection:
     def occurring(self) -> list[int]:
         """The data set's classes that are known to occur, ascending; all where it can't tell without the images."""
         if isinstance(self.data, ListedDataset):
-            return sorted({label for labels in self._known().values() for label in labels})
+            return sorted({label for labels in self._known for label in labels})
         return list(range(len(self.classes)))
 
     @property
     def multilabel(self) -> bool:
         """Whether any image has objects of several classes."""
-        return any(len(set(labels)) > 1 for labels in self._known().values())
+        return any(len(set(labels)) > 1 for labels in self._known)
 
     def fingerprint(self) -> dict[str, Any]:
         """Say which images these are, comparably between runs."""
@@ -98,13 +98,9 @@ class Selection:
         digest = hashlib.sha256(named.encode()).hexdigest()[:16]
         return {"data": self.spec, "images": len(self), "ids": digest}
 
-    def _known(self) -> dict[int, list[int]]:
+    @cached_property
+    def _known(self) -> list[list[int]]:
         """The labels of all images, or of the first few."""
-        if self._labels is None:
-            data = self.data
-            if isinstance(data, ListedDataset):
-                self._labels = {index: data.labels_of(index) for index in self.indices}
-            else:
-                some = self.indices[:_LOOKED_AT]
-                self._labels = {index: self.record(index).labels.tolist() for index in some}
-        return self._labels
+        if isinstance(self.data, ListedDataset):
+            return [self.data.labels_of(index) for index in self.indices]
+        return [self.record(index).labels.tolist() for index in self.indices[:_LOOKED_AT]]

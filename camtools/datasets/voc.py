@@ -84,18 +84,18 @@ class VOC(ListedDataset):
     def labels_of(self, index: int) -> list[int]:
         """Return the classes of the objects of `record(index)`, see `ListedDataset`."""
         record_id = self.ids[index]
-        annotation, labels, difficult = self._annotation(record_id)
+        _, labels, boxes, difficult = self._annotation(record_id)
         if not self._masks:
             return labels
-        return _with_instances(labels, _voc_boxes(annotation), difficult, *self._instances(record_id))[0].tolist()
+        return _with_instances(labels, boxes, difficult, *self._instances(record_id))[0].tolist()
 
     def record(self, index: int) -> Record:
         """Return one record, see `RecordDataset`."""
         record_id = self.ids[index]
         path = self._base / "JPEGImages" / f"{record_id}.jpg"
-        annotation, labels, difficult = self._annotation(record_id)
-        image = read_annotated(path, annotation.size)
-        boxes = fit_boxes(_voc_boxes(annotation), annotation.size, image, path)
+        size, labels, boxes, difficult = self._annotation(record_id)
+        image = read_annotated(path, size)
+        boxes = fit_boxes(boxes, size, image, path)
         if not self._masks:
             return Record(image, as_labels(labels), boxes, None, None, record_id, difficult)
         classes, objects = self._instances(record_id, image)
@@ -103,15 +103,16 @@ class VOC(ListedDataset):
         ignore = torch.from_numpy((classes == _VOID) | (objects == _VOID))
         return Record(image, all_labels, boxes, masks, ignore, record_id, difficult)
 
-    def _annotation(self, record_id: str) -> tuple[XmlAnnotation, list[int], Tensor]:
-        """Return an image's annotation, and its objects' class indices and VOC's flag, (N,) bool."""
+    def _annotation(self, record_id: str) -> tuple[tuple[int, int] | None, list[int], Tensor, Tensor]:
+        """Return an image's stated size, its objects' classes, boxes (N, 4) from 0, half-open, and VOC's flags."""
         path = self._base / "Annotations" / f"{record_id}.xml"
-        annotation = read_xml(path)
-        unknown = [item.name for item in annotation.objects if item.name not in CLASSES]
+        size, objects = read_xml(path)
+        unknown = [item.name for item in objects if item.name not in CLASSES]
         if unknown:
             raise InputError(f"the annotation {str(path)!r} has the class {unknown[0]!r}: expected one of VOC's 20")
-        labels = [CLASSES.index(item.name) for item in annotation.objects]
-        return annotation, labels, torch.tensor([item.difficult for item in annotation.objects], dtype=torch.bool)
+        labels = [CLASSES.index(item.name) for item in objects]
+        boxes = as_boxes([item.box for item in objects]) - torch.tensor([1.0, 1.0, 0.0, 0.0])
+        return size, labels, boxes, torch.tensor([item.difficult for item in objects], dtype=torch.bool)
 
     def _instances(self, record_id: str, image: Image.Image | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the class values and the instance values, (H, W) each; checked against the image where given."""
@@ -139,11 +140,6 @@ VOCdevkit/VOC{year}/
 """,
         f"the PASCAL VOC {year} page of the University of Oxford (VOCtrainval{', VOCtest' if year == 2007 else ''})",
     )
-
-
-def _voc_boxes(annotation: XmlAnnotation) -> Tensor:
-    """Return the boxes, (N, 4), half-open and from 0."""
-    return as_boxes([item.box for item in annotation.objects]) - torch.tensor([1.0, 1.0, 0.0, 0.0])
 
 
 def _with_instances(
@@ -212,21 +208,19 @@ def read_xml(path: Path) -> XmlAnnotation:
     Raises:
         InputError: The file is missing, is not XML, or an object lacks its name or box.
     """
+    file = f"the annotation {str(path)!r}"
     try:
         root = ElementTree.parse(path).getroot()
-    except OSError as error:
-        raise InputError(
-            f"the annotation {str(path)!r} cannot be read ({error.strerror}): expected VOC's XML"
-        ) from error
-    except ElementTree.ParseError as error:
-        raise InputError(f"the annotation {str(path)!r} is not XML ({error}): copy or download it again") from error
-    try:
         width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
         objects = [_object(node) for node in root.iter("object")]
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}): expected VOC's XML") from error
+    except ElementTree.ParseError as error:
+        raise InputError(f"{file} is not XML ({error}): copy or download it again") from error
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"the annotation {str(path)!r} is not as in VOC ({error}): expected a name and a bndbox with xmin, ymin, "
-            f"xmax and ymax in every object"
+            f"{file} is not as in VOC ({error}): expected a name and a bndbox with xmin, ymin, xmax and ymax in every "
+            "object"
         ) from error
     return XmlAnnotation((width, height) if width and height else None, objects)
 

@@ -84,7 +84,13 @@ class WSOL(ListedDataset):
             )
         super().__init__(names, known or [str(index) for index in range(last + 1)], transform, target)
         listed = base / "image_sizes.txt"
-        self._sizes = keyed(_read_sizes(listed), names, listed) if listed.exists() else None
+        self._sizes: list[tuple[int, int]] | None = None
+        if listed.exists():
+            sizes = {
+                name: (to_int(width, "the width", at, 1), to_int(height, "the height", at, 1))
+                for name, width, height, at in read_rows(listed, [3], ",")
+            }
+            self._sizes = keyed(sizes, names, listed)
         listed = base / "localization.txt"
         boxes, masks_of, ignores = _read_localization(listed) if listed.exists() else ({}, {}, {})
         self._boxes = keyed(boxes, names, listed) if boxes else None
@@ -115,13 +121,6 @@ class WSOL(ListedDataset):
         none = torch.zeros((0, image.height, image.width), dtype=torch.bool)
         levels = (torch.from_numpy(read_levels(self._mask_root / name, palette=False)) for name in names)
         return torch.cat([none, *(resize_masks(level[None] > 0, image) for level in levels)])
-
-
-def _read_sizes(path: Path) -> dict[str, tuple[int, int]]:
-    return {
-        name: (to_int(width, "the width", at, 1), to_int(height, "the height", at, 1))
-        for name, width, height, at in read_rows(path, [3], ",")
-    }
 
 
 def _read_localization(

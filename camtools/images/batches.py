@@ -104,20 +104,18 @@ def read_batches(
     """
     paired = zip(images, targets, strict=False)
     with closing(read_ahead(partial(_prepare, transform), paired, ahead=batch_size + 1)) as results:
-        failure: Exception | None = None
-        while failure is None and (chunk := list(islice(results, batch_size))):
+        while chunk := list(islice(results, batch_size)):
             sound: list[Ready] = []
             for result in chunk:
                 if isinstance(result, Exception):
-                    failure = result
                     break
                 sound.append(result)
             for _, same in groupby(sound, key=lambda ready: ready.tensor.shape):
                 batch = list(same)
                 home = batch[0].tensor.device  # ready tensors may come from anywhere
                 yield Batch(batch, torch.stack([ready.tensor.to(home) for ready in batch]))
-        if failure is not None:
-            raise failure
+            if isinstance(result, Exception):
+                raise result
 
 
 def is_ready_batch(images: Any, transform: Transform) -> bool:

@@ -194,7 +194,7 @@ def _axis_matrix(side: int, input_side: int, scale: float, offset: float, cells:
     else:
         first = position.floor() - 1
         t = position - first - 1
-        taps = torch.stack([_cubic_far(t + 1), _cubic_near(t), _cubic_near(1 - t), _cubic_far(2 - t)])
+        taps = _cubic(torch.stack([t + 1, t, 1 - t, 2 - t]))
     inside = (u >= 0) & (u <= input_side)
     index = (first.long() + torch.arange(len(taps))[:, None]).clamp(0, cells - 1)
     matrix = torch.zeros(side, cells + 1, dtype=torch.float64)
@@ -203,11 +203,8 @@ def _axis_matrix(side: int, input_side: int, scale: float, offset: float, cells:
     return matrix.float()
 
 
-def _cubic_near(t: Tensor) -> Tensor:
-    """Keys' cubic kernel for distances t in [0, 1] (Keys 1981, eq. 15, with general a)."""
-    return ((_BICUBIC_A + 2) * t - (_BICUBIC_A + 3)) * t * t + 1
-
-
-def _cubic_far(t: Tensor) -> Tensor:
-    """Keys' cubic kernel for distances t in [1, 2]."""
-    return ((_BICUBIC_A * t - 5 * _BICUBIC_A) * t + 8 * _BICUBIC_A) * t - 4 * _BICUBIC_A
+def _cubic(t: Tensor) -> Tensor:
+    """Keys' cubic kernel for distances t in [0, 2] (Keys 1981, eq. 15, with general a)."""
+    near = ((_BICUBIC_A + 2) * t - (_BICUBIC_A + 3)) * t * t + 1
+    far = ((_BICUBIC_A * t - 5 * _BICUBIC_A) * t + 8 * _BICUBIC_A) * t - 4 * _BICUBIC_A
+    return torch.where(t <= 1, near, far)

@@ -70,20 +70,14 @@ class Preprocess:
         pair = isinstance(self.resize, tuple)
         object.__setattr__(self, "crop_mode", self.crop_mode or ("squash" if pair else "center"))
         resize = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
-        sides = {"input_size": self.input_size, "resize": resize}
-        for name, value in sides.items():
+        for name, value in (("input_size", self.input_size), ("resize", resize)):
             if value is not None and (not isinstance(value, tuple) or len(value) != 2 or min(value) < 1):
                 raise InputError(
                     f"{name} is {getattr(self, name)!r}: expected (height, width), pixels above 0. Correct it"
                 )
-        if self.interpolation not in _RESAMPLING:
-            raise InputError(
-                f"interpolation is {self.interpolation!r}: expected one of {'/'.join(_RESAMPLING)}. Pick one"
-            )
-        if self.crop_mode not in get_args(CropMode):
-            raise InputError(
-                f"crop_mode is {self.crop_mode!r}: expected one of {'/'.join(get_args(CropMode))}. Pick one"
-            )
+        for name, allowed in (("interpolation", tuple(_RESAMPLING)), ("crop_mode", get_args(CropMode))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} is {getattr(self, name)!r}: expected one of {'/'.join(allowed)}. Pick one")
         if self.crop_mode != "center" and not pair:
             raise InputError(
                 f"crop_mode is {self.crop_mode!r} and resize {self.resize!r}: expected a pair. Pass (height, width)"

@@ -99,11 +99,8 @@ def read_images(x: Any, *, channels: int | None = None) -> tuple[InputImages, bo
     Raises:
         InputError: `x` holds no image, or is an iterator, whose end is unknown.
     """
-    if isinstance(x, Tensor | np.ndarray) and x.ndim == 4:
-        many = True
-    else:
-        many = isinstance(x, Sequence) and not isinstance(x, str | bytes | bytearray)
-    if not many:
+    batch = isinstance(x, Tensor | np.ndarray) and x.ndim == 4
+    if not batch and (not isinstance(x, Sequence) or isinstance(x, str | bytes | bytearray)):
         if isinstance(x, Iterator):
             raise InputError(
                 f"got {type(x).__name__}, an iterator, expected images that can be counted: pass list(...) of it, "

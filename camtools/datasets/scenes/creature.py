@@ -18,48 +18,18 @@ FACE = 1.4  # radius of the face, in the head's coordinates
 _HALF_SQRT_3 = 0.8660254037844386
 
 
-def _disc(u: Floats, v: Floats) -> Bools:
-    return u * u + v * v <= 0.85
-
-
-def _ring(u: Floats, v: Floats) -> Bools:
-    r = u * u + v * v
-    return (r <= 1) & (r >= 0.3)
-
-
-def _triangle(u: Floats, v: Floats) -> Bools:
-    # Point first, away from the body.
-    return (u >= -0.6) & (0.5 * u + _HALF_SQRT_3 * np.abs(v) <= 0.55)
-
-
-def _plus(u: Floats, v: Floats) -> Bools:
-    a, b = np.abs(u), np.abs(v)
-    return (np.maximum(a, b) <= 1) & (np.minimum(a, b) <= 0.3)
-
-
-def _crescent(u: Floats, v: Floats) -> Bools:
-    shifted = u - 0.5
-    return (u * u + v * v <= 1) & (shifted * shifted + v * v >= 0.55)
-
-
-def _hourglass(u: Floats, v: Floats) -> Bools:
-    a, b = np.abs(u), np.abs(v)
-    return (b <= 0.95) & (a <= 0.1 + 0.8 * b)
-
-
-def _pair(u: Floats, v: Floats) -> Bools:
-    b = np.abs(v) - 0.62
-    return u * u + b * b <= 0.2
-
-
-def _ladder(u: Floats, v: Floats) -> Bools:
-    a = np.abs(u)
-    return (np.abs(v) <= 0.95) & ((a <= 0.19) | ((a >= 0.57) & (a <= 0.95)))
-
-
-_SHAPES = (_disc, _ring, _triangle, _plus, _crescent, _hourglass, _pair, _ladder)
 MARKS: Mapping[str, Callable[[Floats, Floats], Bools]] = MappingProxyType(
-    {shape.__name__.removeprefix("_"): shape for shape in _SHAPES}
+    {
+        "disc": lambda u, v: u * u + v * v <= 0.85,
+        "ring": lambda u, v: (u * u + v * v <= 1) & (u * u + v * v >= 0.3),
+        # Point first, away from the body.
+        "triangle": lambda u, v: (u >= -0.6) & (0.5 * u + _HALF_SQRT_3 * np.abs(v) <= 0.55),
+        "plus": lambda u, v: (np.maximum(np.abs(u), np.abs(v)) <= 1) & (np.minimum(np.abs(u), np.abs(v)) <= 0.3),
+        "crescent": lambda u, v: (u * u + v * v <= 1) & (np.square(u - 0.5) + v * v >= 0.55),
+        "hourglass": lambda u, v: (np.abs(v) <= 0.95) & (np.abs(u) <= 0.1 + 0.8 * np.abs(v)),
+        "pair": lambda u, v: u * u + np.square(np.abs(v) - 0.62) <= 0.2,
+        "ladder": lambda u, v: (np.maximum(np.abs(u), np.abs(v)) <= 0.95) & ((np.abs(u) <= 0.19) | (np.abs(u) >= 0.57)),
+    }
 )
 """Class names, in the order of their indices, and where each mark is: u away from the body, v across, both (H, W); True
 on the mark. Every mark lies within the circle of radius `FACE` that is the face."""
@@ -72,7 +42,7 @@ def face(u: Floats, v: Floats) -> Bools:
 
 def mark(label: int, u: Floats, v: Floats) -> Bools:
     """Return where the mark of a class is, (H, W), in the coordinates of `MARKS`."""
-    return _SHAPES[label](u, v)
+    return list(MARKS.values())[label](u, v)
 
 
 def head_surface(stream: Stream, label: int, u: Floats, v: Floats) -> Floats:
@@ -121,11 +91,7 @@ class Pose:
     @property
     def nose(self) -> tuple[float, float]:
         """The place of the head's centre."""
-        along, across = self.length + OUT * self.head, self.side * self.end
-        return (
-            self.x + along * self.axis[0] - across * self.axis[1],
-            self.y + along * self.axis[1] + across * self.axis[0],
-        )
+        return self._place(self.length + OUT * self.head, self.end)
 
     @property
     def end(self) -> float:
@@ -147,18 +113,17 @@ class Pose:
         nose, tail = self.length + (1 + OUT) * self.head, self.length
         belly = self.width * (1 + self.taper) + self.leg
         curve = abs(self.bend) * self.length
-        corners = []
-        for along in (-tail, nose):
-            for across in (-self.width - curve, belly + curve):
-                sideways = self.side * across
-                corners.append(
-                    (
-                        self.x + along * self.axis[0] - sideways * self.axis[1],
-                        self.y + along * self.axis[1] + sideways * self.axis[0],
-                    )
-                )
-        xs, ys = [corner[0] for corner in corners], [corner[1] for corner in corners]
+        corners = [self._place(a, b) for a in (-tail, nose) for b in (-self.width - curve, belly + curve)]
+        xs, ys = zip(*corners, strict=True)
         return min(xs), min(ys), max(xs), max(ys)
+
+    def _place(self, along: float, across: float) -> tuple[float, float]:
+        """Return the place in the image of what `straight` says is at (along, across)."""
+        across *= self.side
+        return (
+            self.x + along * self.axis[0] - across * self.axis[1],
+            self.y + along * self.axis[1] + across * self.axis[0],
+        )
 
 
 def draw_pose(stream: Stream, small: float, large: float) -> Pose:
