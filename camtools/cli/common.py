@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +72,9 @@ def exit_codes() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from error
 
 
-@contextlib.contextmanager
-def stdout_to_stderr() -> Iterator[None]:
+def stdout_to_stderr() -> contextlib.AbstractContextManager[Any]:
     """Send what libraries and users' functions print to stderr, so that stdout carries the results alone."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def complain(message: object) -> None:
@@ -98,6 +96,16 @@ def summarise(count: int, seconds: float, failed: Sequence[tuple[str, str]], out
 def print_json(document: Any) -> None:
     """Print a JSON document on stdout."""
     typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+
+
+def print_table(columns: Iterable[Any], rows: Iterable[Iterable[Any]], **options: Any) -> None:
+    """Print a table on stdout; the options are those of `rich.table.Table`."""
+    from rich.table import Table
+
+    table = Table(*columns, **options)
+    for row in rows:
+        table.add_row(*row)
+    stdout_console().print(table)
 
 
 def stdout_console() -> Console:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from camtools.cli.common import exit_codes, stdout_console
+from camtools.cli.common import exit_codes, print_table
 
 
 def demo(
@@ -28,6 +28,8 @@ def demo(
     Exit codes: 0 done, 2 wrong use, 130 interrupted.
     """
     from camtools.datasets import Scenes
+    from camtools.datasets.scenes import scene_classifier
+    from camtools.explainer import Explainer
 
     start = time.perf_counter()
     with exit_codes():
@@ -36,20 +38,12 @@ def demo(
             raise typer.BadParameter("expected names such as cam,rcam", param_hint="--pipelines")
         data = Scenes("test", n=max(scenes, measured), seed=seed)
         records = [data[i] for i in range(len(data))]
-        columns = [_explained(name, records) for name in names]
+        images, labels = [record.image for record in records], [record.label for record in records]
+        columns = [Explainer(scene_classifier(), name, batch_size=64)(images, target=labels) for name in names]
         _draw(columns, records, names, scenes, out)
         _print_table(columns, records[:measured], names)
     typer.echo(f"{out} written, {time.perf_counter() - start:.1f} s in all", err=True)
     typer.echo("Your own: camtools explain PHOTO --model timm/resnet50 --out results/", err=True)
-
-
-def _explained(pipeline: str, records: list[Any]) -> list[Any]:
-    """Explain the true class of every scene."""
-    from camtools.datasets.scenes import scene_classifier
-    from camtools.explainer import Explainer
-
-    explainer = Explainer(scene_classifier(), pipeline, batch_size=64)
-    return explainer([record.image for record in records], target=[record.label for record in records])
 
 
 def _draw(columns: list[list[Any]], records: list[Any], names: list[str], count: int, out: Path) -> None:
@@ -69,25 +63,21 @@ def _draw(columns: list[list[Any]], records: list[Any], names: list[str], count:
 def _print_table(columns: list[list[Any]], records: list[Any], names: list[str]) -> None:
     """Print how well boxes and maps fit; PxAP, the pixels' average precision, depends on no threshold."""
     import torch
-    from rich.table import Table
-    from torchvision.ops import box_iou
 
     from camtools.metrics import PxAP
+    from camtools.plot import best_iou
 
-    columns = [column[: len(records)] for column in columns]
-    table = Table("Pipeline", "Mean IoU of the boxes", "Boxes with IoU >= 0.5", "PxAP of the maps")
-    table.title = f"{len(records)} scenes of the test split, true class"
-    masks = torch.stack([record.mask for record in records])
+    rows, masks = [], torch.stack([record.mask for record in records])
     for name, column in zip(names, columns, strict=True):
-        ious = torch.tensor(
-            [
-                float(box_iou(exp.boxes[:1].float(), record.boxes).max()) if len(exp.boxes) else 0.0
-                for exp, record in zip(column, records, strict=True)
-            ]
-        )
+        pairs = list(zip(column, records, strict=False))
+        ious = torch.tensor([0.0 if exp.box is None else best_iou(exp.box, record.boxes) for exp, record in pairs])
         pixels = PxAP()
-        pixels.update(torch.stack([exp.map for exp in column]), masks)
-        table.add_row(name, f"{ious.mean():.3f}", f"{(ious >= 0.5).float().mean():.1%}", f"{pixels.compute():.1f}%")
-    right = sum(int(exp.logits.argmax()) == record.label for exp, record in zip(columns[0], records, strict=True))
-    table.caption = f"the classifier is right on {right / len(records):.1%}"
-    stdout_console().print(table)
+        pixels.update(torch.stack([exp.map for exp, _ in pairs]), masks)
+        rows.append((name, f"{ious.mean():.3f}", f"{(ious >= 0.5).float().mean():.1%}", f"{pixels.compute():.1f}%"))
+    right = sum(int(exp.logits.argmax()) == record.label for exp, record in zip(columns[0], records, strict=False))
+    print_table(
+        ("Pipeline", "Mean IoU of the boxes", "Boxes with IoU >= 0.5", "PxAP of the maps"),
+        rows,
+        title=f"{len(records)} scenes of the test split, true class",
+        caption=f"the classifier is right on {right / len(records):.1%}",
+    )

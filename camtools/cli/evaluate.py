@@ -7,17 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from camtools.cli import options
-from camtools.cli.common import (
-    SOME_FAILED,
-    exit_codes,
-    load,
-    pick_device,
-    print_json,
-    stdout_console,
-    stdout_to_stderr,
-    summarise,
-)
+from camtools.cli import common, options
 
 
 def evaluate(
@@ -103,18 +93,20 @@ def evaluate(
     """
     if (model is None) == (not scoremaps):
         raise typer.BadParameter("give --model or --scoremaps, one of them", param_hint="--model")
-    with exit_codes():
-        with stdout_to_stderr():
+    with common.exit_codes():
+        with common.stdout_to_stderr():
             from camtools.evaluation import evaluate as run
-            from camtools.evaluation.processes import leads
+            from camtools.evaluation.processes import leads, several
 
             given: dict[str, Any] = {"scoremaps": _folders(scoremaps)} if scoremaps else {}
             network, pipelines = None, ";".join(pipeline or ["cam"])
             if model is not None:
                 own = {"model_args": dict(model_arg or ()), "mean": mean, "std": std, "size": size}
-                loaded = load(model, weights, class_names=class_names, **own)
+                loaded = common.load(model, weights, class_names=class_names, **own)
                 network = loaded.model
-                given |= {"transform": loaded.preprocess, "device": _device(device), "protocol": protocol}
+                shared = several() and device in ("auto", "cuda")  # of these each process takes its own later
+                given |= {"transform": loaded.preprocess, "protocol": protocol}
+                given |= {"device": device if shared else common.pick_device(device)}
                 given |= {"class_names": loaded.class_names, "activation": activation}
             result = run(
                 network,
@@ -137,9 +129,15 @@ def evaluate(
                 _write_report(result, data, out, network, pipelines, given)
         if not leads():  # exits with 0: launchers end all when one fails, and the leader may still be writing
             return
-        _show(result, out, output)
+        if output is options.Format.JSON:
+            common.print_json(result.to_dict())
+        else:
+            from camtools.evaluation.report import table
+
+            common.stdout_console().print(table(result))
+        common.summarise(int(result.timing["images"]), result.timing["seconds"], result.failed, out)
     if result.failed:
-        raise typer.Exit(SOME_FAILED)
+        raise typer.Exit(common.SOME_FAILED)
 
 
 def _write_report(result: Any, data: str, out: Path, model: Any, pipelines: str, given: dict[str, Any]) -> None:
@@ -147,16 +145,11 @@ def _write_report(result: Any, data: str, out: Path, model: Any, pipelines: str,
     from camtools.datasets import open_dataset
     from camtools.evaluation.report import model_maps, saved_maps, write_report
 
-    known = {name: given[name] for name in ("transform", "device", "protocol") if name in given}
-    maps = saved_maps(given["scoremaps"]) if model is None else model_maps(model, pipelines, **known)
+    if model is None:
+        maps = saved_maps(given["scoremaps"])
+    else:
+        maps = model_maps(model, pipelines, **{name: given[name] for name in ("transform", "device", "protocol")})
     write_report(result, out, open_dataset(data), maps)
-
-
-def _device(name: str) -> Any:
-    """Return the device; among several processes each takes its own of "auto" and "cuda" later."""
-    from camtools.evaluation.processes import several
-
-    return name if several() and name in ("auto", "cuda") else pick_device(name)
 
 
 def _folders(texts: list[str]) -> dict[str, str]:
@@ -174,14 +167,3 @@ def _folders(texts: list[str]) -> dict[str, str]:
             raise typer.BadParameter(f"two folders are named {name!r}: say NAME=DIR", param_hint="--scoremaps")
         folders[name] = folder
     return folders
-
-
-def _show(result: Any, out: Path | None, output: options.Format) -> None:
-    """Print the table or the document, and what failed."""
-    if output is options.Format.JSON:
-        print_json(result.to_dict())
-    else:
-        from camtools.evaluation.report import table
-
-        stdout_console().print(table(result))
-    summarise(int(result.timing["images"]), result.timing["seconds"], result.failed, out)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from camtools.cli import options
-from camtools.cli.common import exit_codes, load, stdout_console, stdout_to_stderr
+from camtools.cli.common import exit_codes, load, print_table, stdout_to_stderr
 
 
 def finetune(
@@ -50,10 +50,16 @@ def finetune(
     """
     with exit_codes():
         if recipe is None:
-            _list_recipes()
+            from camtools.training import installed_recipes, recipe_class
+
+            rows = [(name, recipe_class(name)().summary) for name in installed_recipes()]
+            print_table(("recipe", "what it does"), rows)
             return
         if settings:
-            _list_settings(recipe)
+            from camtools.training import recipe_class
+            from camtools.training.config import describe
+
+            print_table(("setting", "default", "what it is"), describe(recipe_class(recipe).Config))
             return
         named = (("--model", model), ("--data", data), ("--out", out))
         missing = [name for name, value in named if value is None]
@@ -91,44 +97,16 @@ def _settings(texts: list[str] | None, shorthands: dict[str, Any]) -> dict[str, 
     return settings
 
 
-def _list_recipes() -> None:
-    """Print every installed recipe with the first line of its docstring."""
-    from rich.table import Table
-
-    from camtools.training import installed_recipes, recipe_class
-
-    table = Table("recipe", "what it does")
-    for name in installed_recipes():
-        table.add_row(name, recipe_class(name)().summary)
-    stdout_console().print(table)
-
-
-def _list_settings(recipe: str) -> None:
-    """Print a recipe's settings, its own first."""
-    from rich.table import Table
-
-    from camtools.training import recipe_class
-    from camtools.training.config import describe
-
-    table = Table("setting", "default", "what it is")
-    for row in describe(recipe_class(recipe).Config):
-        table.add_row(*row)
-    stdout_console().print(table)
-
-
 def _show(result: Any) -> None:
     """Print metrics before training and of the best epoch, and where files are."""
-    from rich.table import Table
-
-    rows = {int(row["epoch"]): row for row in result.history}
-    before, best = rows.get(0, {}), rows[result.best_epoch]
-    names = [name for name in best if name == "val_accuracy" or "/" in name]
-    if names:
-        table = Table("metric", "before", f"epoch {result.best_epoch}", "change")
-        for name in names:
-            old = before.get(name)
-            change = "" if old is None else f"{best[name] - old:+.1f}"
-            table.add_row(name, "" if old is None else f"{old:.1f}", f"{best[name]:.1f}", change)
-        stdout_console().print(table)
+    epochs = {int(row["epoch"]): row for row in result.history}
+    before, best = epochs.get(0, {}), epochs[result.best_epoch]
+    rows = []
+    for name in (name for name in best if name == "val_accuracy" or "/" in name):
+        old = before.get(name)
+        changed = ("", "") if old is None else (f"{old:.1f}", f"{best[name] - old:+.1f}")
+        rows.append((name, changed[0], f"{best[name]:.1f}", changed[1]))
+    if rows:
+        print_table(("metric", "before", f"epoch {result.best_epoch}", "change"), rows)
     for key, path in result.paths.items():
         typer.echo(f"{key}: {path}", err=True)

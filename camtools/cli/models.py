@@ -7,17 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from camtools.cli import options
-from camtools.cli.common import (
-    SOME_FAILED,
-    WRONG_USE,
-    complain,
-    exit_codes,
-    load,
-    print_json,
-    stdout_console,
-    stdout_to_stderr,
-)
+from camtools.cli import common, options
 from camtools.errors import CamtoolsError
 
 
@@ -46,31 +36,39 @@ def models(
 
     Exit codes: 0 done, 1 some models have no map, 2 wrong use, 130 interrupted.
     """
-    with exit_codes():
+    with common.exit_codes():
         from camtools.heads.saved import headed_config
+        from camtools.progress import progress_bar
         from camtools.sources import find_source
 
-        with stdout_to_stderr():
+        with common.stdout_to_stderr():
             names = list(model or []) + (_matching(pattern) if pattern or not model else [])
         if not names:
-            complain(f"No model's name matches {pattern!r}. Without a pattern, all names are listed.")
-            raise typer.Exit(WRONG_USE)
+            common.complain(f"No model's name matches {pattern!r}. Without a pattern, all names are listed.")
+            raise typer.Exit(common.WRONG_USE)
         if pattern is None and not model:
             if output is options.Format.JSON:
-                print_json(names)
+                common.print_json(names)
             else:
                 typer.echo("\n".join(names))
             return
         for name in names:
             if headed_config(name) is None:
                 find_source(name)  # an unknown name is wrong use, said before anything is built
-        rows = _describe_all(names, dict(model_arg or ()), size)
+        rows = []
+        with (
+            common.stdout_to_stderr(),
+            progress_bar(len(names), "Models", shown=len(names) > 1, unit="models") as advance,
+        ):
+            for name in names:
+                rows.append(describe(name, dict(model_arg or ()), size))
+                advance()
         if output is options.Format.JSON:
-            print_json(rows)
+            common.print_json(rows)
         else:
             _print_table(rows)
     if any(row["error"] for row in rows):
-        raise typer.Exit(SOME_FAILED)
+        raise typer.Exit(common.SOME_FAILED)
 
 
 def _matching(pattern: str | None) -> list[str]:
@@ -83,18 +81,6 @@ def _matching(pattern: str | None) -> list[str]:
         if pattern is None or any(fnmatch.fnmatchcase(text, pattern) for text in (name, name.partition("/")[2]))
     ]
     return sorted(names, key=natural_key)
-
-
-def _describe_all(names: list[str], arguments: dict[str, Any], size: tuple[int, int] | None) -> list[dict[str, Any]]:
-    """Describe each model, with a progress bar where there are several."""
-    from camtools.progress import progress_bar
-
-    rows = []
-    with stdout_to_stderr(), progress_bar(len(names), "Models", shown=len(names) > 1, unit="models") as advance:
-        for name in names:
-            rows.append(describe(name, arguments, size))
-            advance()
-    return rows
 
 
 def describe(name: str, arguments: dict[str, Any] | None = None, size: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -119,38 +105,28 @@ def describe(name: str, arguments: dict[str, Any] | None = None, size: tuple[int
     row: dict[str, Any] = {"model": name} | dict.fromkeys(keys)
     try:
         own = headed_config(name) is not None or isinstance(find_source(name), FunctionSource)
-        cam_model = wrap(load(name, None if own else "random", size=size, model_args=arguments).model)
+        cam_model = wrap(common.load(name, None if own else "random", size=size, model_args=arguments).model)
         example = cam_model.example()
         if size is not None:
             example = torch.randn(1, example.shape[1], *size, dtype=example.dtype)
         where = cam_model.locate(example)
     except CamtoolsError as error:
         return row | {"error": str(error)}
-    return row | {
-        "adapter": where.adapter,
-        "exact": where.exact,
-        "residual": where.residual,
-        "layer": where.layer,
-        "layout": str(where.layout),
-        "head": where.head,
-        "input": list(example.shape[-2:]),
-        "map": list(where.grid),
-        "channels": where.channels,
-    }
+    row |= {key: getattr(where, key) for key in ("adapter", "exact", "residual", "layer", "head", "channels")}
+    return row | {"layout": str(where.layout), "input": list(example.shape[-2:]), "map": list(where.grid)}
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
+    from rich.table import Column
     from rich.text import Text
 
-    table = Table("Model", "Adapter", "Maps", "Size", "Layer", "Head")
-    for column in table.columns[:4]:
-        column.no_wrap = True
+    columns = [*(Column(name, no_wrap=True) for name in ("Model", "Adapter", "Maps", "Size")), "Layer", "Head"]
+    cells: list[tuple[Any, ...]] = []
     for row in rows:
         if row["error"]:
-            table.add_row(row["model"], "", Text("none", style="red"), "", "", Text(row["error"]))
+            cells.append((row["model"], "", Text("none", style="red"), "", "", Text(row["error"])))
             continue
         maps = "exact" if row["exact"] else "linearised"
         size = f"{row['map'][0]} x {row['map'][1]}"
-        table.add_row(row["model"], row["adapter"], maps, size, Text(row["layer"]), Text(row["head"]))
-    stdout_console().print(table)
+        cells.append((row["model"], row["adapter"], maps, size, Text(row["layer"]), Text(row["head"])))
+    common.print_table(columns, cells)

@@ -58,7 +58,17 @@ def save_image(
         kept = {key: value for key, value in entry.items() if key != "classes" or len(results) > 1}
         document = _read_manifest(stage) | {"image": kept | {"files": files, "made_by": made_by}}
         (stage / MANIFEST).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        _move_into_place(stage, folder, files)
+        old = _read_manifest(folder).get("image")
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for name in old.get("files", []) if isinstance(old, dict) else []:
+            stale = folder / name
+            if name not in files and stale.resolve().is_relative_to(folder.resolve()):
+                stale.unlink(missing_ok=True)
+                if stale.parent != folder and stale.parent.is_dir() and not any(stale.parent.iterdir()):
+                    stale.parent.rmdir()
+        for name in [*files, MANIFEST]:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (stage / name).replace(folder / name)
 
 
 def class_folder(result: Any) -> str:
@@ -95,18 +105,3 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}
-
-
-def _move_into_place(stage: Path, folder: Path, files: Sequence[str]) -> None:
-    """Move a finished result to its folder, over an older one if there is one."""
-    old = _read_manifest(folder).get("image")
-    (folder / MANIFEST).unlink(missing_ok=True)
-    for name in old.get("files", []) if isinstance(old, dict) else []:
-        stale = folder / name
-        if name not in files and stale.resolve().is_relative_to(folder.resolve()):
-            stale.unlink(missing_ok=True)
-            if stale.parent != folder and stale.parent.is_dir() and not any(stale.parent.iterdir()):
-                stale.parent.rmdir()
-    for name in [*files, MANIFEST]:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (stage / name).replace(folder / name)

@@ -13,16 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
-from camtools.cli.common import (
-    SOME_FAILED,
-    exit_codes,
-    load,
-    pick_device,
-    print_json,
-    stdout_console,
-    stdout_to_stderr,
-    summarise,
-)
+from camtools.cli import common
 from camtools.cli.images import Job, find_jobs
 from camtools.cli.options import Format
 from camtools.cli.results import MANIFEST, fingerprint, finished, save_image
@@ -77,24 +68,24 @@ class Run:
             batch_size: Images per forward.
             output: What to print.
         """
-        with exit_codes():
+        with common.exit_codes():
             jobs = find_jobs(paths, self.out)
-            with stdout_to_stderr():
+            with common.stdout_to_stderr():
                 self.open_out()
-                loaded = load(**self.source, class_names=class_names)
+                loaded = common.load(**self.source, class_names=class_names)
                 known = {"transform": loaded.preprocess, "class_names": loaded.class_names}
                 self.made_by = fingerprint(self.settings, loaded.model, loaded.class_names)
-                self.prepare(loaded, device=pick_device(device), batch_size=batch_size, **known)
+                self.prepare(loaded, device=common.pick_device(device), batch_size=batch_size, **known)
                 start = time.perf_counter()
                 self.over(jobs, batch_size)
             self.show(output)
             failed = [(failure["source"], failure["error"]) for failure in self.failed]
             before = len(self.results) - self.fresh
-            summarise(self.fresh, time.perf_counter() - start, failed, self.out, before)
+            common.summarise(self.fresh, time.perf_counter() - start, failed, self.out, before)
             if self.interrupted:
                 raise KeyboardInterrupt
         if self.failed:
-            raise typer.Exit(SOME_FAILED)
+            raise typer.Exit(common.SOME_FAILED)
 
     def prepare(self, loaded: LoadedModel, **known: Any) -> None:
         """Make ready what is run on every batch, and find the classes asked for.
@@ -119,12 +110,8 @@ class Run:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole account, as the manifest and `--format json` give it."""
-        return {
-            "settings": self.settings,
-            "complete": not self.interrupted,
-            "images": self.results,
-            "failed": self.failed,
-        }
+        done = {"complete": not self.interrupted, "images": self.results, "failed": self.failed}
+        return {"settings": self.settings} | done
 
     def over(self, jobs: Sequence[Job], batch_size: int) -> None:
         """Do all images that are not done yet, save each, and write the manifest; Ctrl-C ends it early, tidily.
@@ -251,16 +238,16 @@ class Run:
     def show(self, output: Format) -> None:
         """Print the results on stdout: a table for people, or the manifest's document."""
         if output is Format.JSON:
-            print_json(self.to_dict())
+            common.print_json(self.to_dict())
         elif self.results:
-            from rich.table import Table
             from rich.text import Text
 
-            table = Table("Image", *self.columns)
-            for entry in self.results:
-                for number, row in enumerate(self.rows(entry)):
-                    table.add_row(Text("" if number else entry["source"], overflow="fold"), *map(Text, row))
-            stdout_console().print(table)
+            rows = [
+                (Text("" if number else entry["source"], overflow="fold"), *map(Text, row))
+                for entry in self.results
+                for number, row in enumerate(self.rows(entry))
+            ]
+            common.print_table(("Image", *self.columns), rows)
 
 
 def class_cell(result: dict[str, Any]) -> str:
