@@ -47,7 +47,6 @@ class TrainingSet:
 
     Attributes:
         labels: The classes of every image, each once.
-        multilabel: Whether any image has several.
 
     Raises:
         InputError: An image has no class, or cannot be opened where only that tells its classes.
@@ -65,7 +64,6 @@ class TrainingSet:
                     "such images out (torch.utils.data.Subset)"
                 )
             self.labels.append([place[label] for label in dict.fromkeys(own)])
-        self.multilabel = any(len(own) > 1 for own in self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -79,13 +79,13 @@ def labels_are_shares(recipe: Recipe, data: TrainingSet) -> bool:
     Raises:
         InputError: Images have several classes, and the recipe takes one.
     """
-    if recipe.multilabel is False and data.multilabel:
-        position = next(i for i, labels in enumerate(data.labels) if len(labels) > 1)
+    several = next((i for i, labels in enumerate(data.labels) if len(labels) > 1), None)
+    if recipe.multilabel is False and several is not None:
         raise InputError(
-            f"{recipe.name} learns one class per image, but {data.name(position)} has {len(data.labels[position])}: "
+            f"{recipe.name} learns one class per image, but {data.name(several)} has {len(data.labels[several])}: "
             "expected single-label data, or a multi-label recipe such as wildcat or excam"
         )
-    return data.multilabel if recipe.multilabel is None else recipe.multilabel
+    return several is not None if recipe.multilabel is None else recipe.multilabel
 
 
 @dataclass(frozen=True)

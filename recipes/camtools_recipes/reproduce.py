@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from camtools.datasets.base import ListedDataset
 from camtools.datasets.record import Record
 from camtools.datasets.scenes import Scenes, scene_classifier
 from camtools.errors import InputError
@@ -85,27 +84,16 @@ class RecipeRun:
     ious: Any = None
 
 
-class InMemory(ListedDataset):
-    """A data set whose records are made once and kept.
+class InMemory(Scenes):
+    """Scenes, each drawn once and kept; arguments as of `Scenes`."""
 
-    Args:
-        data: Of which.
-    """
-
-    def __init__(self, data: ListedDataset) -> None:
-        super().__init__(data.ids, data.classes, None, "record")
-        self.inner, self._record = data, cache(data.record)
-
-    def labels_of(self, index: int) -> list[int]:
-        """Return the classes as the data set does."""
-        return self.inner.labels_of(index)
+    def __init__(self, split: str, n: int, **options: Any) -> None:
+        super().__init__(split, n, **options)
+        self._record = cache(super().record)
 
     def record(self, index: int) -> Record:
-        """Return a record, made at the first call."""
+        """Return a record, drawn at the first call."""
         return self._record(index)
-
-    def __repr__(self) -> str:
-        return repr(self.inner)
 
 
 def run_all(
@@ -127,7 +115,7 @@ def run_all(
     """
     place, wanted = Path(folder), _wanted(recipes)
     _check_plan(place, budget)
-    sets = SceneSets(budget)
+    sets = {multi: scene_sets(budget, multi) for multi in (False, True)}
     runs, todo = [], [(name, seed) for seed in range(budget.seeds) for name in wanted]
     start = time.perf_counter()
     for number, (name, seed) in enumerate(todo):
@@ -135,46 +123,32 @@ def run_all(
         if not (own / "test" / "results.json").exists():
             done = f"{number + 1}/{len(todo)}, {time.perf_counter() - start:.0f} s"
             print(f"[{done}] {name}, seed {seed}", file=sys.stderr, flush=True)
-            _run(name, seed, own, budget, sets, device)
+            _run(name, seed, own, budget, sets[name in MULTI], device)
         ious = np.load(own / BOXES_FILE, allow_pickle=False)["ious"] if (own / BOXES_FILE).exists() else None
         runs.append(RecipeRun(name, seed, EvaluationResult.load(own / "test"), ious))
     return sorted(runs, key=lambda run: (wanted.index(run.recipe), run.seed))
 
 
-class SceneSets:
-    """The scenes, drawn when first looked at.
-
-    Args:
-        budget: How many.
-    """
-
-    def __init__(self, budget: Budget) -> None:
-        self.train = InMemory(Scenes("train", budget.train))
-        self.test = InMemory(Scenes("test", budget.test))
-        self.multi_train = InMemory(Scenes("train", budget.multi, objects=OBJECTS, mixed=True))
-        self.multi_test = InMemory(Scenes("test", budget.test, objects=OBJECTS, mixed=True))
-
-    def of(self, recipe: str) -> tuple[InMemory, InMemory]:
-        """Return a recipe's training and test scenes."""
-        return (self.multi_train, self.multi_test) if recipe in MULTI else (self.train, self.test)
+def scene_sets(budget: Budget, multi: bool) -> tuple[InMemory, InMemory]:
+    """Return the training and test scenes, of one creature or of several, drawn when first looked at."""
+    options: dict[str, Any] = {"objects": OBJECTS, "mixed": True} if multi else {}
+    train = InMemory("train", budget.multi if multi else budget.train, **options)
+    return train, InMemory("test", budget.test, **options)
 
 
 def trained(
-    recipe: str, seed: int, folder: Path, budget: Budget, sets: SceneSets, device: str | None = None
+    recipe: str, seed: int, folder: Path, budget: Budget, train: Scenes, device: str | None = None
 ) -> FinetuneResult:
     """Return a recipe's run, from its checkpoint as far as that goes."""
     model = scene_classifier().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs
-    multi = recipe in MULTI
-    options = {"epochs": budget.multi_epochs if multi else budget.epochs, **(MULTI if multi else SINGLE)[recipe]}
-    return finetune(
-        recipe, model, sets.of(recipe)[0], out=folder, resume=True, device=device, progress=False, seed=seed, **options
-    )
+    options = {"epochs": budget.multi_epochs if recipe in MULTI else budget.epochs, **{**SINGLE, **MULTI}[recipe]}
+    return finetune(recipe, model, train, out=folder, resume=True, device=device, progress=False, seed=seed, **options)
 
 
-def _run(recipe: str, seed: int, folder: Path, budget: Budget, sets: SceneSets, device: str | None) -> None:
+def _run(recipe: str, seed: int, folder: Path, budget: Budget, sets: tuple[Scenes, Scenes], device: str | None) -> None:
     """Train and evaluate; the evaluation's results.json is written last, so where it is all is done."""
-    result = trained(recipe, seed, folder, budget, sets, device)
-    test = sets.of(recipe)[1]
+    train, test = sets
+    result = trained(recipe, seed, folder, budget, train, device)
     model: Any = result.model
     pipelines: dict[str, Any] = {"cam": "cam", recipe: result.pipeline}
     if recipe == "gap":
@@ -183,15 +157,8 @@ def _run(recipe: str, seed: int, folder: Path, budget: Budget, sets: SceneSets, 
         with replacing(folder / BOXES_FILE) as partial:
             np.savez(partial, ious=box_ious(model, test).numpy())
         model = scene_classifier()  # whose classes go with the boxes
-    evaluation = evaluate(
-        model,
-        test,
-        pipelines,
-        protocol="native",
-        activation="sigmoid" if recipe in MULTI else "softmax",
-        bootstrap=0,
-        progress=False,
-    )
+    activation: Any = "sigmoid" if recipe in MULTI else "softmax"
+    evaluation = evaluate(model, test, pipelines, protocol="native", activation=activation, bootstrap=0, progress=False)
     evaluation.save(folder / "test")
 
 

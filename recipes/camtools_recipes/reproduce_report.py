@@ -23,7 +23,7 @@ from camtools.files import replacing, write_text
 from camtools.heads.box_regressor import BoxRegressor
 from camtools.plot import compare
 from camtools.training.validation import top1_hits
-from camtools_recipes.reproduce import MULTI, READINGS, SINGLE, Budget, RecipeRun, SceneSets, trained
+from camtools_recipes.reproduce import MULTI, READINGS, SINGLE, Budget, RecipeRun, scene_sets, trained
 
 TABLE_FILE, CSV_FILE, BARS_FILE, SHEET_FILE = "table.md", "table.csv", "bars.png", "sheet.png"
 SINGLE_METRICS, MULTI_METRICS = ("top-1", "MaxBoxAccV2", "PxAP"), ("top-1", "LocalizationMAP", "MaxBoxAccV2", "PxAP")
@@ -236,17 +236,15 @@ def write_report(
     """
     place = Path(folder)
     single, multi = lines(runs)
-    paths = [place / name for name in (TABLE_FILE, CSV_FILE, BARS_FILE, SHEET_FILE)]
-    write_text(paths[0], "\n".join(text for text in (markdown(single), markdown(multi)) if text))
-    write_text(paths[1], csv([*single, *multi]))
-    with replacing(paths[2]) as partial:
-        bars(single, multi).save(partial)
-    image = sheet(place, runs, budget, device)
-    if image is None:
-        return paths[:3]
-    with replacing(paths[3]) as partial:
-        image.save(partial)
-    return paths
+    write_text(place / TABLE_FILE, "\n".join(text for text in (markdown(single), markdown(multi)) if text))
+    write_text(place / CSV_FILE, csv([*single, *multi]))
+    names = [TABLE_FILE, CSV_FILE]
+    for name, image in ((BARS_FILE, bars(single, multi)), (SHEET_FILE, sheet(place, runs, budget, device))):
+        if image is not None:
+            with replacing(place / name) as partial:
+                image.save(partial)
+            names.append(name)
+    return [place / name for name in names]
 
 
 def bars(single: Sequence[ReportLine], multi: Sequence[ReportLine]) -> Image.Image:
@@ -281,12 +279,12 @@ def sheet(folder: Path, runs: Sequence[RecipeRun], budget: Budget, device: str |
     recipes = [name for name in dict.fromkeys(run.recipe for run in runs) if name in SINGLE]
     if not recipes:
         return None
-    sets, seed = SceneSets(budget), runs[0].seed
-    records = [sets.test[i] for i in range(min(_SHEET_SCENES, len(sets.test)))]
+    (train, test), seed = scene_sets(budget, multi=False), runs[0].seed
+    records = [test[i] for i in range(min(_SHEET_SCENES, len(test)))]
     images, labels = [record.image for record in records], [record.label for record in records]
     columns: list[tuple[str, Any]] = [("before: cam", Explainer(scene_classifier(), "cam"))]
     for name in recipes:
-        result = trained(name, seed, folder / name / f"seed{seed}", budget, sets, device)
+        result = trained(name, seed, folder / name / f"seed{seed}", budget, train, device)
         if isinstance(result.model, BoxRegressor):
             columns.append((name, Explainer(scene_classifier(), "cam", boxes_from=result.model)))
         else:

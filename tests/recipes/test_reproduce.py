@@ -166,7 +166,7 @@ def test_texts_and_bars():
 
 def test_records_are_made_once():
     scenes = Scenes("train", 3)
-    kept = InMemory(scenes)
+    kept = InMemory("train", 3)
     assert kept.record(1) is kept.record(1) and kept.labels_of(1) == scenes.labels_of(1)
     assert kept.record(1).id == scenes.record(1).id and repr(kept) == repr(scenes)
 
