@@ -5,9 +5,9 @@ from __future__ import annotations
 import abc
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from PIL import Image
 from torch import Tensor
@@ -57,6 +57,12 @@ class ImageResult(abc.ABC):
     def source(self) -> str | None:
         """The image's path, or None where it did not come from a file."""
         return self.input_image.source
+
+    def cpu(self) -> Self:
+        """Return the same result with every tensor on the CPU."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: value.cpu() for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
     @abc.abstractmethod
     def to_dict(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_segmentation_masks
 
 from camtools.boxes import SPECK, boxes_from_masks
-from camtools.drawing.colours import LARGEST, Colour, voc_colour, voc_palette
+from camtools.drawing.colours import LARGEST, voc_colour, voc_palette
 from camtools.drawing.legend import Key
 from camtools.drawing.overlay import with_legend
 from camtools.drawing.panels import outlined
@@ -76,11 +76,6 @@ class Segmentation(ImageResult):
             return tuple(label + 1 for label in self.classes)
         return tuple(range(1, len(self.classes) + 1))
 
-    def cpu(self) -> Segmentation:
-        """Return the same segmentation with every tensor on the CPU."""
-        moved = {name: getattr(self, name).cpu() for name in ("mask", "probabilities", "maps", "logits")}
-        return replace(self, **moved)
-
     def to_image(self) -> Image.Image:
         """Return the mask as an image with VOC's palette, mode "P"; what its values mean is in `values`.
 
@@ -120,45 +115,30 @@ class Segmentation(ImageResult):
         colours = [voc_colour(value) for value in self.values]
         masks = self.masks.cpu()
         if masks.any():
-            tinted = draw_segmentation_masks(pil_to_tensor(canvas), masks, alpha, list(colours))
-            canvas = to_pil_image(tinted)
+            canvas = to_pil_image(draw_segmentation_masks(pil_to_tensor(canvas), masks, alpha, list(colours)))
         width = max(1, round(min(canvas.size) / 150))
         for mask, colour in zip(masks.numpy(), colours, strict=True):
             outlined(canvas, mask, colour, width)
         if not legend:
             return canvas
-        return with_legend(canvas, self._keys(colours), max(11, round(sum(canvas.size) / 68)))
-
-    def _keys(self, colours: list[Colour]) -> list[Key]:
-        """Return the lines of the legend."""
         shares = self.masks.flatten(1).float().mean(1).tolist()
         keys = [
             Key(f"{name} {score:.1%}, {share:.1%} of the pixels", colour if share else None)
             for name, score, share, colour in zip(self.names, self.scores, shares, colours, strict=True)
         ]
-        return keys or [Key("no class in this image")]
+        return with_legend(canvas, keys or [Key("no class in this image")], max(11, round(sum(canvas.size) / 68)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays, ready for JSON."""
         pixels, boxes = self.masks.flatten(1).sum(1).tolist(), [of_class.tolist() for of_class in self.boxes]
-        columns = (self.values, self.classes, self.names, self.scores, pixels, boxes, self.backgrounds)
+        first = [of_class[0] if of_class else None for of_class in boxes]
+        columns = (self.values, self.classes, self.names, self.scores, pixels, first, boxes, self.backgrounds)
+        keys = ("value", "label", "name", "score", "pixels", "box", "boxes", "background")
         return {
             "source": self.source,
             "height": self.size[0],
             "width": self.size[1],
-            "classes": [
-                {
-                    "value": value,
-                    "label": label,
-                    "name": name,
-                    "score": score,
-                    "pixels": count,
-                    "box": own[0] if own else None,
-                    "boxes": own,
-                    "background": background,
-                }
-                for value, label, name, score, count, own, background in zip(*columns, strict=True)
-            ],
+            "classes": [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)],
             "exact": self.exact,
             "layer": self.layer,
             "pipeline": self.pipeline,
