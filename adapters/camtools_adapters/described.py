@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from camtools.errors import ModelError
 from camtools.model.adapter import FeatureSpec
+from camtools_adapters.generic import GenericAdapter
 
 
-class DescribedAdapter:
+class DescribedAdapter(GenericAdapter):
     """Knows every module that has a method `feature_spec()`, whatever its library; asked before all others."""
 
     name = "described"
@@ -39,8 +39,3 @@ class DescribedAdapter:
     def data_config(self, model: nn.Module) -> Any:
         """Return the model's attribute `preprocess`: whatever `as_transform` takes, or None."""
         return getattr(model, "preprocess", None)
-
-    def class_names(self, model: nn.Module) -> Sequence[str] | None:
-        """Return the model's attribute `class_names` where it is a list or tuple of names; else it does not tell."""
-        names = getattr(model, "class_names", None)
-        return names if isinstance(names, list | tuple) and names and all(isinstance(n, str) for n in names) else None

@@ -57,8 +57,7 @@ def observe(model: nn.Module, example: Tensor) -> FeatureSpec:
         with Recorder(model) as recorder:
             logits = class_scores(call_eagerly(model, given), image.shape[0])
         seen = [s for s in recorder.tensors() if s.tensor.requires_grad and s.tensor.shape[0] == image.shape[0]]
-        seen = [s for s in seen if s.tensor is not given]
-        seen = seen[-LAST:]
+        seen = [s for s in seen if s.tensor is not given][-LAST:]
         if not logits.requires_grad:
             raise ModelError(
                 f"the scores of {type(model).__name__} do not depend on the image through autograd (its forward runs "
@@ -70,11 +69,9 @@ def observe(model: nn.Module, example: Tensor) -> FeatureSpec:
                 f"{type(model).__name__} returned NaN or infinite class scores, so its features cannot be found by "
                 "observing it. Check its weights; in float16 try bfloat16 or float32"
             )
-        whole = None
-        for score in (logits[0, logits[0].argmax()], *recorder.vector_scores()):
-            whole = _note_gradients(score, seen, image)
-            if whole is not None:
-                break
+        scores = (logits[0, logits[0].argmax()], *recorder.vector_scores())
+        gradients = (_note_gradients(score, seen, image) for score in scores)
+        whole = next((gradient for gradient in gradients if gradient is not None), None)
         if whole is None:
             raise ModelError(
                 f"the scores of {type(model).__name__} do not change with the image: the gradient is zero "
@@ -119,7 +116,7 @@ def _last_cut(model: nn.Module, seen: list[Seen], ran: set[str], image: Tensor, 
         if s.gradient is None:
             continue
         for layout, prefix in _layouts(s.tensor.shape, size):
-            reaching = _reaching(to_nchw(s.gradient, layout, size, prefix))
+            reaching = float((to_nchw(s.gradient, layout, size, prefix).abs().sum(1) > 0).float().mean())
             if reaching == 0:
                 continue
             tries += 1
@@ -226,11 +223,6 @@ def _with_classifier(model: nn.Module, spec: FeatureSpec, ran: set[str], image: 
         if head is not None and head.is_exact(features.dtype, logits.dtype):
             return claim
     return spec
-
-
-def _reaching(gradient: Tensor) -> float:
-    """Share of positions with a gradient, of a gradient in NCHW."""
-    return float((gradient.abs().sum(1) > 0).float().mean())
 
 
 def _differs(a: Tensor, b: Tensor) -> bool:

@@ -72,7 +72,7 @@ class Recorder:
             place = first.setdefault(id(note.tensor), len(kept))
             if place == len(kept):
                 kept.append(note)
-            elif note.side == "output" and _contains(note.layer, kept[place]):
+            elif note.side == "output" and (not note.layer or kept[place].layer.startswith(f"{note.layer}.")):
                 kept[place] = note
         return kept
 
@@ -100,11 +100,6 @@ class Recorder:
                 self._note(name, "output", output)
 
         return hook
-
-
-def _contains(layer: str, made: Seen) -> bool:
-    """Return whether `layer` is an outer module of the one that made, or first met, a tensor."""
-    return layer == "" or made.layer.startswith(f"{layer}.")
 
 
 def _version(tensor: Tensor) -> int:

@@ -29,6 +29,10 @@ from camtools_adapters.observe import observe
 
 # Vision transformers that pool tokens in `forward_head` by the name in `global_pool`.
 TRANSFORMERS = {"VisionTransformer", "VisionTransformerDistilled", "Eva", "Beit"}
+# The arguments that a weights file may name.
+_FILE_ARGS = """act_layer aux_head class_token depth drop_path_rate drop_rate dynamic_img_size embed_dim global_pool
+    img_size in_chans norm_layer num_classes num_heads output_stride pad_type patch_size pos_embed reg_tokens stem_type
+    window_size"""
 
 
 class TimmAdapter:
@@ -106,27 +110,21 @@ def _transformer(model: nn.Module) -> FeatureSpec | None:
     if pool == "token":  # after the last attention nothing but the class token counts
         layer = f"blocks.{_last(model, 'blocks')}.attn"
         return FeatureSpec(layer, "input", Layout.NLC, prefix, head="last attention + class token + linear")
-    if pool in ("avg", "avgmax", "max"):
-        return FeatureSpec("norm", layout=Layout.NLC, prefix_tokens=prefix, head=f"{pool} pooling + norm + linear")
-    if pool == "map":
-        return FeatureSpec("norm", layout=Layout.NLC, prefix_tokens=prefix, head="attention pooling + linear")
-    return None
+    if pool not in ("avg", "avgmax", "max", "map"):
+        return None
+    head = "attention pooling + linear" if pool == "map" else f"{pool} pooling + norm + linear"
+    return FeatureSpec("norm", layout=Layout.NLC, prefix_tokens=prefix, head=head)
 
 
 def _pooled(model: nn.Module) -> FeatureSpec | None:
     """Read a convolutional head's pooling module."""
     if any(isinstance(m, nn.Conv2d) for m in getattr(model, "pre_logits", nn.Identity()).modules()):
         return None  # VGG: a 7 x 7 convolution flattens the grid before the pooling
+    modules = dict(model.named_modules(remove_duplicate=False))
     for layer in ("head.global_pool", "global_pool"):
-        try:
-            pool = model.get_submodule(layer)
-        except AttributeError:
-            continue
-        if getattr(pool, "pool_type", ""):
+        if pool := getattr(modules.get(layer), "pool_type", ""):
             layout = getattr(getattr(model, "head", None), "input_fmt", None) or getattr(model, "output_fmt", "NCHW")
-            return FeatureSpec(
-                layer, "input", Layout(str(layout)), head=f"{pool.pool_type} pooling + norm or hidden layers"
-            )
+            return FeatureSpec(layer, "input", Layout(str(layout)), head=f"{pool} pooling + norm or hidden layers")
     return None
 
 
@@ -142,12 +140,6 @@ def _classifier(model: nn.Module) -> str | None:
         return None
     linear = [m for m in head.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     return next((name for name, module in model.named_modules() if linear and module is linear[-1]), None)
-
-
-# The arguments that a weights file may name.
-_FILE_ARGS = """act_layer aux_head class_token drop_path_rate drop_rate dynamic_img_size embed_dim depth global_pool
-    in_chans img_size norm_layer num_classes num_heads output_stride pad_type
-    patch_size pos_embed reg_tokens stem_type window_size"""
 
 
 class TimmSource(Source):

@@ -16,7 +16,7 @@ import torch
 import torchvision.models as tv
 from torch import Tensor, nn
 
-from camtools.classes.names import imagenet_names
+from camtools.classes.names import default_names
 from camtools.errors import ModelError
 from camtools.images.preprocess import Preprocess
 from camtools.model.adapter import FeatureSpec
@@ -82,9 +82,7 @@ class TorchvisionAdapter:
     def class_names(self, model: nn.Module) -> Sequence[str] | None:
         """Return the ImageNet-1k names for models with 1,000 classes."""
         classifier = _last_classifier(model)
-        if classifier is None or classifier[1].weight.shape[0] != 1000:
-            return None
-        return imagenet_names()
+        return default_names(classifier and classifier[1].weight.shape[0])
 
     def source(self, model: nn.Module) -> tuple[str | None, dict[str, Any]]:
         """Return no name, which models do not carry, and whether an Inception normalises its input, as published."""
@@ -134,8 +132,6 @@ def _released() -> dict[int, Any]:
 _WITH_AUX = ("googlenet", "inception_v3")
 _AUX_KEYS = ("aux1.", "aux2.", "AuxLogits.")
 _OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..+)")
-
-
 # The arguments that a weights file may name.
 _FILE_ARGS = """attention_dropout aux_logits dropout groups image_size init_weights num_classes stochastic_depth_prob
     replace_stride_with_dilation transform_input width_mult width_per_group zero_init_residual"""

@@ -133,19 +133,14 @@ def _importing(place: str) -> Iterator[ModuleType]:
     A file's folder comes first on the path meanwhile; for a module the working folder comes last, so that it never
     hides anything installed.
     """
-    before = list(sys.path)
-    path = Path(place)
+    before, path, is_file = list(sys.path), Path(place), place.endswith(".py")
+    if is_file and not path.is_file():
+        close = difflib.get_close_matches(str(path), [str(p) for p in path.parent.glob("*.py")], n=1)
+        raise ModelError(f"There is no file {path}." + (f" Did you mean {close[0]}?" if close else ""))
+    sys.path[:] = [str(path.resolve().parent), *before] if is_file else [*before, str(Path.cwd())]
     try:
-        if place.endswith(".py"):
-            if not path.is_file():
-                near = [str(p) for p in path.parent.glob("*.py")]
-                close = difflib.get_close_matches(str(path), near, n=1)
-                raise ModelError(f"There is no file {path}." + (f" Did you mean {close[0]}?" if close else ""))
-            sys.path.insert(0, str(path.resolve().parent))
-        else:
-            sys.path.append(str(Path.cwd()))
         try:
-            module = _run_file(path.resolve()) if place.endswith(".py") else importlib.import_module(place)
+            module = _run_file(path.resolve()) if is_file else importlib.import_module(place)
         except (Exception, SystemExit) as error:
             raise ModelError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
         yield module
