@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -54,7 +54,7 @@ class Explanation(ImageResult):
         """The box of the mask's largest part, (4,) int64 xyxy half-open; None where the mask is empty."""
         return self.boxes[0] if len(self.boxes) else None
 
-    def cpu(self) -> Self:
+    def cpu(self) -> Explanation:
         """Return the same explanation with every tensor on the CPU."""
         return replace(super().cpu(), trace=tuple(step.cpu() for step in self.trace))
 
