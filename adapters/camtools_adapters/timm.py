@@ -12,11 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import timm
-from timm.data import (  # type: ignore[attr-defined]
-    infer_imagenet_subset,
-    resolve_data_config,
-    resolve_model_data_config,
-)
+from timm.data import infer_imagenet_subset, resolve_model_data_config  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from camtools.classes.names import imagenet_names, imagenet_synsets
@@ -58,7 +54,7 @@ class TimmAdapter:
 
     def data_config(self, model: nn.Module) -> dict[str, Any]:
         """Return timm's own data config: input_size, interpolation, mean, std, crop_pct, crop_mode."""
-        return dict(resolve_data_config({}, model=model))
+        return dict(resolve_model_data_config(model))
 
     def class_names(self, model: nn.Module) -> Sequence[str] | None:
         """Return the names of the ImageNet subset that the number of classes tells, None where it tells none."""
@@ -161,8 +157,7 @@ class TimmSource(Source):
         """
         super().__init__(spec, args)
         self.name = name
-        self.hub = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
-        if self.hub:
+        if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
             self.cfg = None
             return
         stem, _, tag = name.partition(".")

@@ -10,17 +10,7 @@ import torch
 
 from camtools.datasets.base import ListedDataset, TargetKind, as_boxes, as_labels
 from camtools.datasets.images import read_annotated, read_levels
-from camtools.datasets.lists import (
-    FolderLayout,
-    first_existing,
-    folder,
-    keyed,
-    one_of,
-    read_rows,
-    relative_name,
-    to_box,
-    to_int,
-)
+from camtools.datasets.lists import FolderLayout, folder, keyed, one_of, read_rows, relative_name, to_box, to_int
 from camtools.datasets.record import Record
 
 _LAYOUT = FolderLayout(
@@ -81,10 +71,10 @@ class CUB(ListedDataset):
         self._boxes = keyed(boxes, chosen, listed)
         super().__init__([names[key] for key in chosen], classes, transform, target)
         self._images = base / "images"
-        found = first_existing([base / "segmentations", base.parent / "segmentations"])
-        if masks and found is None:
+        places = () if masks is False else (base / "segmentations", base.parent / "segmentations")
+        self._masks = next((path for path in places if path.exists()), None)
+        if masks and self._masks is None:
             raise _LAYOUT.error(f"no masks: looked for {str(base / 'segmentations')!r} and beside {str(base)!r}")
-        self._masks = None if masks is False else found
 
     def labels_of(self, index: int) -> list[int]:
         """Return the classes of the objects of `record(index)`, see `ListedDataset`."""

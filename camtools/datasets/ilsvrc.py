@@ -14,16 +14,7 @@ import torch
 from camtools.classes.names import imagenet_names, imagenet_synsets
 from camtools.datasets.base import ListedDataset, TargetKind, as_boxes, as_labels
 from camtools.datasets.images import fit_boxes, read_annotated
-from camtools.datasets.lists import (
-    IMAGE_SUFFIXES,
-    FolderLayout,
-    first_existing,
-    folder,
-    keyed,
-    read_rows,
-    read_table,
-    to_int,
-)
+from camtools.datasets.lists import IMAGE_SUFFIXES, FolderLayout, folder, keyed, read_rows, read_table, to_int
 from camtools.datasets.record import Record
 from camtools.datasets.voc import read_xml
 from camtools.errors import InputError
@@ -148,12 +139,12 @@ def _truth_places(base: Path, truth: str | os.PathLike[str] | None) -> tuple[Pat
         if not given.exists():
             raise _LAYOUT.error(f"truth={str(truth)!r} does not exist")
         return (None, given) if given.is_dir() else (given, None)
-    csv = first_existing([base / "LOC_val_solution.csv"])
-    if csv is not None:
+    csv = base / "LOC_val_solution.csv"
+    if csv.exists():
         return csv, None
     annotations = [base / "Annotations", base / "ILSVRC" / "Annotations"]
     places = [path / "CLS-LOC" / "val" for path in annotations] + [path / "val" for path in annotations]
-    return None, first_existing([*places, base / "bbox" / "val"])
+    return None, next((path for path in [*places, base / "bbox" / "val"] if path.exists()), None)
 
 
 def _read_csv(path: Path) -> dict[str, _Objects]:

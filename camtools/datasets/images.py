@@ -80,11 +80,8 @@ def fit_boxes(
     if stated is None or stated == image.size:
         return boxes
     (width, height), (there_x, there_y) = stated, image.size
-    rounding = 1  # pixel, on either side
-    same_aspect = (
-        abs(there_x - width * there_y / height) <= rounding or abs(there_y - height * there_x / width) <= rounding
-    )
-    if not (same_aspect or squashed):
+    pixels_off = min(abs(there_x - width * there_y / height), abs(there_y - height * there_x / width))
+    if pixels_off > 1 and not squashed:
         raise InputError(
             f"{path} is {there_x} x {there_y} pixels, but its annotation is for {width} x {height}, of another aspect "
             f"ratio: expected the image that was annotated, or that one scaled. Take the original image"

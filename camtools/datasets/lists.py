@@ -45,15 +45,10 @@ class FolderLayout:
         Raises:
             InputError: None does.
         """
-        path = first_existing(candidates)
+        path = next((path for path in candidates if path.exists()), None)
         if path is None:
             raise self.error(f"no {what}: looked for {' or '.join(repr(str(path)) for path in candidates)}")
         return path
-
-
-def first_existing(candidates: Iterable[Path]) -> Path | None:
-    """Return the first path that exists, or None."""
-    return next((path for path in candidates if path.exists()), None)
 
 
 def folder(path: str | os.PathLike[str]) -> Path:
@@ -107,10 +102,8 @@ def read_rows(
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip() or (comment and line.startswith(comment)):
             continue
-        # one field takes the whole line, and of several the last takes what is left where white space separates
-        fields = (
-            [line.strip()] if expected == "1" else line.strip().split(separator, -1 if separator else max(counts) - 1)
-        )
+        # where white space separates, the last field takes what is left
+        fields = line.strip().split(separator, -1 if separator else max(counts) - 1)
         if len(fields) not in counts:
             kind = "separated by spaces" if separator is None else f"separated by {separator!r}"
             raise InputError(

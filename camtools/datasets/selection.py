@@ -41,7 +41,6 @@ class Selection:
             whole("limit", limit)
         whole("every", every)
         whole("skip", skip, 0)
-        spec = data if isinstance(data, str) else None
         inner: Any = open_dataset(data) if isinstance(data, str) else data
         chosen: list[int] | None = None
         while isinstance(inner, Subset):
@@ -61,7 +60,7 @@ class Selection:
         if len(set(self.indices)) < len(self.indices):
             raise InputError("the Subset names an image twice: expected every image once")
         self.ids = [inner.ids[index] for index in self.indices] if isinstance(inner, ListedDataset) else None
-        self.spec = spec or repr(inner)
+        self.spec = data if isinstance(data, str) else repr(inner)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -92,10 +92,9 @@ class WSOL(ListedDataset):
             }
             self._sizes = keyed(sizes, names, listed)
         listed = base / "localization.txt"
-        boxes, masks_of, ignores = _read_localization(listed) if listed.exists() else ({}, {}, {})
+        boxes, masks_of = _read_localization(listed) if listed.exists() else ({}, {})
         self._boxes = keyed(boxes, names, listed) if boxes else None
         self._masks = keyed(masks_of, names, listed) if masks_of else None
-        self._ignores = [ignores.get(name, []) for name in names]
 
     def labels_of(self, index: int) -> list[int]:
         """Return the classes of the objects of `record(index)`, see `ListedDataset`."""
@@ -110,8 +109,9 @@ class WSOL(ListedDataset):
         image = read_annotated(path, size)
         labels = as_labels(self.labels_of(index))
         if self._masks is not None:
-            masks = self._read_masks(self._masks[index], image)
-            ignore = self._read_masks(self._ignores[index], image).any(dim=0) & ~masks.any(dim=0)
+            masks = self._read_masks([mask for mask, _ in self._masks[index]], image)
+            ignored = self._read_masks([ignore for _, ignore in self._masks[index] if ignore], image)
+            ignore = ignored.any(dim=0) & ~masks.any(dim=0)
             return Record(image, labels, mask_boxes(masks), masks, ignore, name)
         boxes = as_boxes([] if self._boxes is None else self._boxes[index])
         return Record(image, labels, fit_boxes(boxes, size, image, path, self._squashed), None, None, name)
@@ -123,20 +123,16 @@ class WSOL(ListedDataset):
         return torch.cat([none, *(resize_masks(level[None] > 0, image) for level in levels)])
 
 
-def _read_localization(
-    path: Path,
-) -> tuple[dict[str, list[tuple[float, ...]]], dict[str, list[str]], dict[str, list[str]]]:
-    """Return the boxes, or the mask files and the ignore files, of every image."""
+def _read_localization(path: Path) -> tuple[dict[str, list[tuple[float, ...]]], dict[str, list[tuple[str, str]]]]:
+    """Return the boxes of every image, or its mask files, each with its ignore file or ""."""
     boxes: dict[str, list[tuple[float, ...]]] = {}
-    masks: dict[str, list[str]] = {}
-    ignores: dict[str, list[str]] = {}
+    masks: dict[str, list[tuple[str, str]]] = {}
     for name, *fields, at in read_rows(path, [_MASK_FIELDS, _BOX_FIELDS], ","):
         if len(fields) == _BOX_FIELDS - 1:
             boxes.setdefault(name, []).append(to_box(fields, at))
         else:
-            masks.setdefault(name, []).append(relative_name(fields[0], at))
-            if fields[1]:
-                ignores.setdefault(name, []).append(relative_name(fields[1], at))
+            mask, ignore = fields
+            masks.setdefault(name, []).append((relative_name(mask, at), ignore and relative_name(ignore, at)))
         if boxes and masks:
             raise InputError(f"{at}: boxes and masks in one file, expected the same kind in every line")
-    return boxes, masks, ignores
+    return boxes, masks

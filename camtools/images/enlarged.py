@@ -36,16 +36,16 @@ def enlarged(images: Sequence[InputImage], x: Tensor, transform: Transform, scal
         is not possible: of ready tensors, of transforms that are no `Preprocess`, and of one that does not resize.
     """
     size = enlarged_size((x.shape[2], x.shape[3]), scale)
-    anew = [image.image is not None for image in images]
-    if not isinstance(transform, Preprocess) or transform.resize is None or not any(anew):
+    ready = all(image.image is None for image in images)
+    if ready or not isinstance(transform, Preprocess) or transform.resize is None:
         return _interpolated(x, size)
     ratio = (size[0] / x.shape[2], size[1] / x.shape[3])
     if transform.crop_mode != "squash":
         ratio = (max(ratio), max(ratio))  # else it would show another part of the image
     larger = transform.scaled(ratio)
     made = [
-        _interpolated(larger(image)[0][None], size)[0].to(x) if new else _interpolated(ready[None], size)[0]
-        for image, ready, new in zip(images, x, anew, strict=True)
+        _interpolated(own[None] if image.image is None else larger(image)[0][None], size)[0].to(x)
+        for image, own in zip(images, x, strict=True)
     ]
     return torch.stack(made)
 

@@ -73,25 +73,21 @@ class MeasuredTransform:
 
     def _apply(self, image: Image.Image) -> Tensor:
         try:
-            output = self.transform(image)
+            made = self.transform(image)
         except Exception as error:
             raise InputError(
                 f"the transform {self.transform!r} failed on a PIL image of {image.width} x {image.height} ({error}): "
                 f"expected a callable from a PIL image to a tensor. Wrap it in one, e.g. lambda image: ..."
             ) from error
-        if isinstance(output, Tensor) and output.ndim == 4 and len(output) == 1:
-            output = output[0]
-        if not isinstance(output, Tensor) or output.ndim != 3 or not output.is_floating_point():
-            got = (
-                f"{output.dtype} of shape {tuple(output.shape)}"
-                if isinstance(output, Tensor)
-                else type(output).__name__
-            )
+        if isinstance(made, Tensor) and made.ndim == 4 and len(made) == 1:
+            made = made[0]
+        if not isinstance(made, Tensor) or made.ndim != 3 or not made.is_floating_point():
+            got = f"{made.dtype} of shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
             raise InputError(
                 f"the transform {self.transform!r} gives {got}: expected a floating tensor (C, h, w). End it in "
                 f"ToTensor(), or ToImage() and ToDtype(torch.float32, scale=True), and Normalize(...)"
             )
-        return output.as_subclass(Tensor)
+        return made.as_subclass(Tensor)
 
 
 def measure_geometry(transform: Callable[[Image.Image], Tensor], size: tuple[int, int]) -> Geometry:
