@@ -50,10 +50,12 @@ def boxes_from_masks(masks: Tensor, least: float = 0.0) -> list[Tensor]:
         )
     *leading, height, width = masks.shape
     count = int(np.prod(leading, dtype=np.int64))
-    # One row and one column of background after each mask keep rows and masks apart in the flat order.
+    # A row of background before each mask and a column after it keep rows and masks apart in the flat order.
     padded = np.zeros((count, height + 1, width + 1), dtype=bool)
-    padded[:, :height, :width] = masks.detach().cpu().numpy().reshape(count, height, width)
-    starts, ends = _runs(padded)
+    padded[:, 1:, :width] = masks.detach().cpu().numpy().reshape(count, height, width)
+    flat = padded.ravel()
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1  # where runs of foreground start and end, in turn
+    starts, ends = changes[0::2], changes[1::2]
     component, order = _components(starts, ends, width + 1)
     boxes, owner, area = _boxes(starts[order], ends[order], component[order], height + 1, width + 1)
     largest = np.zeros(count, dtype=np.int64)
@@ -62,15 +64,6 @@ def boxes_from_masks(masks: Tensor, least: float = 0.0) -> list[Tensor]:
     boxes, owner = boxes[kept], owner[kept]
     sizes = np.bincount(owner, minlength=count).tolist()
     return [part.clone() for part in torch.from_numpy(boxes).split(sizes)]  # no tensor keeps the whole batch alive
-
-
-def _runs(padded: NDArray[np.bool_]) -> tuple[IntArray, IntArray]:
-    """Return flat positions where runs of foreground start and (half-open) end, ascending."""
-    flat = padded.ravel()
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1  # ends in background: only the start may lack its change
-    if flat.size and flat[0]:
-        changes = np.concatenate([[0], changes])
-    return changes[0::2], changes[1::2]
 
 
 def _components(starts: IntArray, ends: IntArray, stride: int) -> tuple[IntArray, IntArray]:
@@ -96,9 +89,9 @@ def _boxes(
     x0 = np.minimum.reduceat(left, heads)
     x1 = np.maximum.reduceat(left + lengths, heads)
     mask, y0 = np.divmod(row[heads], rows)
-    y1 = np.maximum.reduceat(row, heads) - mask * rows + 1
+    y1 = np.maximum.reduceat(row, heads) - mask * rows  # counted from the row of background
     final = np.lexsort((starts[heads], -area, mask))
-    return np.stack([x0, y0, x1, y1], axis=1)[final], mask[final], area[final]
+    return np.stack([x0, y0 - 1, x1, y1], axis=1)[final], mask[final], area[final]
 
 
 def coco_annotations(mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
@@ -132,6 +125,6 @@ def coco_annotations(mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
 def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
     """Return COCO's uncompressed run lengths of a mask (H, W): column-major, background first."""
     pixels = mask.ravel(order="F")
-    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    lengths = np.diff(changes, prepend=0, append=pixels.size).tolist()
-    return [0, *lengths] if pixels.size and pixels[0] else lengths
+    changes = np.flatnonzero(np.diff(pixels, prepend=False))
+    lengths: list[int] = np.diff(changes, prepend=0, append=pixels.size).tolist()
+    return lengths
