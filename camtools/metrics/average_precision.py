@@ -28,23 +28,6 @@ class RankedCurve(NamedTuple):
     scores: Tensor
 
 
-def ranked_curve(scores: Tensor, correct: Tensor, positives: int) -> RankedCurve:
-    """Return precision and recall over detections ranked by score.
-
-    Args:
-        scores: (N,) any real dtype. Of equal scores the earlier comes first, as in the VOC devkit.
-        correct: (N,) bool, whether a detection is a true positive.
-        positives: How many objects there are to find, > 0.
-
-    Returns:
-        The curve on the scores' device.
-    """
-    order = scores.argsort(descending=True, stable=True)
-    hits = correct[order].double().cumsum(0)
-    rank = torch.arange(1, len(order) + 1, dtype=torch.float64, device=scores.device)
-    return RankedCurve(hits / rank, hits / positives, scores[order].double())
-
-
 def average_precision(
     scores: Tensor,
     correct: Tensor,
@@ -156,12 +139,7 @@ class RankedMetric(ListMetric):
 
     def __init__(self, interpolation: Interpolation = "area", **kwargs: Any) -> None:
         check_interpolation(interpolation, type(self).__name__)
-        states = {
-            "scores": torch.float64,
-            "labels": torch.int64,
-            "correct": torch.uint8,
-            "positives": torch.int64,
-        }
+        states = {"scores": torch.float64, "labels": torch.int64, "correct": torch.uint8, "positives": torch.int64}
         super().__init__(states, **kwargs)
         self.interpolation: Interpolation = interpolation
 
@@ -187,7 +165,10 @@ class RankedMetric(ListMetric):
                 occurring = self.joined("positives").unique().tolist()
                 raise InputError(f"curve(label={label!r}): no such object was seen; the classes seen are {occurring}.")
             own = self.joined("labels") == label
-            return ranked_curve(self.joined("scores")[own], self.joined("correct")[own].bool(), positives)
+            scores, order = self.joined("scores")[own].sort(descending=True, stable=True)  # as in average_precision
+            hits = self.joined("correct")[own][order].double().cumsum(0)
+            rank = torch.arange(1, len(order) + 1, dtype=torch.float64, device=scores.device)
+            return RankedCurve(hits / rank, hits / positives, scores)
 
     def _per_class(self) -> dict[int, float]:
         ranked = self.joined("scores"), self.joined("labels"), self.joined("correct").bool()

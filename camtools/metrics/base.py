@@ -106,6 +106,34 @@ class ListMetric(Metric):
             setattr(self, name, [torch.zeros(0, dtype=dtype, device=self.device)])
 
 
+class SumMetric(Metric):
+    """A metric whose states are sums over the images, of maps that are compared with the truth at one size.
+
+    Args:
+        sums: The states before any image.
+        size: (height, width) at which maps and truth are compared; None for the maps' own.
+        *settings: What else decides what is counted.
+        **kwargs: Those of every `torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    def __init__(self, sums: dict[str, Tensor], size: tuple[int, int] | None, *settings: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.size = size
+        for name, zeros in sums.items():
+            self.add_state(name, zeros, dist_reduce_fx="sum")
+        keep_apart(self, *(size or (0, 0)), *settings)
+
+    def add(self, **values: Tensor | int) -> None:
+        """Add a batch's sums to the states of these names."""
+        for name, value in values.items():
+            state = getattr(self, name)
+            setattr(self, name, state + torch.as_tensor(value, device=state.device))
+
+
 def keep_apart(metric: Metric, *settings: float | None) -> None:
     """Make the settings that decide what a metric counts part of its state.
 

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import Metric
 
 from camtools.checks import number
 from camtools.errors import InputError
-from camtools.metrics.base import Estimate, best_level, keep_apart, weighted_sum
+from camtools.metrics.base import Estimate, SumMetric, best_level, weighted_sum
 from camtools.metrics.box_ious import LEVELS, Boxes, Sizes, box_ious, check_workers, largest_ious
 from camtools.metrics.scoremap import PROTOCOL_SIZE, scoremaps
 
@@ -45,7 +44,7 @@ def box_hits(ious: Tensor, at: Sequence[float], weights: Tensor | None = None) -
     return torch.stack([weighted_sum(ious >= iou, weights) for iou in at], 1)
 
 
-class HitMetric(Metric):
+class HitMetric(SumMetric):
     """A metric made of how many images are a hit at each of the 256 levels.
 
     Args:
@@ -59,31 +58,17 @@ class HitMetric(Metric):
         InputError: `workers` is not such a number.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    size: tuple[int, int] | None
     hits: Tensor
     """(rows, 256) int64, how many images are a hit of each kind at each level."""
     images: Tensor
     """() int64, how many images there were."""
-    settings: Tensor
-    """What is being counted. A state only so that a MetricCollection never takes two metrics for the same one."""
 
     def __init__(
         self, rows: int, size: tuple[int, int] | None, workers: int | None, settings: Sequence[float], **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
-        self.size = size
+        sums = {"hits": torch.zeros(rows, LEVELS, dtype=torch.int64), "images": torch.zeros((), dtype=torch.int64)}
+        super().__init__(sums, size, *settings, **kwargs)
         self.workers = check_workers(workers)
-        self.add_state("hits", torch.zeros(rows, LEVELS, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        keep_apart(self, *(size or (0, 0)), *settings)
-
-    def count(self, hits: Tensor, images: int) -> None:
-        """Add the hits of a batch, (rows, 256)."""
-        self.hits = self.hits + hits.to(self.hits.device)
-        self.images = self.images + images
 
     def updated(self) -> None:
         """Do what torchmetrics does around `update`, for other methods that add a batch."""
@@ -95,7 +80,6 @@ class BoxAccuracy(HitMetric):
 
     Args:
         ious: IoU from which on an image is a hit, each in (0, 1].
-        largest_only: Whether only the contour with the largest area counts.
         interval: Step between thresholds, 0, interval, 2 interval ... below 1. The cost does not depend on it.
         size: (height, width) at which maps and boxes are compared; None for the maps' own.
         workers: Threads that share the maps of a batch; None for as many as torch uses.
@@ -107,25 +91,22 @@ class BoxAccuracy(HitMetric):
 
     plot_lower_bound = 0.0
     plot_upper_bound = 100.0
-    ious: tuple[float, ...]
-    largest_only: bool
-    interval: float
+    largest_only = False
+    """Whether only the contour with the largest area counts."""
 
     def __init__(
         self,
-        ious: Sequence[float],
-        largest_only: bool,
-        interval: float,
-        size: tuple[int, int] | None,
-        workers: int | None,
+        ious: Sequence[float] = (0.3, 0.5, 0.7),
+        interval: float = 0.001,
+        size: tuple[int, int] | None = PROTOCOL_SIZE,
+        workers: int | None = None,
         **kwargs: Any,
     ) -> None:
         if not len(ious) or not all(isinstance(iou, Real) and 0 < iou <= 1 for iou in ious):
             raise InputError(f"{type(self).__name__}: IoU of {ious!r}; expected numbers in (0, 1], such as 0.5.")
         number("interval", interval, "(0, 1]", owner=type(self).__name__)
-        super().__init__(len(ious), size, workers, [largest_only, interval, *ious], **kwargs)
+        super().__init__(len(ious), size, workers, [self.largest_only, interval, *ious], **kwargs)
         self.ious = tuple(float(iou) for iou in ious)
-        self.largest_only = largest_only
         self.interval = float(interval)
 
     def update(self, maps: Tensor, boxes: Boxes, sizes: Sizes) -> None:
@@ -146,7 +127,7 @@ class BoxAccuracy(HitMetric):
             ious = largest_ious(levels, boxes, sizes, workers=self.workers)
         else:
             ious = box_ious(levels, boxes, sizes, workers=self.workers).any
-        self.count(box_hits(ious, self.ious)[0], len(ious))
+        self.add(hits=box_hits(ious, self.ious)[0], images=len(ious))
 
     def update_ious(self, ious: Tensor) -> None:
         """Add a batch whose boxes were compared already, so that several metrics can share that work.
@@ -160,7 +141,7 @@ class BoxAccuracy(HitMetric):
         if ious.dim() != 2 or ious.shape[1] != LEVELS:
             raise InputError(f"ious: expected (B, {LEVELS}) from box_ious(), got {tuple(ious.shape)}.")
         self.updated()
-        self.count(box_hits(ious, self.ious)[0], len(ious))
+        self.add(hits=box_hits(ious, self.ious)[0], images=len(ious))
 
     def compute(self) -> Tensor:
         """Return the largest accuracy over the thresholds (the mean of them over several IoU), per cent, () float64.
@@ -171,7 +152,7 @@ class BoxAccuracy(HitMetric):
 
     def per_iou(self) -> dict[float, float]:
         """Return the largest accuracy at each IoU, per cent, over all processes (call it in all of them)."""
-        return dict(zip(self.ious, self._curve().accuracy.amax(-1).tolist(), strict=True))
+        return dict(zip(self.ious, self.curve().accuracy.view(len(self.ious), -1).amax(-1).tolist(), strict=True))
 
     def _thresholds(self) -> tuple[Tensor, Tensor]:
         """Return the thresholds, (T,), and the levels that they read."""
@@ -182,13 +163,15 @@ class BoxAccuracy(HitMetric):
         """Return the metric and the place of its thresholds among all."""
         return best_level(self.hits[None, :, self._thresholds()[1]], None, self.images[None])
 
-    def _best_thresholds(self) -> Tensor:
+    @property
+    def best_threshold(self) -> Tensor:
+        """The smallest best threshold of each IoU, (len(ious),) float64, over all processes (read it in all)."""
         with self.sync_context(dist_sync_fn=self.dist_sync_fn):
             best = self._thresholds()[0][self._best().levels[0]]
             return torch.where(self.images == 0, torch.nan, best)
 
-    def _curve(self) -> BoxCurve:
-        """Return the accuracies, (len(ious), T), over all processes."""
+    def curve(self) -> BoxCurve:
+        """Return the accuracies at every threshold, one row per IoU, over all processes (call it in all of them)."""
         with self.sync_context(dist_sync_fn=self.dist_sync_fn):
             thresholds, levels = self._thresholds()
             return BoxCurve((100 * self.hits).double()[:, levels] / self.images, thresholds)
@@ -214,6 +197,8 @@ class MaxBoxAcc(BoxAccuracy):
         InputError: A parameter is outside its range.
     """
 
+    largest_only = True
+
     def __init__(
         self,
         iou: float = 0.5,
@@ -222,16 +207,16 @@ class MaxBoxAcc(BoxAccuracy):
         workers: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__((iou,), True, interval, size, workers, **kwargs)
+        super().__init__((iou,), interval, size, workers, **kwargs)
 
     @property
     def best_threshold(self) -> Tensor:
         """The smallest threshold with the largest accuracy, () float64, over all processes (read it in all of them)."""
-        return self._best_thresholds()[0]
+        return super().best_threshold[0]
 
     def curve(self) -> BoxCurve:
         """Return the accuracy at every threshold, over all processes (call it in all of them)."""
-        accuracy, thresholds = self._curve()
+        accuracy, thresholds = super().curve()
         return BoxCurve(accuracy[0], thresholds)
 
 
@@ -254,25 +239,6 @@ class MaxBoxAccV2(BoxAccuracy):
     Raises:
         InputError: A parameter is outside its range.
     """
-
-    def __init__(
-        self,
-        ious: Sequence[float] = (0.3, 0.5, 0.7),
-        interval: float = 0.001,
-        size: tuple[int, int] | None = PROTOCOL_SIZE,
-        workers: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(ious, False, interval, size, workers, **kwargs)
-
-    @property
-    def best_threshold(self) -> Tensor:
-        """The smallest best threshold of each IoU, (len(ious),) float64, over all processes (read it in all)."""
-        return self._best_thresholds()
-
-    def curve(self) -> BoxCurve:
-        """Return the accuracies at every threshold, one row per IoU, over all processes (call it in all of them)."""
-        return self._curve()
 
 
 def max_box_acc(maps: Tensor | NDArray[Any], boxes: Boxes, sizes: Sizes, **options: Any) -> tuple[Tensor, Tensor]:

@@ -57,17 +57,13 @@ def box_ious(levels: Tensor, boxes: Boxes, sizes: Sizes, *, workers: int | None 
 
     Source: Choe et al., CVPR 2020, `BoxEvaluator` of the released code (wsolevaluation).
     """
-    arrays = _levels(levels)
-    truths = scaled_boxes(boxes, sizes, len(arrays), (arrays.shape[2], arrays.shape[1]))
-    _, single, several = _run(arrays, truths, workers, holes=True)
-    return BoxIoUs(torch.from_numpy(single), torch.from_numpy(several))
+    _, single, several = _run(levels, (boxes, sizes), workers, holes=True)
+    return BoxIoUs(single, several)
 
 
 def largest_ious(levels: Tensor, boxes: Boxes, sizes: Sizes, *, workers: int | None = None) -> Tensor:
     """Return `box_ious(...).largest`, (B, 256) float64, without looking for holes: about twice as fast."""
-    arrays = _levels(levels)
-    truths = scaled_boxes(boxes, sizes, len(arrays), (arrays.shape[2], arrays.shape[1]))
-    return torch.from_numpy(_run(arrays, truths, workers, holes=False)[1])
+    return _run(levels, (boxes, sizes), workers, holes=False)[1]
 
 
 def largest_boxes(levels: Tensor, *, workers: int | None = None) -> Tensor:
@@ -84,38 +80,22 @@ def largest_boxes(levels: Tensor, *, workers: int | None = None) -> Tensor:
     Raises:
         InputError: `levels` is not such a tensor, or `workers` not such a number.
     """
-    arrays = _levels(levels)
-    nothing = np.zeros((0, 4), dtype=np.int64)
-    return torch.from_numpy(_run(arrays, [nothing] * len(arrays), workers, holes=False)[0])
-
-
-def scaled_boxes(boxes: Boxes, sizes: Sizes, count: int, shape: tuple[int, int]) -> list[NDArray[np.int64]]:
-    """Scale true boxes from their images to maps, and truncate them to integers as the protocol does.
-
-    Args:
-        boxes: `count` tensors or arrays (N, 4) of x0, y0, x1, y1, in pixels of the image; rows of NaN are left out.
-        sizes: `count` pairs (width, height) of the images.
-        count: How many maps there are.
-        shape: (width, height) of the maps.
-
-    Returns:
-        `count` arrays (n, 4) int64, n >= 1.
-
-    Raises:
-        InputError: See `box_ious`.
-    """
-    truths = []
-    scale = np.array([*shape, *shape], dtype=np.float64)
-    for box, (width, height) in zip(checked_boxes(boxes, sizes, count), sizes, strict=True):
-        truths.append((box * scale / np.array([width, height] * 2, dtype=np.float64)).astype(np.int64))
-    return truths
+    return _run(levels, None, workers, holes=False)[0]
 
 
 def checked_boxes(boxes: Boxes, sizes: Sizes, count: int) -> list[NDArray[np.float64]]:
-    """Check true boxes and leave out rows of NaN; see `scaled_boxes`.
+    """Check true boxes and leave out rows of NaN.
+
+    Args:
+        boxes: `count` tensors or arrays (N, 4) of x0, y0, x1, y1, in pixels of the image.
+        sizes: `count` pairs (width, height) of the images.
+        count: How many maps there are.
 
     Returns:
         `count` arrays (n, 4) float64, n >= 1, in pixels of the images.
+
+    Raises:
+        InputError: See `box_ious`.
     """
     if len(boxes) != count or len(sizes) != count:
         raise InputError(
@@ -158,36 +138,30 @@ def _checked(index: int, given: Tensor | NDArray[Any], size: tuple[int, int]) ->
     return box
 
 
-def _levels(levels: Tensor) -> NDArray[np.uint8]:
-    """Return the levels as an array, or say what is wrong with them."""
+def _run(
+    levels: Tensor, truth: tuple[Boxes, Sizes] | None, workers: int | None, holes: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the compiled walk over every map: largest boxes (B, 256, 4), and both IoUs, (B, 256), with boxes if any."""
+    from camtools.metrics.contours import level_boxes
+
     if not isinstance(levels, Tensor) or levels.dim() != 3 or levels.dtype != torch.uint8 or 0 in levels.shape[1:]:
         got = f"{tuple(levels.shape)} {levels.dtype}" if isinstance(levels, Tensor) else type(levels).__name__
         raise InputError(f"levels: expected uint8 of shape (B, H, W), got {got}. Quantise maps first: scoremaps(maps).")
-    return np.ascontiguousarray(levels.detach().cpu().numpy())
-
-
-def _run(
-    levels: NDArray[np.uint8], truths: Sequence[NDArray[np.int64]], workers: int | None, holes: bool
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Run the compiled walk over every map: largest boxes (B, 256, 4), and both IoUs, (B, 256)."""
-    from camtools.metrics.contours import level_boxes
-
-    workers = check_workers(workers) or torch.get_num_threads()
-    count = len(levels)
+    maps = np.ascontiguousarray(levels.detach().cpu().numpy())
+    count, height, width = maps.shape
+    truths = [np.zeros((0, 4), dtype=np.int64)] * count
+    if truth is not None:  # scaled to the map and truncated, as the protocol does
+        pairs = zip(checked_boxes(*truth, count), truth[1], strict=True)
+        truths = [(box * np.array([width, height] * 2, float) / [*size, *size]).astype(np.int64) for box, size in pairs]
     largest = np.empty((count, LEVELS, 4), dtype=np.int64)
     single, several = np.empty((count, LEVELS)), np.empty((count, LEVELS))
 
     def run(index: int) -> None:
-        level_boxes(levels[index], truths[index], largest[index], single[index], several[index], holes)
+        level_boxes(maps[index], truths[index], largest[index], single[index], several[index], holes)
 
-    if count > 1 and workers > 1:
-        run(0)  # compiles, if nobody has yet
-        with ThreadPoolExecutor(min(workers, count - 1)) as pool:  # the walk does not hold the interpreter's lock
-            list(pool.map(run, range(1, count)))
-    else:
-        for index in range(count):
-            run(index)
-    return largest, single, several
+    with ThreadPoolExecutor(check_workers(workers) or torch.get_num_threads()) as pool:
+        list(pool.map(run, range(count)))  # the walk does not hold the interpreter's lock
+    return torch.from_numpy(largest), torch.from_numpy(single), torch.from_numpy(several)
 
 
 def check_workers(workers: int | None) -> int | None:

@@ -94,11 +94,7 @@ def sorted_pixels(levels: ByteArray) -> tuple[ByteArray, IntArray, IntArray]:
     framed = np.zeros((height + 2, width + 2), dtype=np.uint8)
     framed[1:-1, 1:-1] = levels
     begins = np.zeros(257, dtype=np.int64)
-    for y in range(height):
-        for x in range(width):
-            begins[levels[y, x] + 1] += 1
-    for value in range(256):
-        begins[value + 1] += begins[value]
+    begins[1:] = np.cumsum(np.bincount(levels.ravel(), minlength=256))
     free = begins.copy()
     order = np.empty(height * width, dtype=np.int64)
     for y in range(height):
@@ -119,31 +115,22 @@ def find(parent: SmallArray, number: int) -> int:
 
 
 @compiled
-def border_area(levels: ByteArray, level: int, start: int) -> int:
+def border_area(framed: ByteArray, level: int, start: int) -> int:
     """Return twice the area of the outer border's polygon: followed around value > level, from its first pixel on."""
-    height, width = levels.shape
-    y0, x0 = start // (width + 2) - 1, start % (width + 2) - 1
-    first = -1
-    for step in range(8):  # clockwise from the left: the left, and all above, are not set
-        y, x = y0 + DY[step], x0 + DX[step]
-        if 0 <= y < height and 0 <= x < width and levels[y, x] > level:
-            first = step
-            break
-    if first < 0:
-        return 0
-    total = 0
-    y, x, step = y0, x0, first
+    stride = framed.shape[1]
+    first, y, x = 0, start // stride, start % stride
+    while framed[y + DY[first], x + DX[first]] <= level:  # clockwise; the left, and all above, are not set
+        first += 1
+        if first == 8:
+            return 0
+    total, step = 0, first
     while True:
-        ny, nx = y + DY[step], x + DX[step]
-        total += x * ny - nx * y
-        y, x = ny, nx
+        total += x * (y + DY[step]) - (x + DX[step]) * y
+        y, x = y + DY[step], x + DX[step]
         step = (step + 5) % 8  # the neighbour after the one we came from, clockwise
-        while True:
-            ny, nx = y + DY[step], x + DX[step]
-            if 0 <= ny < height and 0 <= nx < width and levels[ny, nx] > level:
-                break
+        while framed[y + DY[step], x + DX[step]] <= level:
             step = (step + 1) % 8
-        if y == y0 and x == x0 and step == first:
+        if y * stride + x == start and step == first:
             return abs(total)
 
 
@@ -161,7 +148,7 @@ def best_iou(x0: int, y0: int, x1: int, y1: int, truth: IntArray) -> float:
 
 @compiled
 def _write(
-    levels: ByteArray,
+    framed: ByteArray,
     fact: SmallArray,
     low: int,
     truth: IntArray,
@@ -169,9 +156,13 @@ def _write(
     largest: IntArray,
     single: FloatArray,
     several: FloatArray,
-) -> None:
-    """Write a component down for the levels from `low` to fact[7], through which it stayed the same."""
-    height, width = levels.shape
+) -> bool:
+    """Write a component down for the levels from `low` to fact[7], through which it stayed the same.
+
+    Returns:
+        Whether it has a hole.
+    """
+    height, width = framed.shape[0] - 2, framed.shape[1] - 2
     x0, y0, first, high = fact[0], fact[1], fact[4], fact[7]
     x1, y1 = min(fact[2] + 1, width - 1), min(fact[3] + 1, height - 1)
     iou = best_iou(x0, y0, x1, y1, truth)
@@ -180,18 +171,18 @@ def _write(
         bound = 2 * (fact[2] - x0) * (fact[3] - y0)
         for level in range(low, high + 1):
             if bound >= rank[level, 0]:
-                area = border_area(levels, low, first)
+                area = border_area(framed, low, first)
                 break
     for level in range(low, high + 1):
         several[level] = max(several[level], iou)
         if area > rank[level, 0] or (area == rank[level, 0] and first > rank[level, 1]):
             rank[level, 0], rank[level, 1], single[level] = area, first, iou
             largest[level, 0], largest[level, 1], largest[level, 2], largest[level, 3] = x0, y0, x1, y1
+    return bool(fact[6] != 4)
 
 
 @compiled
 def _outside(
-    levels: ByteArray,
     framed: ByteArray,
     begins: IntArray,
     order: IntArray,
@@ -205,7 +196,7 @@ def _outside(
     Returns:
         Whether any component has a hole at any level.
     """
-    height, width = levels.shape
+    height, width = framed.shape[0] - 2, framed.shape[1] - 2
     stride = width + 2
     offsets = (DY * stride + DX).astype(np.int32)
     value = framed.ravel()
@@ -222,10 +213,8 @@ def _outside(
             x, y = order[position] & 0xFFFFFFFF, order[position] >> 32
             place = (y + 1) * stride + x + 1
             bits = 0
-            for i in range(4):  # before this pixel in raster order: set if as bright
-                bits |= (value[place + offsets[i]] > level) << i
-            for i in range(4, 8):
-                bits |= (value[place + offsets[i]] > level + 1) << i
+            for i in range(8):  # the first four are before this pixel in raster order: set if as bright
+                bits |= (value[place + offsets[i]] > level + (i >= 4)) << i
             if bits == 0:
                 fact = facts[count]
                 fact[0], fact[1], fact[2], fact[3], fact[4] = x, y, x, y, place
@@ -236,16 +225,14 @@ def _outside(
             root = find(parent, number[place + offsets[JOINS[bits, 1]]])
             fact = facts[root]
             if fact[7] > level:
-                holes |= fact[6] != 4
-                _write(levels, fact, level + 1, truth, rank, largest, single, several)
+                holes |= _write(framed, fact, level + 1, truth, rank, largest, single, several)
             for i in range(2, JOINS[bits, 0] + 1):
                 other = find(parent, number[place + offsets[JOINS[bits, i]]])
                 if other == root:
                     continue
                 gone = facts[other]
                 if gone[7] > level:
-                    holes |= gone[6] != 4
-                    _write(levels, gone, level + 1, truth, rank, largest, single, several)
+                    holes |= _write(framed, gone, level + 1, truth, rank, largest, single, several)
                 if gone[5] > fact[5]:
                     root, other, fact, gone = other, root, gone, fact
                 parent[other] = root
@@ -262,8 +249,7 @@ def _outside(
             fact[7] = level
     for root in range(count):
         if parent[root] == root:
-            holes |= facts[root, 6] != 4
-            _write(levels, facts[root], 0, truth, rank, largest, single, several)
+            holes |= _write(framed, facts[root], 0, truth, rank, largest, single, several)
     return holes
 
 
@@ -353,5 +339,5 @@ def level_boxes(
     for level in range(256):
         single[level] = several[level] = nothing if level >= top else 0.0
     framed, begins, order = sorted_pixels(levels)
-    if _outside(levels, framed, begins, order, truth, largest, single, several) and holes:
+    if _outside(framed, begins, order, truth, largest, single, several) and holes:
         raise_to_holes(framed, begins, order, truth, several)

@@ -41,9 +41,6 @@ class LocalizationMAP(RankedMetric):
         InputError: A parameter is outside its range.
     """
 
-    iou_threshold: float
-    pixel_inclusive: bool
-
     def __init__(
         self,
         iou_threshold: float = 0.5,

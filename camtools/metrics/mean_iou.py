@@ -62,7 +62,9 @@ class MeanIoU(MulticlassConfusionMatrix):
             raise InputError(f"preds has {len(preds)} images and target {len(target)}: give one of each per image.")
         if not len(preds):
             return
-        parts = [(torch.as_tensor(pred), torch.as_tensor(true)) for pred, true in self._pairs(preds, target)]
+        lists = isinstance(preds, list | tuple) or isinstance(target, list | tuple)
+        pairs: Any = zip(preds, target, strict=True) if lists else [(preds, target)]  # batches of tensors as wholes
+        parts = [(torch.as_tensor(pred), torch.as_tensor(true)) for pred, true in pairs]
         for index, (pred, true) in enumerate(parts):
             if pred.shape != true.shape:
                 raise InputError(
@@ -108,12 +110,6 @@ class MeanIoU(MulticlassConfusionMatrix):
         if not self.include_background:
             ious[0] = torch.nan
         return ious
-
-    @staticmethod
-    def _pairs(preds: SemanticMasks, target: SemanticMasks) -> Any:
-        """Pair up images, or the batches as wholes where both are one tensor."""
-        whole = not isinstance(preds, list | tuple) and not isinstance(target, list | tuple)
-        return [(preds, target)] if whole else zip(preds, target, strict=True)
 
 
 def semantic_iou(

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import Metric
 
 from camtools.errors import InputError
-from camtools.metrics.base import best_level, keep_apart, percent, weighted_sum
+from camtools.metrics.base import SumMetric, best_level, percent, weighted_sum
 from camtools.metrics.scoremap import BIN_EDGES, PROTOCOL_SIZE, THRESHOLDS, normalise, scoremaps
 
 Masks = Tensor | NDArray[Any] | Sequence[Tensor | NDArray[Any]]
@@ -47,25 +46,7 @@ class IoUCurve(NamedTuple):
     thresholds: Tensor
 
 
-class MapMetric(Metric):
-    """A metric of score maps against masks.
-
-    Args:
-        size: (height, width) at which maps and masks are compared; None for the maps' own.
-        **kwargs: Those of every `torchmetrics.Metric`.
-    """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    def __init__(self, size: tuple[int, int] | None = PROTOCOL_SIZE, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.size = size
-        keep_apart(self, *(size or [None]))
-
-
-class PxAP(MapMetric):
+class PxAP(SumMetric):
     """Pixel average precision: the area under the precision-recall curve of all pixels of a data set, per cent.
 
     Maps are resized bicubically and min-max normalised as for the box metrics, masks are resized to the nearest pixel.
@@ -86,9 +67,8 @@ class PxAP(MapMetric):
     """(1001,) int64, the same for pixels of the background."""
 
     def __init__(self, size: tuple[int, int] | None = PROTOCOL_SIZE, **kwargs: Any) -> None:
-        super().__init__(size, **kwargs)
-        self.add_state("on_objects", torch.zeros(len(BIN_EDGES), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("elsewhere", torch.zeros(len(BIN_EDGES), dtype=torch.int64), dist_reduce_fx="sum")
+        sums = {name: torch.zeros(len(BIN_EDGES), dtype=torch.int64) for name in ("on_objects", "elsewhere")}
+        super().__init__(sums, size, **kwargs)
 
     def update(self, maps: Tensor, masks: Masks, ignore: Ignore = None) -> None:
         """Add a batch.
@@ -103,11 +83,8 @@ class PxAP(MapMetric):
         """
         scores = normalise(maps, self.size)
         objects, counted = truth_masks(masks, ignore, len(scores), (scores.shape[1], scores.shape[2]), scores.device)
-        on_objects, elsewhere = (
-            part.sum(0).to(self.on_objects.device) for part in pixel_bins(scores, objects, counted)
-        )
-        self.on_objects = self.on_objects + on_objects
-        self.elsewhere = self.elsewhere + elsewhere
+        on_objects, elsewhere = pixel_bins(scores, objects, counted)
+        self.add(on_objects=on_objects.sum(0), elsewhere=elsewhere.sum(0))
 
     def compute(self) -> Tensor:
         """Return PxAP in per cent, () float64; NaN before any object's pixel was seen."""
@@ -119,7 +96,7 @@ class PxAP(MapMetric):
             return pixel_curve(self.on_objects, self.elsewhere)
 
 
-class PeakIoU(MapMetric):
+class PeakIoU(SumMetric):
     """Peak IoU: the mean over the images of the IoU of mask and truth, at the threshold best for the data set.
 
     A map has at most 256 levels, floor(255 s) of its normalised scores s, as in the box metrics; the mask at threshold
@@ -140,18 +117,16 @@ class PeakIoU(MapMetric):
     """() int64, how many images had an IoU."""
 
     def __init__(self, size: tuple[int, int] | None = PROTOCOL_SIZE, **kwargs: Any) -> None:
-        super().__init__(size, **kwargs)
-        self.add_state("iou_sum", torch.zeros(_LEVELS, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        sums = {"iou_sum": torch.zeros(_LEVELS, dtype=torch.float64), "images": torch.zeros((), dtype=torch.int64)}
+        super().__init__(sums, size, **kwargs)
 
     def update(self, maps: Tensor, masks: Masks, ignore: Ignore = None) -> None:
         """Add a batch; the arguments and errors are those of `PxAP.update`."""
         levels = scoremaps(maps, self.size)
         objects, counted = truth_masks(masks, ignore, len(levels), (levels.shape[1], levels.shape[2]), levels.device)
-        ious = mask_ious(levels, objects, ~counted).to(self.iou_sum.device)
+        ious = mask_ious(levels, objects, ~counted)
         defined = ~ious[:, 0].isnan()
-        self.iou_sum = self.iou_sum + ious[defined].sum(0)
-        self.images = self.images + defined.sum()
+        self.add(iou_sum=ious[defined].sum(0), images=defined.sum())
 
     def compute(self) -> Tensor:
         """Return Peak IoU in per cent, () float64; NaN before any image with an object was seen."""
@@ -305,15 +280,9 @@ def _stack(name: str, given: Any, count: int, size: tuple[int, int], device: tor
             raise InputError(f"{name}: expected (B, h, w), got {tuple(batch.shape)}. Join the objects: masks.any(1).")
         return _nearest(_checked(name, batch), size, device)
     blank = torch.zeros(size, dtype=torch.bool)
-    parts = [
-        _nearest(
-            _checked(f"{name}[{index}]", blank if part is None and name == "ignore" else torch.as_tensor(part), 2),
-            size,
-            device,
-        )
-        for index, part in enumerate(given)
-    ]
-    return torch.stack(parts) if parts else torch.zeros((0, *size), dtype=torch.bool, device=device)
+    parts = (blank if part is None and name == "ignore" else torch.as_tensor(part) for part in given)
+    resized = [_nearest(_checked(f"{name}[{k}]", part, 2), size, device) for k, part in enumerate(parts)]
+    return torch.stack(resized) if resized else torch.zeros((0, *size), dtype=torch.bool, device=device)
 
 
 def _checked(name: str, mask: Tensor, dims: int = 3) -> Tensor:

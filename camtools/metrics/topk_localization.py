@@ -61,10 +61,6 @@ class TopKLocalization(HitMetric):
         InputError: A parameter is outside its range.
     """
 
-    threshold: float | Literal["best"]
-    top: tuple[int, ...]
-    iou: float
-
     def __init__(
         self,
         threshold: float | Literal["best"] = "best",
@@ -152,7 +148,7 @@ class TopKLocalization(HitMetric):
                 f"got boxes of {len(ious)} images, {tuple(ious.shape)}, and {len(ranks)} rows of logits; expected as "
                 "many of both."
             )
-        self.count(topk_hits(ious.to(ranks.device), ranks, self.top, self.iou)[0], len(ranks))
+        self.add(hits=topk_hits(ious.to(ranks.device), ranks, self.top, self.iou)[0], images=len(ranks))
 
     def compute(self) -> dict[str, Tensor]:
         """Return "gt_known" and, for each k, "top1", "top5" in per cent, () float64 each; NaN before any image."""
