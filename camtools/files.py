@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -27,11 +26,8 @@ def staging(target: Path) -> Iterator[Path]:
     made = [path for path in (target, *target.parents) if not path.exists()]
     try:
         target.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".camtools-", dir=target))
-        try:
-            yield stage
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=".camtools-", dir=target, ignore_cleanup_errors=True) as stage:
+            yield Path(stage)
     except BaseException:
         with suppress(OSError):  # someone else's files may be there by now
             for path in made:

@@ -45,15 +45,13 @@ class TrainingFolder:
     Args:
         path: The folder, which need not exist; None for a run that leaves nothing.
         leads: Whether this is the process that writes.
+
+    Attributes:
+        written: The folder where this process writes files; None where it doesn't.
     """
 
     def __init__(self, path: Path | None, leads: bool) -> None:
-        self.path, self.leads = path, leads
-
-    @property
-    def written(self) -> bool:
-        """Whether this process writes files."""
-        return self.path is not None and self.leads
+        self.path, self.written = path, path if leads else None
 
     def checkpoint(self, settings: Mapping[str, Any], resume: bool, device: torch.device) -> dict[str, Any] | None:
         """Return the checkpoint that a run goes on from; None where it begins.
@@ -69,8 +67,8 @@ class TrainingFolder:
         """
         if self.path is None or not (self.path / STATE).exists():
             return None
-        if self.leads:
-            remove_partial(self.path)
+        if self.written is not None:
+            remove_partial(self.written)
         if not resume:
             raise InputError(
                 f"{self.path} holds a run already: expected an empty folder. Go on with it (resume=True, --resume), "
@@ -96,13 +94,13 @@ class TrainingFolder:
         Raises:
             InputError: The file cannot be written; likewise below.
         """
-        if self.path is not None and self.leads:
-            write_json(dict(settings), self.path / SETTINGS_FILE)
+        if self.written is not None:
+            write_json(dict(settings), self.written / SETTINGS_FILE)
 
     def write_checkpoint(self, settings: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """Write what a run goes on from."""
-        if self.path is not None and self.leads:
-            with replacing(self.path / STATE) as partial, partial.open("wb") as file:
+        if self.written is not None:
+            with replacing(self.written / STATE) as partial, partial.open("wb") as file:
                 torch.save({"settings": json.dumps(settings), **state}, file)
 
     def write_model(self, name: str, model: nn.Module, writers: Writers) -> None:
@@ -114,8 +112,8 @@ class TrainingFolder:
 
     def write(self, name: str, write: Callable[[Path], object]) -> None:
         """Write a file."""
-        if self.path is not None and self.leads:
-            with replacing(self.path / name) as partial:
+        if self.written is not None:
+            with replacing(self.written / name) as partial:
                 write(partial)
 
     def paths(self, writers: Writers) -> dict[str, Path]:

@@ -192,7 +192,7 @@ class _Finetuning:
         trainer, config = self.trainer, self.config
         with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if trainer.device.type == "cuda" else []):
             self._begin(resume)
-            with closing(Logs(self.folder.path if self.folder.written else None, trainer.updates)) as logs:
+            with closing(Logs(self.folder.written, trainer.updates)) as logs:
                 if not self.history and self.validation is not None:
                     self.history.append({"epoch": 0.0, **self.recipe.validate(self._model(), self.validation)})
                     self._say(f"before training: {_described(self.history[0])}")
@@ -272,7 +272,7 @@ class _Finetuning:
         Raises:
             InputError: A file cannot be written.
         """
-        if not self.folder.written:
+        if self.folder.written is None:
             return
         if models:
             model = self._model()
@@ -290,7 +290,7 @@ class _Finetuning:
         model.load_state_dict(self.best["state"])
         self.recipe.load_state_dict(self.best["recipe"])
         model = self.recipe.finished(model.to(self.home).eval())
-        if self.before is not None and self.validation is not None and self.folder.written:
+        if self.before is not None and self.validation is not None and self.folder.written is not None:
             image = self.validation.before_and_after(self.before, model)
             if image is not None:
                 self.folder.write(IMAGE_FILE, image.save)

@@ -92,9 +92,8 @@ class CreamRecipe(Recipe):
         """Take it back."""
         self._updates = None
         if state:
-            values, counts = state["values"].cpu().clone(), state["counts"].cpu().clone()
-            self._updates = BankUpdates(counts.shape[1], self.config.bank_momentum)
-            self._updates.values, self._updates.counts = values, counts
+            self._updates = BankUpdates(state["counts"].shape[1], self.config.bank_momentum)
+            self._updates.values, self._updates.counts = (state[name].cpu().clone() for name in ("values", "counts"))
 
     def bank(self, model: nn.Module) -> ContextBank | None:
         """Return the bank as it stands; None before the first batch.

@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from camtools.datasets.scenes.network import scene_classifier
+from camtools.evaluation.bootstrap import image_weights, interval
 from camtools.evaluation.report.curve import COLOURS, INK, STYLE
 from camtools.evaluation.results import V2_IOUS
 from camtools.evaluation.rows import Array
-from camtools.evaluation.statistics import Measured, Statistic, image_weights, interval, mean_of, replicate
+from camtools.evaluation.statistics import Measured, Statistic, mean_of, replicate
 from camtools.explainer import Explainer
 from camtools.files import replacing, write_text
 from camtools.heads.box_regressor import BoxRegressor
@@ -104,22 +105,14 @@ def _lines(runs: list[RecipeRun], base: str, first: str, metrics: Sequence[str],
     for name, reading in [(recipe, reading) for recipe in names for reading in readings[recipe]]:
         label = _label(seeds[name][0], reading)
         own = {metric: _estimate(seeds[name], metric, reading, weights) for metric in metrics}
-        alike = {} if name == base else baselines.get(label, {})
+        theirs = {} if name == base else baselines.get(label, {})
         if name == base:
             baselines[label] = own
         main = next(iter(baselines.values()))
-        report.append(
-            ReportLine(
-                name,
-                label,
-                {metric: _cell(own[metric], None if main is own else main[metric], drawn) for metric in metrics},
-                {
-                    metric: _cell(own[metric], alike[metric], drawn)
-                    for metric in metrics
-                    if metric != "top-1" and own[metric] and alike.get(metric)
-                },
-            )
-        )
+        cells = {metric: _cell(own[metric], None if main is own else main[metric], drawn) for metric in metrics}
+        both = [metric for metric in metrics if metric != "top-1" and own[metric] and theirs.get(metric)]
+        alike = {metric: _cell(own[metric], theirs[metric], drawn) for metric in both}
+        report.append(ReportLine(name, label, cells, alike))
     return report
 
 
