@@ -84,11 +84,10 @@ class ILSVRC(ListedDataset):
         self._labels: list[int] | None = None  # from folders or the devkit
         if csv is not None:
             self._objects = keyed(_read_csv(csv), self.ids, csv)
+        elif self._xml is None and all("/" in name for name in images):
+            self._labels = [_index(name.partition("/")[0], str(self._base / name)) for name in images]
         elif self._xml is None:
-            if all("/" in name for name in images):
-                self._labels = [_index(name.partition("/")[0], str(self._base / name)) for name in images]
-            else:
-                self._labels = _devkit_labels(base / "ILSVRC2012_devkit_t12" / "data", self.ids)
+            self._labels = _devkit_labels(base / "ILSVRC2012_devkit_t12" / "data", self.ids)
 
     def labels_of(self, index: int) -> list[int]:
         """Return the classes of the objects of `record(index)`, see `ListedDataset`."""
