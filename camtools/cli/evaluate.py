@@ -126,7 +126,15 @@ def evaluate(
                 **given,
             )
             if out is not None and report and leads():
-                _write_report(result, data, out, network, pipelines, given)
+                from camtools.datasets import open_dataset
+                from camtools.evaluation.report import model_maps, saved_maps, write_report
+
+                if network is None:
+                    maps = saved_maps(given["scoremaps"])
+                else:
+                    known = {name: given[name] for name in ("transform", "device", "protocol")}
+                    maps = model_maps(network, pipelines, **known)
+                write_report(result, out, open_dataset(data), maps)
         if not leads():  # exits with 0: launchers end all when one fails, and the leader may still be writing
             return
         if output is options.Format.JSON:
@@ -138,18 +146,6 @@ def evaluate(
         common.summarise(int(result.timing["images"]), result.timing["seconds"], result.failed, out)
     if result.failed:
         raise typer.Exit(common.SOME_FAILED)
-
-
-def _write_report(result: Any, data: str, out: Path, model: Any, pipelines: str, given: dict[str, Any]) -> None:
-    """Write tables, curves and contact sheets."""
-    from camtools.datasets import open_dataset
-    from camtools.evaluation.report import model_maps, saved_maps, write_report
-
-    if model is None:
-        maps = saved_maps(given["scoremaps"])
-    else:
-        maps = model_maps(model, pipelines, **{name: given[name] for name in ("transform", "device", "protocol")})
-    write_report(result, out, open_dataset(data), maps)
 
 
 def _folders(texts: list[str]) -> dict[str, str]:

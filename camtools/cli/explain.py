@@ -73,7 +73,11 @@ class _Explaining(Run):
         from camtools.explainer import Explainer
 
         pipeline, target, threshold = (self.settings[name] for name in ("pipeline", "target", "threshold"))
-        pipeline = pipeline if threshold is None else _calibrated(pipeline, threshold)
+        if threshold is not None:
+            from camtools.evaluation import calibrated
+
+            number = re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e-?\d+)?\s*", threshold, re.IGNORECASE)  # else a file
+            pipeline = calibrated(pipeline, float(threshold) if number else threshold)
         self.explainer = Explainer(loaded.model, pipeline, **known)
         self.targets = [resolve_target(name, loaded.class_names) for name in target or ()]
         if len(set(self.targets)) < len(self.targets):
@@ -91,11 +95,3 @@ class _Explaining(Run):
         for result in entry["classes"]:
             maps = "exact" if result["exact"] else "linearised"
             yield [class_cell(result), f"{result['score']:.3f}", box_cell(result["box"]), maps]
-
-
-def _calibrated(pipeline: str, threshold: str) -> Any:
-    """Return the preset with a threshold given as a number, or by the file that holds the chosen one."""
-    from camtools.evaluation import calibrated
-
-    number = re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e-?\d+)?\s*", threshold, re.IGNORECASE)
-    return calibrated(pipeline, float(threshold) if number else threshold)
