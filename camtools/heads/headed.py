@@ -141,10 +141,9 @@ class HeadedModel(nn.Module):
 
     def logits_of(self, features: Tensor) -> Tensor:
         """Return logits, (B, K), of F, (B, C, h, w): the head alone, for losses that need F as well."""
-        pooled: Tensor = self.drop(self.head(features))
-        if self.classifier is None:
-            return pooled
-        logits: Tensor = self.classifier(pooled)
+        logits: Tensor = self.drop(self.head(features))
+        if self.classifier is not None:
+            logits = self.classifier(logits)
         return logits
 
     def forward(self, x: Tensor) -> Tensor:

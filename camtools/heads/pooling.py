@@ -31,17 +31,14 @@ class MapHead(Protocol):
     @property
     def weight(self) -> Tensor:
         """W, (K, C)."""
-        ...
 
     @property
     def bias(self) -> Tensor | None:
         """The bias of the class maps, (K,), or None."""
-        ...
 
     @property
     def map_pool(self) -> Callable[[Tensor], Tensor]:
         """From class maps, (B, K, h, w), to logits, (B, K)."""
-        ...
 
 
 class GAP(HeadLayer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,7 +17,7 @@ from camtools.errors import CamtoolsError, ModelError
 from camtools.heads.headed import FeatureHook, HeadedModel, Origin
 from camtools.heads.pooling import MapHead
 from camtools.images.preprocess import as_transform
-from camtools.model.adapter import FeatureSpec, find_adapter
+from camtools.model.adapter import find_adapter
 from camtools.model.cam_model import CamModel, unwrapped
 from camtools.model.decomposition import name_of
 from camtools.model.guard import untouched
@@ -77,7 +78,10 @@ def replace_head(
         model = model.model
     if not isinstance(model, nn.Module):
         raise ModelError(f"model is a {type(model).__name__}: expected a torch.nn.Module or what load_model returns")
-    cam_model = _copied(model, output_stride)
+    inner = copy.deepcopy(unwrapped(model))
+    cam_model = model.rewrap(inner) if isinstance(model, CamModel) else CamModel(inner)
+    if output_stride is not None:
+        cam_model = cam_model.rewrap(set_output_stride(cam_model, output_stride))
     inner, example, adapter = unwrapped(cam_model), cam_model.example(), cam_model.adapter
     decomposition = cam_model.decomposition
     if not decomposition.exact:
@@ -96,7 +100,9 @@ def replace_head(
     if preprocess is None:
         preprocess = adapter.data_config(inner)
     made = _made(head, channels, count)
-    bias = _bias(inner, cam_model.spec)
+    spec = cam_model.spec
+    linear = None if spec.classifier is None or spec.pool == "identity" else inner.get_submodule(spec.classifier)
+    bias = getattr(linear, "bias", None)
     body, origin, dropout = _body(cam_model, source, source_args, output_stride)
     fresh = count != own or not keep_classifier
     classifier = None
@@ -129,7 +135,6 @@ class BodyAdapter(Protocol):
 
         The arguments are those that belong to any name of the adapter's library.
         """
-        ...
 
     def strip(self, model: nn.Module) -> float:
         """Take out, in place, what serves training alone: auxiliary classifiers, and dropout that is no module.
@@ -137,21 +142,6 @@ class BodyAdapter(Protocol):
         Returns:
             The probability of that dropout; 0 for none.
         """
-        ...
-
-
-def _copied(model: nn.Module, output_stride: int | None) -> CamModel:
-    """Copy a classifier, at another output stride where one is asked for."""
-    inner = copy.deepcopy(unwrapped(model))
-    cam_model = model.rewrap(inner) if isinstance(model, CamModel) else CamModel(inner)
-    return cam_model if output_stride is None else cam_model.rewrap(set_output_stride(cam_model, output_stride))
-
-
-def _bias(inner: nn.Module, spec: FeatureSpec) -> Tensor | None:
-    """Return the bias of the classifier that follows the pooling, None where there is none."""
-    if spec.classifier is None or spec.pool == "identity":
-        return None
-    return getattr(inner.get_submodule(spec.classifier), "bias", None)
 
 
 def _body(
@@ -204,15 +194,12 @@ def strip(body: nn.Module, origin: Origin, example: Tensor) -> tuple[Origin, flo
     pair = torch.cat([example, example])
     problem: Exception | None = None
     for tail in ("first", "all"):
-        handle = FeatureHook(origin.spec, tail).attach(body)
         try:
-            with untouched(body), torch.no_grad():
+            with FeatureHook(origin.spec, tail).attach(body), untouched(body), torch.no_grad():
                 body(pair)
             return replace(origin, tail=tail), functional if dropout is None else dropout
         except Exception as error:
             problem = error
-        finally:
-            handle.remove()
     raise ModelError(
         f"{type(body).__name__} does not run without its classifier ({type(problem).__name__}: {problem}). Write the "
         "forward so that the classifier's output is returned as it is"
@@ -234,16 +221,13 @@ def _take_dropout(body: nn.Module, origin: Origin, example: Tensor) -> float | N
     def note(name: str, module: nn.Module) -> Any:
         return lambda *_: tail.append((name, module)) if hook.value is not None else None
 
-    handles = [hook.attach(body)]
-    try:
+    with ExitStack() as hooks:
+        hooks.enter_context(hook.attach(body))
         for name, module in body.named_modules():
             if name not in (origin.classifier, origin.spec.layer) and not any(True for _ in module.children()):
-                handles.append(module.register_forward_pre_hook(note(name, module)))
+                hooks.enter_context(module.register_forward_pre_hook(note(name, module)))
         with untouched(body), torch.no_grad():
             body(example)
-    finally:
-        for handle in handles:
-            handle.remove()
     trained = [name for name, module in tail if [*module.parameters(), *module.buffers()]]
     if trained and origin.classifier is not None:
         raise ModelError(

@@ -126,11 +126,9 @@ def _is_plain(value: Any) -> bool:
     """Whether an argument is a number, a flag, None, a single word, or a list of such."""
     if isinstance(value, list):
         return all(_is_plain(item) for item in value)
-    return (
-        value is None
-        or isinstance(value, bool | int | float)
-        or (isinstance(value, str) and _WORD.fullmatch(value) is not None)
-    )
+    if isinstance(value, str):
+        return _WORD.fullmatch(value) is not None
+    return value is None or isinstance(value, bool | int | float)
 
 
 def _agree(saved: list[float], now: list[float]) -> bool:

@@ -108,10 +108,9 @@ class Wildcat(nn.Module):
         adl: ADL | None = None,
     ) -> None:
         super().__init__()
-        self.channels, self.classes, self.M = (
-            whole(name, value, error=ModelError)
-            for name, value in (("channels", channels), ("classes", classes), ("M", M))
-        )
+        self.channels = whole("channels", channels, error=ModelError)
+        self.classes = whole("classes", classes, error=ModelError)
+        self.M = whole("M", M, error=ModelError)
         self.conv = nn.Conv2d(channels, classes * M, 1)
         self.dropout: nn.Module = adl or nn.Identity()
         self.class_pool = ClassWisePool(M)

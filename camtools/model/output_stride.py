@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -97,17 +98,12 @@ class _Layer:
 def _layers(model: nn.Module, x: Tensor) -> list[_Layer]:
     """Run the model once and note every layer without children that has positions."""
     calls: list[tuple[str, nn.Module, tuple[int, ...], tuple[int, ...]]] = []
-    handles = [
-        module.register_forward_hook(partial(_note, calls, name))
-        for name, module in model.named_modules()
-        if not any(True for _ in module.children())
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if not any(True for _ in module.children()):
+                hooks.enter_context(module.register_forward_hook(partial(_note, calls, name)))
         with untouched(model), torch.no_grad():
             model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
     layers: dict[str, _Layer] = {}
     for name, module, given, made in calls:
         same_size = given[2] == made[2] or given[3] == made[3]
@@ -150,12 +146,11 @@ def _densify(model: nn.Module, layer: _Layer, stride: int) -> None:
             f"layer {layer.name!r} ({kind}) goes from stride {layer.before} to {layer.after} at once, as vision "
             f"transformers' patches do, so output stride {stride} cannot be had. Feed larger images"
         )
-    factor, strided = max(1, layer.before // stride), layer.after > layer.before
+    factor, strided = layer.before // stride, layer.after > layer.before
     if isinstance(module, nn.Conv2d):
         _densify_conv(model, layer, module, factor, strided)
     elif kind in (*_MAX_POOLS, *_AVG_POOLS):
-        if strided or factor > 1:
-            model.set_submodule(layer.name, DensePool2d(module, factor).train(module.training))
+        model.set_submodule(layer.name, DensePool2d(module, factor).train(module.training))
     elif strided:
         raise ModelError(
             f"layer {layer.name!r} is a {kind}, whose stride camtools cannot take out; it knows convolutions, max and "
@@ -180,7 +175,7 @@ def _densify_conv(model: nn.Module, layer: _Layer, conv: nn.Conv2d, factor: int,
             conv.padding = (conv.padding[0] * factor, conv.padding[1] * factor)
             conv._reversed_padding_repeated_twice = [p for p in reversed(conv.padding) for _ in range(2)]
     elif plain:
-        model.set_submodule(layer.name, DenseConv2d.of(conv, _window(conv, factor, same)))
+        model.set_submodule(layer.name, DenseConv2d.of(conv, _Window(conv, factor, same)))
     else:
         raise ModelError(
             f"layer {layer.name!r} is a {type(conv).__name__} padded to one side, whose stride camtools cannot take "
@@ -220,50 +215,32 @@ def _pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[-1])) if isinstance(value, (tuple, list)) else (int(value), int(value))
 
 
-@dataclass(frozen=True)
 class _Window:
     """What a strided layer looked at, (rows, columns) each, now over inputs that are `factor` times as dense.
 
-    Attributes:
-        kernel: Cells.
-        stride: What it had, for "same" padding.
-        lead: Padding before the first row and column.
-        dilation: What it had.
+    Args:
+        layer: The convolution or pooling.
         factor: How many times as dense as its own the inputs now are.
         same: Whether it padded by the input's size, as TensorFlow does.
     """
 
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    lead: tuple[int, int]
-    dilation: tuple[int, int]
-    factor: int
-    same: bool
-
-    @property
-    def spread(self) -> tuple[int, int]:
-        """The dilation over the denser inputs."""
-        return self.dilation[0] * self.factor, self.dilation[1] * self.factor
+    def __init__(self, layer: Any, factor: int, same: bool) -> None:
+        self.factor, self.same = factor, same
+        self.kernel, self.stride = _pair(layer.kernel_size), _pair(layer.stride)
+        self.lead = (0, 0) if isinstance(layer.padding, str) else _pair(layer.padding)
+        self.dilation = _pair(getattr(layer, "dilation", 1))
+        self.spread = (self.dilation[0] * factor, self.dilation[1] * factor)  # the dilation over the denser inputs
 
     def pads(self, x: Tensor) -> list[int]:
         """Return left, right, top, bottom: first as the layer padded, times `factor`, then what keeps the size."""
         pads: list[int] = []
         for axis in (1, 0):
-            reach = (self.kernel[axis] - 1) * self.dilation[axis]
-            before = self.lead[axis]
+            reach, before = (self.kernel[axis] - 1) * self.dilation[axis], self.lead[axis]
             if self.same:
                 size, stride = -(-x.shape[2 + axis] // self.factor), self.stride[axis]
                 before = max((-(-size // stride) - 1) * stride + reach + 1 - size, 0) // 2
             pads += [before * self.factor, (reach - before) * self.factor]
         return pads
-
-
-def _window(layer: Any, factor: int, same: bool) -> _Window:
-    """Return the window of a convolution or pooling."""
-    lead = (0, 0) if isinstance(layer.padding, str) else _pair(layer.padding)
-    return _Window(
-        _pair(layer.kernel_size), _pair(layer.stride), lead, _pair(getattr(layer, "dilation", 1)), factor, same
-    )
 
 
 class DenseConv2d(nn.Conv2d):
@@ -299,7 +276,7 @@ class DensePool2d(nn.Module):
 
     def __init__(self, pool: Any, factor: int) -> None:
         super().__init__()
-        self.window = _window(pool, factor, type(pool).__name__.endswith("Same"))
+        self.window = _Window(pool, factor, type(pool).__name__.endswith("Same"))
         self.largest = type(pool).__name__ in _MAX_POOLS
         self.count_pad = bool(getattr(pool, "count_include_pad", False)) and max(self.window.lead) > 0
 
