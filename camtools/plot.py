@@ -74,7 +74,6 @@ def compare(
         raise InputError(f"columns={columns}: a list of lists has its own rows. Leave it out, or pass a flat list")
     headings = _titles(rows, titles, grid)
     size = max(11, round(height / 18))
-    look: dict[str, Any] = {"alpha": alpha, "colormap": colormap}
     panels: list[list[Panel]] = [[] for _ in rows]
     for i, row in enumerate(rows):
         if image:
@@ -85,8 +84,8 @@ def compare(
             heading = title("image") if i == 0 and any(map(any, headings)) else None
             panels[i].append([heading, stacked([plain, note(name, 3)], size)])
         for exp, words, true_boxes, mask in zip(row, headings[i], true[i], masks[i], strict=True):
-            heatmap, chosen = exp.map.cpu().numpy(), exp.choose(boxes).tolist()
-            drawn = _draw(exp, true_boxes, mask, height, map=heatmap, boxes=chosen, **look)
+            look = {"boxes": exp.choose(boxes).tolist(), "alpha": alpha, "colormap": colormap}
+            drawn = _draw(exp, true_boxes, mask, height, map=exp.map.cpu().numpy(), **look)
             captions = Text(exp.name, 3), Text(_result(exp, true_boxes), 2)
             panels[i].append([title(words) if words else None, stacked([drawn, *captions], size)])
     entries: list[Bar | Key] = [Bar("class map, normalised", colormap)]

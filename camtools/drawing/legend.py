@@ -10,12 +10,12 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw
 
+from camtools.drawing.colours import Colour
 from camtools.drawing.text import font, line_height, wrapped
 
 PAPER = (255, 255, 255)
 INK = (0, 0, 0)
 FAINT = (110, 110, 110)
-Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

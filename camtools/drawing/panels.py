@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from camtools.checks import whole
-from camtools.drawing.legend import FAINT, INK, PAPER, Bar, Colour, Key, draw_box, legend
+from camtools.drawing.colours import Colour
+from camtools.drawing.legend import FAINT, INK, PAPER, Bar, Key, draw_box, legend
 from camtools.drawing.overlay import BOX, TRUTH, blend
 from camtools.drawing.text import font, line_height, wrapped
 
@@ -73,12 +74,8 @@ def fit(width: int, height: int, wanted: int) -> tuple[int, int]:
         height: Of the image, pixels.
         wanted: Height in the figure, pixels.
     """
-    aspect = width / height
-    scale = wanted / height
-    if aspect > _EXTREME:
-        scale = _EXTREME * wanted / width
-    elif aspect < 1 / _EXTREME:
-        scale = min(_EXTREME * wanted / height, wanted / _EXTREME / width)
+    scale = min(wanted / height, _EXTREME * wanted / width)  # a long strip is thinner, a high one higher
+    scale = max(scale, min(_EXTREME * wanted / height, wanted / _EXTREME / width))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -37,11 +38,8 @@ def cut(text: str, fits: Callable[[str], bool]) -> str:
     """Return the text, or as much of its beginning as fits together with an ellipsis; empty where nothing does."""
     if fits(text):
         return text
-    low, high = 0, len(text) - 1  # the longest beginning that fits, by bisection
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(text[:middle].rstrip() + "…") else (low, middle - 1)
-    shown = text[:low].rstrip() + "…"
+    too_long = bisect_left(range(len(text)), True, lo=1, key=lambda length: not fits(text[:length].rstrip() + "…"))
+    shown = text[: too_long - 1].rstrip() + "…"
     return shown if fits(shown) else ""
 
 

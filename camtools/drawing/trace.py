@@ -61,14 +61,16 @@ def draw_trace(
     before: TraceStep | None = None
     for step in trace:
         values = step.map.cpu().numpy()
+        about = f"{values.shape[0]} × {values.shape[1]}\n{_number(values.min())} to {_number(values.max())}"
         if step.mask is not None:
             shown = _masked(small, step.mask.cpu().numpy())
             draw_boxes(shown, boxes, image.size, BOX, max(2, round(shown.height / 110)))
+            about = f"mask keeps {step.mask.float().mean().item():.1%}"
         elif step.normalised:
             shown = _coloured(values, height, colormap)
         else:  # diverging about 0
             shown = _coloured(0.5 + values / (2 * (float(np.abs(values).max()) or 1.0)), height, SIGNED)
-        panels.append([title(step.step), shown, note(_range(values, step)), *_change(before, step, height)])
+        panels.append([title(step.step), shown, note(about), *_change(before, step, height)])
         before = step
     size = max(12, round(height / 13))
     return figure(in_rows(panels, columns, size), _legend(trace, colormap, panels), size, aligned=False)
@@ -90,13 +92,6 @@ def _coloured(values: NDArray[np.floating[Any]], height: int, colormap: str) -> 
     size = fit(columns, rows, height)
     scaled = resized(values.astype(np.float32), size, smooth=rows > height / 3 or columns > height / 3).clip(0, 1)
     return blend(Image.new("RGB", size), scaled, 1.0, colormap)
-
-
-def _range(values: NDArray[np.float32], step: TraceStep) -> str:
-    """Write the size and the range of a map, or what a mask keeps."""
-    if step.mask is not None:
-        return f"mask keeps {step.mask.float().mean().item():.1%}"
-    return f"{values.shape[0]} × {values.shape[1]}\n{_number(values.min())} to {_number(values.max())}"
 
 
 def _number(value: float, digits: int = 3) -> str:
