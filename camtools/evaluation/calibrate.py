@@ -85,9 +85,10 @@ def _chosen(source: Any, name: str, metric: str) -> float:
         known = ", ".join(map(repr, thresholds))
         raise InputError(f"{where} has no pipeline {name!r}: expected one of {known}; give name=")
     by_metric = {key: value for key, value in thresholds[name].items() if isinstance(value, int | float)}
-    if metric not in by_metric and metric_name(metric) not in by_metric:
+    key = metric if metric in by_metric else metric_name(metric)
+    if key not in by_metric:
         raise InputError(
             f"{where} has no single threshold of {metric!r} for {name!r}: expected one of "
             f"{', '.join(map(repr, by_metric)) or 'none'}; evaluate with calibrate=, and give metric="
         )
-    return float(by_metric[metric if metric in by_metric else metric_name(metric)])
+    return float(by_metric[key])

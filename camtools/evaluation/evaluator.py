@@ -16,13 +16,14 @@ from camtools.classes.matching import ClassMap, match_classes
 from camtools.datasets.selection import Selection
 from camtools.engine import Engine
 from camtools.errors import CamtoolsError, InputError, ModelError
+from camtools.evaluation.bootstrap import image_weights
 from camtools.evaluation.calibrate import FILE, write_thresholds
 from camtools.evaluation.processes import Team, team
 from camtools.evaluation.protocol import Protocol
 from camtools.evaluation.results import EvaluationResult
 from camtools.evaluation.runner import ModelRunner, Runner
 from camtools.evaluation.scoremaps import MapRunner, map_folders
-from camtools.evaluation.statistics import Measured, check_metrics, image_weights, summarise
+from camtools.evaluation.statistics import Measured, check_metrics, summarise
 from camtools.evaluation.store import Failure, Store, merged
 from camtools.images.preprocess import Preprocess
 from camtools.model.cam_model import CamModel, unwrapped

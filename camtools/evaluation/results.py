@@ -13,15 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from camtools.errors import InputError
-from camtools.evaluation.rows import (
-    Array,
-    Ranked,
-    Rows,
-    detections_table,
-    rows_table,
-    table_detections,
-    table_rows,
-)
+from camtools.evaluation.rows import Array, Ranked, Rows, detections_table, rows_table, table_detections, table_rows
 from camtools.files import replacing, write_json
 from camtools.metrics.box_accuracy import box_hits
 from camtools.metrics.scoremap import THRESHOLDS as PROTOCOL_THRESHOLDS

@@ -221,19 +221,16 @@ def detections_table(detections: Detections) -> pa.Table:
     for pipeline, kinds in detections.items():
         for kind, ranked in kinds.items():
             detected, true = len(ranked.image), len(ranked.true_image)
-            parts.append(
-                pa.table(
-                    {
-                        "pipeline": pa.array([pipeline] * (detected + true), pa.string()),
-                        "kind": pa.array([kind] * (detected + true), pa.string()),
-                        "index": np.concatenate([ranked.image, ranked.true_image]),
-                        "label": np.concatenate([ranked.label, ranked.true_label]),
-                        "score": np.concatenate([ranked.score, np.full(true, np.nan, dtype=np.float32)]),
-                        "correct": np.concatenate([ranked.correct, np.zeros(true, dtype=bool)]),
-                        "true": np.arange(detected + true) >= detected,
-                    }
-                )
-            )
+            columns = {
+                "pipeline": pa.repeat(pipeline, detected + true),
+                "kind": pa.repeat(kind, detected + true),
+                "index": np.concatenate([ranked.image, ranked.true_image]),
+                "label": np.concatenate([ranked.label, ranked.true_label]),
+                "score": np.concatenate([ranked.score, np.full(true, np.nan, dtype=np.float32)]),
+                "correct": np.concatenate([ranked.correct, np.zeros(true, dtype=bool)]),
+                "true": np.arange(detected + true) >= detected,
+            }
+            parts.append(pa.table(columns))
     return pa.concat_tables(parts)
 
 

@@ -18,6 +18,7 @@ from camtools.metrics.localization_map import box_iou, match_boxes
 from camtools.metrics.pixel import mask_ious, pixel_bins, truth_masks
 from camtools.metrics.pointing import padded_boxes, peak_points, point_hits
 from camtools.metrics.scoremap import PROTOCOL_SIZE
+from camtools.metrics.topk_localization import class_ranks
 
 Pairs = Sequence[tuple[Sample, Truth]]
 """The image and the truth of every row."""
@@ -96,11 +97,9 @@ def with_classifier(rows: Rows, logits: Tensor, probabilities: Tensor) -> Rows:
         logits: Of each row's image, (N, K) on the CPU.
         probabilities: Likewise.
     """
-    labels = torch.from_numpy(rows.labels)[:, None]
-    own = logits.gather(1, labels)
-    before = torch.arange(logits.shape[1]) < labels
-    rank = ((logits > own) | ((logits == own) & before)).sum(1)
-    return replace(rows, rank=rank.numpy(), score=probabilities.gather(1, labels)[:, 0].float().numpy())
+    labels = torch.from_numpy(rows.labels)
+    score = probabilities.gather(1, labels[:, None])[:, 0].float()
+    return replace(rows, rank=class_ranks(logits, labels).numpy(), score=score.numpy())
 
 
 def ranked_detections(

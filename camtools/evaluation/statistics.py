@@ -8,14 +8,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from camtools.checks import whole
 from camtools.errors import InputError
+from camtools.evaluation.bootstrap import image_weights, interval
 from camtools.evaluation.results import LEVEL_OF, THRESHOLDS, V2_IOUS, Value
 from camtools.evaluation.rows import Array, Detections, Ranked, Rows
 from camtools.metrics.average_precision import class_precisions
@@ -59,84 +60,65 @@ class _Source(NamedTuple):
     images: Array
     owner: Array
 
-    def known(self, values: Array | None) -> Array:
-        """Return which rows have a value, (N,) bool, of values (P, N) or (P, N, levels)."""
+    def over(self, values: Array | None, estimate: Callable[..., Estimate], *columns: Array) -> Statistic | None:
+        """Make a statistic of the rows that have a value; None without any.
+
+        Args:
+            values: (P, N) or (P, N, levels); rows of NaN are left out.
+            estimate: Takes this pipeline's values, the columns, weights, and levels or None.
+            columns: More of the rows, (N, ...) each.
+        """
         if values is None:
-            return np.zeros(len(self.rows), dtype=bool)
-        of_rows = values[self.position]
-        return np.asarray(~np.isnan(of_rows if of_rows.ndim == 1 else of_rows[:, 0]))
-
-
-_Sums = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
-"""From values, (N, levels), and weights to the sums at each level, and what chooses the levels instead of them."""
-
-
-def _at_best(source: _Source, values: Array | None, sums: _Sums) -> Statistic | None:
-    """A mean over rows at the best of all levels, of values (P, N, 256); rows of NaN are left out."""
-    known = source.known(values)
-    if values is None or not known.any():
-        return None
-    kept = torch.from_numpy(values[source.position, known, :_REACHED])
-
-    def estimate(weights: Tensor, levels: Tensor | None) -> Estimate:
-        return best_level(*sums(kept, weights), weights.sum(1), levels)
-
-    return Statistic(source.owner[known], estimate)
+            return None
+        own = values[self.position]
+        known = ~np.isnan(own if own.ndim == 1 else own[:, 0])
+        kept = (torch.from_numpy(column[known]) for column in (own, *columns))
+        return Statistic(self.owner[known], partial(estimate, *kept)) if known.any() else None
 
 
 def _boxes(source: _Source, ious: Array, at: tuple[float, ...]) -> Statistic | None:
-    return _at_best(source, ious, lambda kept, weights: (box_hits(kept, at, weights), None))
+    def estimate(ious: Tensor, weights: Tensor, levels: Tensor | None) -> Estimate:
+        return best_level(box_hits(ious[:, :_REACHED], at, weights), None, weights.sum(1), levels)
+
+    return source.over(ious, estimate)
 
 
 def _top(source: _Source, k: int) -> Statistic | None:
-    if source.rows.rank is None:
-        return None
-    ranks = torch.from_numpy(source.rows.rank[source.known(source.rows.v1)])
+    def estimate(ious: Tensor, ranks: Tensor, weights: Tensor, levels: Tensor | None) -> Estimate:
+        hits = topk_hits(ious[:, :_REACHED], ranks, (k,), _HIT, weights)
+        return best_level(hits[:, 1:], hits[:, :1], weights.sum(1), levels)
 
-    def sums(kept: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        hits = topk_hits(kept, ranks, (k,), _HIT, weights)
-        return hits[:, 1:], hits[:, :1]
-
-    return _at_best(source, source.rows.v1, sums)
+    rank = source.rows.rank
+    return None if rank is None else source.over(source.rows.v1, estimate, rank)
 
 
-def _peak(source: _Source) -> Statistic | None:
-    return _at_best(
-        source, source.rows.mask_iou, lambda kept, weights: (weighted_sum(kept.double(), weights)[:, None], None)
-    )
+def _peak(ious: Tensor, weights: Tensor, levels: Tensor | None) -> Estimate:
+    return best_level(weighted_sum(ious[:, :_REACHED].double(), weights)[:, None], None, weights.sum(1), levels)
 
 
-def _mean(source: _Source, values: Array | None, at: float | None = None) -> Statistic | None:
-    """The mean of one number per row, (P, N) in [0, 1], or the share of those that reach `at`; NaN is left out."""
-    known = source.known(values)
-    if values is None or not known.any():
-        return None
-    kept = values[source.position, known]
-    return mean_of([kept if at is None else kept >= np.float32(at)], source.owner[known])
+def _mean(values: Tensor, weights: Tensor, _: Tensor | None) -> Estimate:
+    return _plain(weighted_mean(values, weights))
 
 
 def _pixels(source: _Source) -> Statistic | None:
-    if source.rows.on_objects is None or source.rows.elsewhere is None:
-        return None
-    counts = source.rows.on_objects[source.position], source.rows.elsewhere[source.position]
-    on_objects, elsewhere = (torch.from_numpy(part.astype(np.float64)) for part in counts)
-    return Statistic(source.owner, lambda weights, _: _plain(pixel_area(on_objects, elsewhere, weights)))
+    def estimate(on_objects: Tensor, elsewhere: Tensor, weights: Tensor, _: Tensor | None) -> Estimate:
+        return _plain(pixel_area(on_objects.double(), elsewhere.double(), weights))
+
+    elsewhere = source.rows.elsewhere
+    return None if elsewhere is None else source.over(source.rows.on_objects, estimate, elsewhere[source.position])
 
 
 def _ranked(source: _Source, kind: str) -> Statistic | None:
-    if kind not in source.ranked:
+    if (ranked := source.ranked.get(kind)) is None:
         return None
-    ranked = source.ranked[kind]
-    detected, objects = (np.searchsorted(source.images, part) for part in (ranked.image, ranked.true_image))
+    ours, theirs = (np.searchsorted(source.images, part) for part in (ranked.image, ranked.true_image))
     columns = ranked.score, ranked.label, ranked.correct, ranked.true_label
-    scores, labels, correct, true_labels = (torch.from_numpy(column) for column in columns)
+    scores, labels, correct, true = map(torch.from_numpy, columns)
 
     def estimate(weights: Tensor, levels: Tensor | None) -> Estimate:
-        counts = weights[:, detected], weights[:, objects]
-        precisions = class_precisions(scores, labels, correct, true_labels, weights=counts)
-        if not precisions:
-            return _plain(torch.full((len(weights),), torch.nan, dtype=torch.float64))
-        return _plain(torch.stack(list(precisions.values())).nanmean(0))
+        precisions = class_precisions(scores, labels, correct, true, weights=(weights[:, ours], weights[:, theirs]))
+        nothing = torch.full((len(weights),), torch.nan, dtype=torch.float64)
+        return _plain(torch.stack([nothing, *precisions.values()]).nanmean(0))
 
     return Statistic(np.arange(len(source.images)), estimate)
 
@@ -149,9 +131,7 @@ def mean_of(parts: list[Array], owner: Array) -> Statistic:
         owner: Position of each number's image in the weights, (N,).
     """
     values = [torch.from_numpy(part) for part in parts]
-    return Statistic(
-        owner, lambda weights, _: _plain(torch.stack([weighted_mean(part, weights) for part in values]).mean(0))
-    )
+    return Statistic(owner, lambda weights, _: _plain(torch.stack([weighted_mean(v, weights) for v in values]).mean(0)))
 
 
 def _plain(value: Tensor) -> Estimate:
@@ -162,13 +142,13 @@ def _plain(value: Tensor) -> Estimate:
 STATISTICS: dict[str, Callable[[_Source], Statistic | None]] = {
     "MaxBoxAcc": lambda source: _boxes(source, source.rows.v1, (_HIT,)),
     "MaxBoxAccV2": lambda source: _boxes(source, source.rows.v2, V2_IOUS),
-    "GT-known@own": lambda source: _mean(source, source.rows.own_iou, _HIT),
+    "GT-known@own": lambda source: source.over(source.rows.own_iou, lambda ious, *of: _mean(ious >= _HIT, *of)),
     "Top-1 Loc@best": lambda source: _top(source, 1),
     "Top-5 Loc@best": lambda source: _top(source, 5),
-    "Pointing": lambda source: _mean(source, source.rows.pointing),
+    "Pointing": lambda source: source.over(source.rows.pointing, _mean),
     "PxAP": _pixels,
-    "PeakIoU": _peak,
-    "MaskIoU@own": lambda source: _mean(source, source.rows.own_mask_iou),
+    "PeakIoU": lambda source: source.over(source.rows.mask_iou, _peak),
+    "MaskIoU@own": lambda source: source.over(source.rows.own_mask_iou, _mean),
     "LocalizationMAP": lambda source: _ranked(source, "boxes"),
     "PointingMAP": lambda source: _ranked(source, "points"),
 }
@@ -207,45 +187,6 @@ def check_metrics(names: object) -> tuple[str, ...] | None:
     if not wanted or any(name not in STATISTICS for name in wanted):
         raise InputError(f"metrics={names!r}: expected some of {', '.join(STATISTICS)}, or None for all that fit")
     return tuple(wanted)
-
-
-_TAILS = (2.5, 97.5)
-
-
-def image_weights(images: int, replicates: int, seed: int = 0) -> Array:
-    """Return how often each image is drawn in each replicate, with replacement.
-
-    Args:
-        images: How many there are to draw from, and to draw.
-        replicates: R; 0 for none.
-        seed: The same seed gives the same draws.
-
-    Returns:
-        (R, images) uint8, each row with the sum `images`.
-
-    Raises:
-        InputError: `replicates` or `seed` is not a whole number of at least 0.
-    """
-    whole("bootstrap", replicates, 0)
-    whole("seed", seed, 0)
-    generator = np.random.default_rng(seed)
-    weights = np.zeros((replicates, images), dtype=np.uint8)
-    for row in weights:
-        row[:] = np.bincount(generator.integers(0, images, images), minlength=images)
-    return weights
-
-
-def interval(differences: Array) -> tuple[float | None, float | None]:
-    """Return the ends of the 95 % percentile interval of a statistic's replicates (Efron 1979); None without any.
-
-    Args:
-        differences: (R,); NaN for replicates in which nothing counted, which are left out.
-    """
-    known = differences[~np.isnan(differences)]
-    if not len(known):
-        return None, None
-    low, high = np.percentile(known, _TAILS)
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -313,12 +254,10 @@ def summarise(
                 break
             value = _value(statistic, len(images), _levels(calibration, metric, name))
             replicates = replicate(statistic, weights)
-            if reference is None:
-                reference = (value.value, replicates)
-            else:
+            reference = reference or (value.value, replicates)
+            if name != baseline:
                 low, high = interval(replicates - reference[1])
-                delta = value.value - reference[0]
-                value = replace(value, delta=delta, low=low, high=high)
+                value = replace(value, delta=value.value - reference[0], low=low, high=high)
             metrics[name][metric] = value
     if not any(metrics.values()):
         raise InputError("the data has neither boxes nor masks, so there is nothing to compare maps with")
@@ -338,22 +277,21 @@ def _value(statistic: Statistic, images: int, levels: Tensor | None) -> Value:
         value=float(estimate.value[0]),
         threshold=_thresholds(estimate.levels[0]),
         calibrated=None if levels is None else float(statistic(ones, levels).value[0]),
-        calibrated_threshold=None if levels is None else _thresholds(levels),
+        calibrated_threshold=_thresholds(levels),
     )
 
 
 def _levels(calibration: Measured | None, metric: str, pipeline: str) -> Tensor | None:
     """Return the levels that are best for the calibration data; None where the metric has none."""
-    statistic = None if calibration is None else calibration.statistic(metric, pipeline)
-    if calibration is None or statistic is None:
+    if calibration is None or (statistic := calibration.statistic(metric, pipeline)) is None:
         return None
     levels = statistic(np.ones((1, len(calibration.images)), dtype=np.uint8)).levels[0]
     return levels if len(levels) else None
 
 
-def _thresholds(levels: Tensor) -> float | tuple[float, ...] | None:
-    thresholds = tuple(threshold_of(level) for level in levels.tolist())
-    return (thresholds[0] if len(thresholds) == 1 else thresholds) if thresholds else None
+def _thresholds(levels: Tensor | None) -> float | tuple[float, ...] | None:
+    thresholds = () if levels is None else tuple(threshold_of(level) for level in levels.tolist())
+    return thresholds[0] if len(thresholds) == 1 else thresholds or None
 
 
 def threshold_of(level: int) -> float:

@@ -171,12 +171,7 @@ class PointingGame(ListMetric):
         self.average: Average = average
 
     def update(
-        self,
-        maps: Tensor,
-        boxes: Arrays,
-        sizes: Sizes,
-        labels: Labels | None = None,
-        difficult: Arrays | None = None,
+        self, maps: Tensor, boxes: Arrays, sizes: Sizes, labels: Labels | None = None, difficult: Arrays | None = None
     ) -> None:
         """Add a batch of pairs of image and class.
 

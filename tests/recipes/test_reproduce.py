@@ -9,8 +9,8 @@ from PIL import Image
 from camtools.datasets.scenes import Scenes
 from camtools.errors import InputError
 from camtools.evaluation import EvaluationResult
+from camtools.evaluation.bootstrap import image_weights
 from camtools.evaluation.rows import Ranked, Rows
-from camtools.evaluation.statistics import image_weights
 from camtools.training.validation import top1_hits
 from camtools_recipes import reproduce
 from camtools_recipes.reproduce import MULTI, SINGLE, Budget, InMemory, RecipeRun, run_all

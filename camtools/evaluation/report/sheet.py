@@ -144,9 +144,21 @@ class Sheets:
         Raises:
             InputError: The record is another one, or the map is none.
         """
-        if (row, position) not in self._cells:
-            self._cells[row, position] = self._drawn(row, position)
-        return self._cells[row, position]
+        if (row, position) in self._cells:
+            return self._cells[row, position]
+        rows, record = self.result.rows, self._record(row)
+        shrink = min(self.width / record.size[0], self.height / record.size[1])
+        size = max(1, round(record.size[0] * shrink)), max(1, round(record.size[1] * shrink))
+        options: dict[str, Any] = {"alpha": self.alpha, "colormap": self.colormap}
+        if position is not None:
+            name = self.result.pipelines[position]
+            values = checked_map(self.maps[name](record, int(rows.labels[row])), name, record)
+            boxes = self._own_boxes
+            box = self._best_box(values, position, record.size) if boxes is None else boxes[position, row]
+            options |= {"map": values.numpy(), "boxes": [] if np.isnan(box).any() else [box]}
+        line = max(2, round(self.height / 80))
+        drawn = self._cells[row, position] = thumbnail(record.image, size, truth=rows.truth[row], line=line, **options)
+        return drawn
 
     def _entry(self, row: int, positions: list[int], size: int) -> Panel:
         """Draw one image: its id and class over its cells, a caption under each."""
@@ -163,19 +175,6 @@ class Sheets:
         facts = Text(rows.ids[row], 1, bold=True, left=True), Text(rows.names[row], 1, left=True)
         widths = [self.width] * len(cells) + [size]  # an empty panel keeps entries apart
         return [*facts, strip([*cells, []], widths, round(size / 2), size)]
-
-    def _drawn(self, row: int, position: int | None) -> Image.Image:
-        rows, record = self.result.rows, self._record(row)
-        shrink = min(self.width / record.size[0], self.height / record.size[1])
-        size = max(1, round(record.size[0] * shrink)), max(1, round(record.size[1] * shrink))
-        options: dict[str, Any] = {"alpha": self.alpha, "colormap": self.colormap}
-        if position is not None:
-            name = self.result.pipelines[position]
-            values = checked_map(self.maps[name](record, int(rows.labels[row])), name, record)
-            boxes = self._own_boxes
-            box = self._best_box(values, position, record.size) if boxes is None else boxes[position, row]
-            options |= {"map": values.numpy(), "boxes": [] if np.isnan(box).any() else [box]}
-        return thumbnail(record.image, size, truth=rows.truth[row], line=max(2, round(self.height / 80)), **options)
 
     def _best_box(self, values: Tensor, position: int, size: tuple[int, int]) -> NDArray[Any]:
         """Return the largest contour's box at a pipeline's best threshold, in the image's pixels; NaN for none."""

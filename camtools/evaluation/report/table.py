@@ -87,7 +87,8 @@ def _lines(result: EvaluationResult, metrics: Sequence[str] | None) -> tuple[lis
     if isinstance(metrics, str) or unknown or not names:
         known = ", ".join(result.metric_names) or "none"
         raise InputError(f"metrics={metrics!r}: expected some of those that the result has: {known}")
-    values = [result.metrics[pipeline][name] for name in names for pipeline in result.pipelines]
+    blocks = [(name, pipeline, result.metrics[pipeline][name]) for name in names for pipeline in result.pipelines]
+    values = [value for _, _, value in blocks]
     columns: dict[str, Callable[[Value], str]] = {
         "Value": lambda value: _number(value.value),
         "Threshold": lambda value: _thresholds(value.threshold),
@@ -100,10 +101,9 @@ def _lines(result: EvaluationResult, metrics: Sequence[str] | None) -> tuple[lis
     if any(value.calibrated is not None for value in values):
         columns["Calibrated"] = lambda value: _number(value.calibrated)
         columns["Its threshold"] = lambda value: _thresholds(value.calibrated_threshold)
-    keys = [(name, pipeline) for name in names for pipeline in result.pipelines]
-    cells = [[write(value) for write in columns.values()] for value in values]
     return list(columns), [
-        _Line(*key, row, _significant(value)) for key, row, value in zip(keys, cells, values, strict=True)
+        _Line(name, pipeline, [write(value) for write in columns.values()], _significant(value))
+        for name, pipeline, value in blocks
     ]
 
 

@@ -6,9 +6,10 @@ import torch
 
 import camtools
 from camtools.errors import InputError
+from camtools.evaluation.bootstrap import image_weights, interval
 from camtools.evaluation.results import LEVEL_OF
 from camtools.evaluation.rows import Ranked, Rows
-from camtools.evaluation.statistics import Measured, image_weights, interval, threshold_of
+from camtools.evaluation.statistics import Measured, threshold_of
 from camtools.metrics import average_precision
 
 
