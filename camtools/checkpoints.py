@@ -8,15 +8,18 @@ from __future__ import annotations
 import argparse
 import difflib
 import hashlib
+import json
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from camtools.errors import WeightsError
+from camtools.files import replacing
 
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "net")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -230,3 +233,26 @@ def weights_hash(model: nn.Module) -> str:
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, whole or not at all: the same bytes for the same content, with the mode of other files.
+
+    The library itself writes the metadata in any order, and files that only their owner may read.
+
+    Args:
+        path: The file; its folder is made, a file of that name is replaced.
+        tensors: By name; written from the CPU.
+        metadata: Text by key.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    data = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, dict(metadata))
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.writelines([len(text).to_bytes(8, "little"), text, memoryview(data)[end:]])

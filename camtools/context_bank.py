@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from camtools.checkpoints import weights_hash
+from camtools.checkpoints import weights_hash, write_tensors
 from camtools.checks import share
 from camtools.classes.matching import match_classes
 from camtools.datasets.selection import Selection
@@ -195,13 +195,15 @@ class ContextBank:
                 )
 
     def save(self, path: str | Path) -> None:
-        """Write the bank and what it belongs to as one safetensors file, over any that is there."""
-        from safetensors.torch import save_file
+        """Write the bank and what it belongs to as one safetensors file, over any that is there, whole or not at all.
 
+        Raises:
+            InputError: It cannot be written.
+        """
         texts = {name: str(getattr(self, name)) for name in _TEXTS}
         numbers = {name: repr(float(getattr(self, name))) for name in ("momentum", "delta")}
-        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TENSORS}
-        save_file(tensors, str(path), metadata={"format": _FORMAT} | texts | numbers)
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        write_tensors(Path(path), tensors, {"format": _FORMAT} | texts | numbers)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> ContextBank:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,9 +13,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from camtools.errors import InputError
 
-_PARTIAL = ".part-"
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+_PARTIAL, _STAGE, LOCK = ".part-", ".camtools-", ".lock"
 
 
 @contextmanager
@@ -26,7 +32,7 @@ def staging(target: Path) -> Iterator[Path]:
     made = [path for path in (target, *target.parents) if not path.exists()]
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".camtools-", dir=target, ignore_cleanup_errors=True) as stage:
+        with tempfile.TemporaryDirectory(prefix=_STAGE, dir=target, ignore_cleanup_errors=True) as stage:
             yield Path(stage)
     except BaseException:
         with suppress(OSError):  # someone else's files may be there by now
@@ -76,15 +82,19 @@ def replacing(path: Path) -> Iterator[Path]:
         InputError: It cannot be written: the disk is full, say.
     """
     partial = path.with_name(f"{_PARTIAL}{os.getpid()}-{threading.get_ident()}.{path.name}")
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
+        partial.chmod(0o666 & ~_UMASK)  # some libraries write files that only their owner may read
         partial.replace(path)
     except BaseException as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+            for folder in made:
+                folder.rmdir()
         if isinstance(error, OSError | RuntimeError):  # torch.save turns some of the former into the latter
             raise InputError(
                 f"{path} cannot be written: {' '.join(str(error).split())}. What was there before is unharmed: make "
@@ -116,3 +126,48 @@ def write_json(data: Any, path: Path) -> None:
         InputError: It cannot be written.
     """
     write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def locked(folder: Path | None) -> Iterator[None]:
+    """Keep a folder to this run: another that wants to write to it is told who does. Killed holders hold nothing.
+
+    Args:
+        folder: Made if it is missing; None for a run that writes nothing.
+
+    Raises:
+        InputError: Another process, or thread, is writing to it.
+        OSError: It cannot be made or written to.
+    """
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(folder / LOCK, timeout=0), folder / f"{LOCK}-holder"
+    try:
+        lock.acquire()
+    except Timeout as error:
+        who = "another process"
+        with suppress(OSError):
+            who = holder.read_text(encoding="utf-8")
+        raise InputError(
+            f"{folder} is being written to by {who}: two runs would mix their files. Wait for it to end, or choose "
+            "another folder"
+        ) from error
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        clear(folder)
+        yield
+    finally:
+        for path in (holder, folder / LOCK):
+            path.unlink(missing_ok=True)
+        lock.release()
+
+
+def clear(folder: Path) -> None:
+    """Remove what killed runs left in a folder, and in the folders in it: files half-written, and staged ones."""
+    for path in [*folder.rglob(f"{_PARTIAL}*"), *folder.rglob(f"{_STAGE}*")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

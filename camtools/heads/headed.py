@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from camtools.errors import ModelError
-from camtools.files import staging, swap
+from camtools.checkpoints import write_tensors
+from camtools.errors import InputError, ModelError
 from camtools.heads.pooling import GAP, TAP, WGAP, MapHead
 from camtools.heads.wildcat import ExCAM, Wildcat
 from camtools.images.preprocess import Preprocess, Transform
@@ -168,20 +168,13 @@ class HeadedModel(nn.Module):
         Raises:
             ModelError: The head or the features' place cannot be written down, or the file cannot be written.
         """
-        from safetensors.torch import save_file
-
-        path = Path(path)
         header = {KEY: json.dumps(configuration(self)), "format": "pt"}
-        tensors = {key: value.detach().cpu().clone().contiguous() for key, value in self.state_dict().items()}
+        # Clones, since two names may stand for one tensor.
+        tensors = {key: value.detach().cpu().clone() for key, value in self.state_dict().items()}
         try:
-            with staging(path.parent) as stage:
-                save_file(tensors, stage / path.name, header)
-                swap(stage, path.parent, [path.name])
-        except Exception as error:
-            raise ModelError(
-                f"{path} cannot be written: {str(error).partition(chr(10))[0]}. Nothing was left there; free some room "
-                "or name another place"
-            ) from error
+            write_tensors(Path(path), tensors, header)
+        except InputError as error:
+            raise ModelError(str(error)) from error
 
     def release(self) -> nn.Module:
         """Return the body without the hook, which leaves this model without features."""

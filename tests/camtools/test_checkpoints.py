@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from camtools.checkpoints import class_count, fit, match_prefix, read_checkpoint
+from camtools.checkpoints import class_count, fit, match_prefix, read_checkpoint, write_tensors
 from camtools.errors import WeightsError
 
 
@@ -208,3 +208,25 @@ def test_fit_refuses_quantised_values(tiny):
     state = dict(tiny.state_dict(), **{"fc.bias": torch.zeros(3, dtype=torch.int8)})
     with pytest.raises(WeightsError, match=r"fc\.bias \(file \(3,\) int8, model \(3,\) float32\)"):
         fit(tiny, state, source="w.pth", name="tiny")
+
+
+def test_written_tensors_are_the_same_bytes_and_read_by_the_library(tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    tensors = {
+        "b": torch.arange(6.0).reshape(2, 3).T,
+        "a": torch.tensor([1, 2]),
+        "é": torch.zeros(0, dtype=torch.float16),
+    }
+    metadata = {name: "x" * i for i, name in enumerate(("z", "format", "ä", "a", "q"))}
+    first, second = tmp_path / "1.safetensors", tmp_path / "deep" / "2.safetensors"
+    write_tensors(first, tensors, metadata)
+    write_tensors(second, dict(reversed(tensors.items())), dict(reversed(metadata.items())))
+    assert first.read_bytes() == second.read_bytes()
+    read = load_file(first)
+    assert set(read) == set(tensors) and all(torch.equal(read[key], tensors[key]) for key in tensors)
+    with safe_open(first, "pt") as opened:
+        assert opened.metadata() == metadata
+    (tmp_path / "plain").touch()
+    assert first.stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -1,12 +1,15 @@
 """Files are written whole or not at all."""
 
+import os
+import signal
+import stat
 from pathlib import Path
 
 import pytest
 import torch
 
 from camtools.errors import InputError
-from camtools.files import remove_partial, replacing, write_json, write_text
+from camtools.files import LOCK, locked, remove_partial, replacing, write_json, write_text
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("write failed"), KeyError("x")])
@@ -51,3 +54,52 @@ def test_what_a_killed_process_left_can_be_removed(tmp_path):
         raise OSError
     remove_partial(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_files_have_the_mode_that_the_umask_says(tmp_path):
+    path = tmp_path / "a.txt"
+    with replacing(path) as partial:
+        partial.touch(mode=0o600)
+    plain = tmp_path / "plain"
+    plain.write_text("x")
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_folders_made_for_a_file_that_fails_are_gone(tmp_path):
+    with pytest.raises(InputError), replacing(tmp_path / "a" / "b" / "c.txt"):
+        raise OSError("full")
+    assert not list(tmp_path.iterdir())
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from camtools.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_belongs_to_one_run_until_it_ends_or_is_killed(tmp_path, popen):
+    folder = tmp_path / "out"
+    holder = popen("-c", HOLD, folder)
+    assert holder.stdout.readline() == "held\n"
+    with (
+        pytest.raises(InputError, match=rf"out is being written to by process {holder.pid} on .*: two runs would mix"),
+        locked(folder),
+    ):
+        pass
+    (folder / "deep").mkdir()
+    (folder / "deep" / ".camtools-stage").mkdir()
+    (folder / ".part-1-2.x.json").write_text("half")
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.communicate(timeout=60)
+    with locked(folder):
+        assert (folder / LOCK).exists()
+    assert [path.name for path in folder.rglob("*")] == ["deep"], "taken over, and the killed run's leavings are gone"
+
+
+def test_a_run_that_writes_nothing_locks_nothing():
+    with locked(None):
+        pass
