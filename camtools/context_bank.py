@@ -67,6 +67,9 @@ class ContextBank:
                 "expected (K, C), (K, C) and (K, 2) for K classes and C channels"
             )
 
+        if not all(bool(torch.isfinite(part).all()) for part in (self.foreground, self.background)):
+            raise InputError("the vectors have a NaN or an infinity: expected finite ones. Fit the bank anew")
+
     @classmethod
     def fit(
         cls,

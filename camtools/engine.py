@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from camtools.checks import whole
 from camtools.classes.names import checked_names
-from camtools.errors import InputError, ModelError
+from camtools.errors import CamtoolsError, InputError, ModelError
 from camtools.images.batches import Batch, is_ready_batch, read_batches, ready_batches
 from camtools.images.enlarged import enlarged
 from camtools.images.geometry import Geometry
@@ -89,7 +89,7 @@ class Engine:
     ) -> None:
         if activation not in ("softmax", "sigmoid"):
             raise InputError(f"activation={activation!r}: expected 'softmax' or 'sigmoid'")
-        self.batch_size = whole("batch_size", batch_size)
+        self.batch_size = whole("batch_size", batch_size, most=1 << 16)
         self.activation = activation
         self.pipelines = tuple(pipelines)
         self.model: CamModel = wrap(on_device(model, device))
@@ -147,12 +147,22 @@ class Engine:
 
         Raises:
             ModelError: The model cannot be explained, its scores are not numbers, or the device runs out of memory.
+            InputError: The model does not take inputs of this shape.
         """
         try:
             return self._forward(inputs, larger, names)
+        except CamtoolsError:
+            raise
         except torch.OutOfMemoryError as error:
             raise ModelError(
                 f"the device ran out of memory with {len(inputs)} images per forward: give a smaller batch_size"
+            ) from error
+        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:  # the model's own complaint
+            takes = "x".join(map(str, self.model.example().shape[1:]))
+            raise InputError(
+                f"{self.about} can't be run on inputs of {'x'.join(map(str, inputs.shape[1:]))} "
+                f"({type(error).__name__}: {str(error).partition(chr(10))[0]}): expected what it takes, by its "
+                f"configuration {takes} (channels, height, width). Give it such inputs, or a transform that makes them"
             ) from error
 
     def _forward(self, inputs: Tensor, larger: Mapping[float, Tensor], names: Sequence[str] | None) -> Forward:

@@ -20,7 +20,7 @@ from camtools.engine import Engine, at_once, groups, on_pixels
 from camtools.errors import InputError
 from camtools.explanation import Explanation
 from camtools.heads.box_regressor import BoxRegressor, whole_pixels
-from camtools.images.batches import Batch, Ready, read_batches
+from camtools.images.batches import Batch, Ready, check_iterable, read_batches
 from camtools.images.preprocess import Transform, display_image
 from camtools.images.read import read_images
 from camtools.model.cam_model import CamModel
@@ -178,6 +178,7 @@ class Explainer:
         if isinstance(target, (Tensor, np.ndarray)):
             target = target.tolist()
         check_top_k(top_k, target)
+        check_iterable(images)
         several = top_k is not None or is_list(target)
         batches = read_batches(enumerate(images), repeat(target), self.engine.transform, self.engine.batch_size)
         for batch in batches:

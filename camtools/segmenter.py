@@ -15,7 +15,7 @@ from camtools.classes.names import resolve_target
 from camtools.classes.targets import Target, class_indices, is_list
 from camtools.engine import Engine, Forward, at_once, groups, on_pixels
 from camtools.errors import InputError, TargetError
-from camtools.images.batches import Batch, read_batches
+from camtools.images.batches import Batch, check_iterable, read_batches
 from camtools.images.preprocess import display_image
 from camtools.images.read import read_images
 from camtools.model.outputs import Activation
@@ -149,6 +149,7 @@ class Segmenter:
             TargetError: A class does not exist or is named twice.
             ModelError: The model cannot be explained.
         """
+        check_iterable(images)
         wanted = repeat(_per_image(classes, 1, True)[0])
         for batch in read_batches(enumerate(images), wanted, self.engine.transform, self.engine.batch_size):
             yield from self._segment(batch)

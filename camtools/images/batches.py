@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from camtools.errors import InputError
 from camtools.images.geometry import Geometry
 from camtools.images.preprocess import Preprocess, Transform
 from camtools.images.read import InputImage, read_image
@@ -69,15 +71,22 @@ def read_ahead(
         ahead: How many items may be under way or wait to be asked for.
 
     Yields:
-        The function's result; where it raised an exception, the exception.
+        The function's result; where it raised an exception, the exception. Last the exception that ended the items.
     """
     remaining = iter(items)
+    failure: Exception | None = None
     futures: deque[Future[R]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             while True:
-                futures += [pool.submit(function, item) for item in islice(remaining, ahead - len(futures))]
+                try:
+                    while failure is None and len(futures) < ahead:
+                        futures.append(pool.submit(function, next(remaining)))
+                except Exception as error:  # StopIteration, or the iterator's own: after what came before it
+                    failure = error
                 if not futures:
+                    if failure is not None and not isinstance(failure, StopIteration):
+                        yield failure
                     return
                 try:
                     result: R | Exception = futures.popleft().result()
@@ -86,6 +95,19 @@ def read_ahead(
                 yield result
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def check_iterable(images: Any) -> None:
+    """Raise where a stream is given something that cannot be gone through, or that is one image.
+
+    Raises:
+        InputError: It is a number, a path or an image.
+    """
+    if isinstance(images, str | os.PathLike | Image.Image) or not isinstance(images, Iterable):
+        raise InputError(
+            f"got {type(images).__name__}: expected an iterable of images, such as a list or a generator. Pass "
+            "[image], or call the object itself for a single image"
+        )
 
 
 def read_batches(

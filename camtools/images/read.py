@@ -275,6 +275,10 @@ def _array_to_uint8(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def _from_tensor(tensor: Tensor, channels: int | None, where: str) -> InputImage:
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
+        raise InputError(f"{where} is a sparse, nested or meta tensor: expected one with its values. Make it dense")
+    if tensor.is_floating_point() and tensor.element_size() < 2:
+        raise InputError(f"{where} is a tensor of dtype {tensor.dtype}: expected float16 or wider. Convert it")
     shape = f"{where} is a tensor of shape {tuple(tensor.shape)}"
     if tensor.ndim != 3:
         hint = "Add the channels: tensor.unsqueeze(0)" if tensor.ndim == 2 else "Pass a batch (B, C, H, W) on its own"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from camtools import InputError, ModelError, Pipeline, Preprocess, preset, wrap
 from camtools.engine import Engine, groups, on_pixels
@@ -105,3 +106,24 @@ def test_what_the_model_does_not_tell_is_imagenets(tiny):
 )
 def test_groups(keys, most, expected):
     assert groups(list(keys), most) == expected
+
+
+class Picky(nn.Module):
+    """Complains in its own words about what it does not take."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.conv, self.fc, self.error = nn.Conv2d(3, 4, 3), nn.Linear(4, 2), error
+
+    def forward(self, x):
+        if x.shape[-1] != 224:
+            raise self.error
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("error", [AssertionError("wrong size"), TypeError("x"), RuntimeError("a\nb"), IndexError()])
+def test_the_models_own_complaint_becomes_an_input_error(error):
+    engine = Engine(Picky(error), [preset("cam")])
+    words = rf"Picky \(generic\) can't be run on inputs of 3x16x20 \({type(error).__name__}.*configuration 3x224x224"
+    with pytest.raises(InputError, match=words):
+        engine.forward(X)

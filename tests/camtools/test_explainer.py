@@ -393,7 +393,7 @@ def test_the_model_is_left_as_it_was(fails):
     modes = [module.training for module in model.modules()]
     hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
     if fails:
-        with pytest.raises(RuntimeError):
+        with pytest.raises(InputError, match="can't be run on inputs of 7x16x16"):
             camtools.explain(model, torch.randn(2, 7, 16, 16), transform=lambda image: None)
     else:
         x = torch.randn(2, 3, 16, 16)
@@ -609,3 +609,24 @@ def test_paths_may_be_relative(explainer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exp = explainer(Path("red.png"))
     assert (exp.name, exp.source, exp.box.tolist()) == ("red", "red.png", [20, 30, 40, 44])
+
+
+@pytest.mark.parametrize(
+    "images", [5, None, "bird.jpg", Image.new("RGB", (4, 4))], ids=["number", "none", "path", "image"]
+)
+def test_a_stream_of_what_is_no_stream(tiny, images):
+    with pytest.raises(InputError, match=r"expected an iterable of images"):
+        next(Explainer(tiny).stream(images))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_a_stream_yields_what_came_before_its_iterators_error(tiny, batch_size):
+    def images():
+        yield from (noise(32, 32, i) for i in range(5))
+        raise ConnectionError("the camera is gone")
+
+    seen = []
+    with pytest.raises(ConnectionError, match="the camera is gone"):
+        for explanation in Explainer(tiny, batch_size=batch_size).stream(images()):
+            seen.append(explanation)
+    assert len(seen) == 5

@@ -306,3 +306,22 @@ def test_more_pixels_than_pillow_trusts_are_refused_before_they_are_decoded(tmp_
 def test_a_home_that_nobody_has():
     with pytest.raises(InputError, match=r"cannot be opened|does not exist"):
         read_image("~nobody-at-all/x.png")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(3, 4, 4).to_sparse(),
+        torch.zeros(3, 4, 4, device="meta"),
+        torch.nested.nested_tensor([torch.zeros(4, 4), torch.zeros(2, 2)]),
+    ],
+    ids=["sparse", "meta", "nested"],
+)
+def test_tensors_without_values_at_hand(tensor):
+    with pytest.raises(InputError, match=r"the image is a sparse, nested or meta tensor: expected one with its values"):
+        read_image(tensor)
+
+
+def test_a_tensor_of_eight_bit_floats():
+    with pytest.raises(InputError, match=r"dtype torch.float8_e5m2: expected float16 or wider"):
+        read_image(torch.zeros(3, 4, 4).to(torch.float8_e5m2))
