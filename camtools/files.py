@@ -103,12 +103,6 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what killed processes left of files that they were writing to a folder."""
-    for path in folder.glob(f"{_PARTIAL}*"):
-        path.unlink(missing_ok=True)
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all.
 
@@ -136,16 +130,16 @@ def locked(folder: Path | None) -> Iterator[None]:
         folder: Made if it is missing; None for a run that writes nothing.
 
     Raises:
-        InputError: Another process, or thread, is writing to it.
-        OSError: It cannot be made or written to.
+        InputError: Another process, or thread, is writing to it; or it cannot be made or written to.
     """
     if folder is None:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(folder / LOCK, timeout=0), folder / f"{LOCK}-holder"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     except Timeout as error:
         who = "another process"
         with suppress(OSError):
@@ -154,8 +148,12 @@ def locked(folder: Path | None) -> Iterator[None]:
             f"{folder} is being written to by {who}: two runs would mix their files. Wait for it to end, or choose "
             "another folder"
         ) from error
+    except OSError as error:
+        lock.release()
+        raise InputError(
+            f"{folder} cannot be used as the output folder: {error.strerror or error}. Make room, or name another"
+        ) from error
     try:
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         clear(folder)
         yield
     finally:
@@ -166,7 +164,7 @@ def locked(folder: Path | None) -> Iterator[None]:
 
 def clear(folder: Path) -> None:
     """Remove what killed runs left in a folder, and in the folders in it: files half-written, and staged ones."""
-    for path in [*folder.rglob(f"{_PARTIAL}*"), *folder.rglob(f"{_STAGE}*")]:
+    for path in [path for path in folder.rglob(".*") if path.name.startswith((_PARTIAL, _STAGE))]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

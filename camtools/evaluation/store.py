@@ -23,7 +23,7 @@ from camtools.evaluation.rows import (
     table_rows,
 )
 from camtools.evaluation.statistics import Measured
-from camtools.files import remove_partial, replacing, write_json
+from camtools.files import replacing, write_json
 
 SETTINGS, SHARDS = "run.json", "shards"
 _ROWS, _DETECTIONS = ".rows.parquet", ".detections.parquet"
@@ -137,7 +137,6 @@ class Store:
                 raise InputError(
                     f"{folder} holds rows without {SETTINGS}, so of unknown settings: start over (--fresh)"
                 )
-            remove_partial(shards)
             write_json(settings, known)
         except OSError as error:
             raise InputError(f"{folder} cannot be used as the output folder: {error}. Name another --out") from error

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from camtools.errors import InputError, WeightsError
-from camtools.files import remove_partial, replacing, write_json
+from camtools.files import replacing, write_json
 from camtools.training.logs import CSV_FILE, EVENTS
 
 STATE, SETTINGS_FILE, IMAGE_FILE = "state.pt", "config.json", "examples.png"
@@ -67,8 +67,6 @@ class TrainingFolder:
         """
         if self.path is None or not (self.path / STATE).exists():
             return None
-        if self.written is not None:
-            remove_partial(self.written)
         if not resume:
             raise InputError(
                 f"{self.path} holds a run already: expected an empty folder. Go on with it (resume=True, --resume), "

@@ -18,6 +18,7 @@ from camtools.checkpoints import weights_hash
 from camtools.classes.matching import match_classes
 from camtools.datasets.selection import Selection
 from camtools.errors import InputError
+from camtools.files import locked
 from camtools.heads.headed import HeadedModel
 from camtools.model.cam_model import unwrapped, wrap
 from camtools.pipeline.pipeline import Pipeline
@@ -123,7 +124,10 @@ def finetune(
     method.check(data.labels, fit.names)
     if val is not None:
         match_classes(val.classes, val.occurring, len(fit.names), fit.names)
-    with accelerated(method.config.mixed_precision, device) as accelerator:
+    with (
+        accelerated(method.config.mixed_precision, device) as accelerator,
+        locked(folder if accelerator.is_main_process else None),
+    ):
         tuning = _Finetuning(method, loaded, data, val, fit, shares, accelerator, folder, progress)
         return tuning.run(resume)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from camtools.errors import InputError
-from camtools.files import LOCK, locked, remove_partial, replacing, write_json, write_text
+from camtools.files import LOCK, clear, locked, replacing, write_json, write_text
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("write failed"), KeyError("x")])
@@ -52,7 +52,7 @@ def test_what_a_killed_process_left_can_be_removed(tmp_path):
     with pytest.raises(InputError), replacing(tmp_path / "b.txt") as partial:
         (tmp_path / partial.name.replace("b.txt", "c.txt")).write_text("half")
         raise OSError
-    remove_partial(tmp_path)
+    clear(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
