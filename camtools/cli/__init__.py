@@ -5,8 +5,10 @@ A plug-in's entry point in that group is a function as typer takes it, and the e
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -60,8 +62,14 @@ def _camtools(
     """
 
 
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """End as after an error, so that nothing half-written is left."""
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Run the command line; the entry point of the `camtools` script."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except KeyboardInterrupt:  # before a command had begun

@@ -18,7 +18,7 @@ from camtools.cli.images import Job, find_jobs
 from camtools.cli.options import Format
 from camtools.cli.results import MANIFEST, fingerprint, finished, save_image
 from camtools.errors import InputError, ModelError
-from camtools.files import write_json
+from camtools.files import locked, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -72,12 +72,13 @@ class Run:
             jobs = find_jobs(paths, self.out)
             with common.stdout_to_stderr():
                 self.open_out()
-                loaded = common.load(**self.source, class_names=class_names)
-                known = {"transform": loaded.preprocess, "class_names": loaded.class_names}
-                self.made_by = fingerprint(self.settings, loaded.model, loaded.class_names)
-                self.prepare(loaded, device=common.pick_device(device), batch_size=batch_size, **known)
-                start = time.perf_counter()
-                self.over(jobs, batch_size)
+                with locked(self.out):
+                    loaded = common.load(**self.source, class_names=class_names)
+                    known = {"transform": loaded.preprocess, "class_names": loaded.class_names}
+                    self.made_by = fingerprint(self.settings, loaded.model, loaded.class_names)
+                    self.prepare(loaded, device=common.pick_device(device), batch_size=batch_size, **known)
+                    start = time.perf_counter()
+                    self.over(jobs, batch_size)
             self.show(output)
             failed = [(failure["source"], failure["error"]) for failure in self.failed]
             before = len(self.results) - self.fresh
