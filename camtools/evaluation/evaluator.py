@@ -25,6 +25,7 @@ from camtools.evaluation.runner import ModelRunner, Runner
 from camtools.evaluation.scoremaps import MapRunner, map_folders
 from camtools.evaluation.statistics import Measured, check_metrics, summarise
 from camtools.evaluation.store import Failure, Store, merged
+from camtools.files import locked
 from camtools.images.preprocess import Preprocess
 from camtools.model.cam_model import CamModel, unwrapped
 from camtools.model.guard import untouched
@@ -121,28 +122,29 @@ def evaluate(
         runner = job.on(of)
         return *_run(runner, place, label, group, batch_size, fresh, progress), runner.settings
 
-    start = time.perf_counter()
-    measured, failed, count, settings = measure(data, folder, "Evaluating")
-    calibration = None
-    if others is not None:
-        below = None if folder is None else folder / "calibration"
-        calibration, _, more, theirs = measure(others, below, "Calibrating")
-        settings |= {"calibration": theirs["data"]}
-        count += more
-    evaluated = time.perf_counter()
-    settings |= {"bootstrap": bootstrap, "seed": seed}
-    values, baseline = summarise(measured, wanted, calibration=calibration, bootstrap=bootstrap, seed=seed)
-    timing = {"images": float(count), "seconds": evaluated - start}
-    timing["summary_seconds"] = time.perf_counter() - evaluated
-    listed = [(name, error) for _, name, error in failed]
-    detections = {name: dict(kinds) for name, kinds in measured.detections.items()}
-    result = EvaluationResult(
-        measured.pipelines, measured.rows, values, listed, settings, baseline, detections, timing=timing
-    )
-    if folder is not None and group.leads:
-        result.save(folder)
-        if calibration is not None:
-            write_thresholds(values, settings, folder / FILE)
+    with locked(folder if group.leads else None):
+        start = time.perf_counter()
+        measured, failed, count, settings = measure(data, folder, "Evaluating")
+        calibration = None
+        if others is not None:
+            below = None if folder is None else folder / "calibration"
+            calibration, _, more, theirs = measure(others, below, "Calibrating")
+            settings |= {"calibration": theirs["data"]}
+            count += more
+        evaluated = time.perf_counter()
+        settings |= {"bootstrap": bootstrap, "seed": seed}
+        values, baseline = summarise(measured, wanted, calibration=calibration, bootstrap=bootstrap, seed=seed)
+        timing = {"images": float(count), "seconds": evaluated - start}
+        timing["summary_seconds"] = time.perf_counter() - evaluated
+        listed = [(name, error) for _, name, error in failed]
+        detections = {name: dict(kinds) for name, kinds in measured.detections.items()}
+        result = EvaluationResult(
+            measured.pipelines, measured.rows, values, listed, settings, baseline, detections, timing=timing
+        )
+        if folder is not None and group.leads:
+            result.save(folder)
+            if calibration is not None:
+                write_thresholds(values, settings, folder / FILE)
     group.wait()
     return result
 

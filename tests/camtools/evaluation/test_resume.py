@@ -13,7 +13,7 @@ import camtools
 from camtools.errors import InputError
 from camtools.evaluation.rows import Ranked, Rows
 from camtools.evaluation.store import Shard, Store, merged
-from camtools.files import replacing
+from camtools.files import locked, replacing
 
 FILES = ("results.json", "rows.parquet", "run.json", "threshold.json")
 SCRIPT = """
@@ -270,7 +270,8 @@ def test_leftovers_of_a_killed_process_go(tmp_path):
         shutil.copy(partial, tmp_path / "left")
         raise KeyboardInterrupt
     shutil.copy(tmp_path / "left", partial)
-    again = Store(tmp_path, ("cam",), {"a": [1, 2]})
+    with locked(tmp_path):  # as `evaluate` does
+        again = Store(tmp_path, ("cam",), {"a": [1, 2]})
     assert [path.name for path in (tmp_path / "shards").iterdir()] == ["00000001-00000001-1.rows.parquet"]
     assert again.done() == {1}
     assert json.loads((tmp_path / "run.json").read_text()) == {"a": [1, 2]}
