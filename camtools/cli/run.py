@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import json
 import os
 import time
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from camtools.sources.base import LoadedModel
 
 
-class Run:
+class Run(abc.ABC):
     """The account of one run; `explain` and `segment` are a subclass each.
 
     Attributes:
@@ -88,6 +89,7 @@ class Run:
         if self.failed:
             raise typer.Exit(common.SOME_FAILED)
 
+    @abc.abstractmethod
     def prepare(self, loaded: LoadedModel, **known: Any) -> None:
         """Make ready what is run on every batch, and find the classes asked for.
 
@@ -95,19 +97,18 @@ class Run:
             loaded: The model.
             known: device, batch_size, transform and class_names, as `Explainer` and `Segmenter` take them.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def do(self, images: list[Image.Image]) -> list[list[Any]]:
         """Return each image's explanations, one per class, or its segmentation."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def entry(self, documents: list[dict[str, Any]]) -> dict[str, Any]:
         """Return what the manifest says of an image whose results have these dictionaries."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def rows(self, entry: dict[str, Any]) -> Iterator[list[str]]:
         """Yield an image's rows of the table, without the image's name."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole account, as the manifest and `--format json` give it."""
