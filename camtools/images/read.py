@@ -15,6 +15,7 @@ from typing import Any, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -57,7 +58,7 @@ class InputImages(Sequence[InputImage]):
 
     def __init__(
         self,
-        items: Sequence[Any] | Tensor | np.ndarray,
+        items: Sequence[Any] | Tensor | NDArray[Any],
         *,
         channels: int | None = None,
         indices: range | None = None,
@@ -227,7 +228,7 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _unknown_range_to_uint8(values: np.ndarray, mode: str, where: str) -> np.ndarray:
+def _unknown_range_to_uint8(values: NDArray[Any], mode: str, where: str) -> NDArray[Any]:
     """Scale a PIL image of mode "I;16", "I" or "F", (H, W), to 8 bits; see `read_image` for the range taken."""
     if mode.startswith("I;16"):
         peak = 65535
@@ -243,7 +244,7 @@ def _unknown_range_to_uint8(values: np.ndarray, mode: str, where: str) -> np.nda
     return np.rint(values.astype(np.float64) * (255 / peak)).astype(np.uint8)
 
 
-def _array_to_uint8(array: np.ndarray, where: str) -> np.ndarray:
+def _array_to_uint8(array: NDArray[Any], where: str) -> NDArray[Any]:
     """Check an array and give it as uint8 (H, W) or (H, W, 3 or 4)."""
     shape = f"{where} is an array of shape {array.shape}"
     if array.ndim not in (2, 3):
