@@ -15,11 +15,12 @@ from camtools.drawing.overlay import draw_overlay
 from camtools.drawing.trace import draw_trace
 from camtools.errors import InputError
 from camtools.pipeline.trace import TraceStep
+from camtools.regions import HasBoxes
 from camtools.result import ImageResult
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Explanation(ImageResult):
+class Explanation(HasBoxes, ImageResult):
     """Where one class is in one image. Tensors are on the model's device, boxes on the CPU.
 
     Attributes:

@@ -20,11 +20,12 @@ from camtools.drawing.legend import Key
 from camtools.drawing.overlay import with_legend
 from camtools.drawing.panels import outlined
 from camtools.errors import InputError
+from camtools.regions import ClassRegions, HasRegions
 from camtools.result import ImageResult
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Segmentation(ImageResult):
+class Segmentation(HasRegions, ImageResult):
     """Which class every pixel of one image is of; n classes were looked for. Tensors are on the model's device.
 
     Attributes:
@@ -65,6 +66,12 @@ class Segmentation(ImageResult):
         hundredth of its pixels get none.
         """
         return tuple(boxes_from_masks(self.masks, SPECK)) if self.classes else ()
+
+    @property
+    def regions(self) -> tuple[ClassRegions, ...]:
+        """Where the classes are, one entry per class, in the order of `classes`."""
+        columns = zip(self.classes, self.names, self.scores, self.boxes, self.masks, strict=True)
+        return tuple(ClassRegions(k, name, p, boxes, [p] * len(boxes), mask) for k, name, p, boxes, mask in columns)
 
     @property
     def values(self) -> tuple[int, ...]:

@@ -37,7 +37,8 @@ class Run(abc.ABC):
         settings: What decides the results, as the user wrote it; kept in the manifest and compared by --resume.
         out: The output folder; None where nothing is written.
         made_by: Fingerprint of settings and weights, kept with every result: --resume keeps only what it made.
-        results: One per image: "source", "folder" (relative to `out`) and what `entry` returns, in the images' order.
+        results: One per image: "source", "file" (see `Job`), "folder" (relative to `out`) and what `entry` returns, in
+            the images' order.
         failed: One per image: "source" and "error".
         fresh: How many images were done in this run.
         interrupted: Whether Ctrl-C ended it.
@@ -193,7 +194,7 @@ class Run(abc.ABC):
         return entry
 
     def _entry(self, job: Job, documents: list[dict[str, Any]]) -> dict[str, Any]:
-        place = {"source": str(job.path), "folder": None if self.out is None else job.folder}
+        place = {"source": str(job.path), "file": job.file, "folder": None if self.out is None else job.folder}
         return place | self.entry(documents)
 
     def _done(self, job: Job) -> dict[str, Any] | None:
