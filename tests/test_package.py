@@ -31,7 +31,7 @@ def test_metadata(project):
     data = metadata("camtools")
     assert data["License-Expression"] == "Apache-2.0"
     assert data["Requires-Python"] == ">=3.11"
-    assert set(data.get_all("Provides-Extra")) == {"test", "crf", "bench", "docs"}
+    assert set(data.get_all("Provides-Extra")) == set(project["optional-dependencies"])
 
 
 def ours(group):

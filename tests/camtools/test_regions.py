@@ -10,30 +10,22 @@ from PIL import Image
 from camtools import InputError, Preprocess
 from camtools.explanation import Explanation
 from camtools.images.read import read_image
-from camtools.regions import ClassRegions
+from camtools.regions import ClassRegions, HasBoxes
 from camtools.segmentation import Segmentation
 
 PLAIN = Preprocess(input_size=(8, 8), resize=(8, 8))
 
 
-def explanation(mask, boxes, name="red kite"):
-    mask = torch.as_tensor(mask, dtype=torch.bool)
-    pixels = np.arange(3 * mask.numel(), dtype=np.uint8).reshape(*mask.shape, 3)
-    return Explanation(
-        label=3,
-        name=name,
-        score=0.75,
-        map=mask.float(),
-        raw_map=torch.zeros(2, 2),
-        threshold=0.5,
-        mask=mask,
-        boxes=torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4),
-        exact=True,
-        layer="layer4",
-        logits=torch.arange(5.0),
-        input_image=read_image(pixels),
-        transform=PLAIN,
-    )
+class Result(HasBoxes):
+    """The attributes of an `Explanation` that regions are made of."""
+
+    label, name, score = 3, "red kite", 0.75
+
+    def __init__(self, mask, boxes):
+        self.mask = torch.as_tensor(mask)
+        self.boxes = torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
+        self.size = tuple(self.mask.shape)
+        self.image = Image.fromarray(np.arange(3 * self.mask.numel(), dtype=np.uint8).reshape(*self.size, 3))
 
 
 def rectangles(*boxes, size=(10, 20)):
@@ -46,12 +38,16 @@ def rectangles(*boxes, size=(10, 20)):
 @pytest.fixture
 def exp():
     boxes = [[2, 1, 8, 7], [12, 4, 16, 6]]
-    return explanation(rectangles(*boxes), boxes)
+    return Result(rectangles(*boxes), boxes)
 
 
 @pytest.fixture
 def empty():
-    return explanation(rectangles(), [])
+    return Result(rectangles(), [])
+
+
+def test_explanations_are_such_results():
+    assert issubclass(Explanation, HasBoxes)
 
 
 def test_boxes_in_other_units(exp, empty):
@@ -79,14 +75,14 @@ def test_parts_are_those_the_boxes_are_around():
     mask = rectangles((0, 0, 7, 7))
     mask[1:6, 1:6] = False
     mask[2:5, 2:5] = True
-    [region] = explanation(mask, [[0, 0, 7, 7], [2, 2, 5, 5]]).regions
+    [region] = Result(mask, [[0, 0, 7, 7], [2, 2, 5, 5]]).regions
     frame, square = region.parts()
     assert frame.sum() == 49 - 25 and not frame[2:5, 2:5].any()
     assert square.all() and square.shape == (3, 3)
 
 
 def test_a_box_that_is_around_no_part_has_all_of_the_mask_within_it():
-    [region] = explanation(rectangles((2, 1, 8, 7), (12, 4, 16, 6)), [[6, 3, 14, 9]]).regions
+    [region] = Result(rectangles((2, 1, 8, 7), (12, 4, 16, 6)), [[6, 3, 14, 9]]).regions
     [part] = region.parts()
     expected = np.zeros((6, 8), bool)
     expected[0:4, 0:2] = expected[1:3, 6:8] = True
@@ -112,12 +108,12 @@ def test_a_polygon_fills_holes_and_takes_diagonal_neighbours_along():
     ring = rectangles((2, 2, 7, 7))
     ring[3:6, 3:6] = False
     ring[7, 7] = True
-    [polygons] = explanation(ring, [[2, 2, 8, 8]]).polygons()
+    [polygons] = Result(ring, [[2, 2, 8, 8]]).polygons()
     assert len(polygons) == 1 and polygons[0].max(0).tolist() == [8, 8]
 
 
 def test_a_box_without_pixels_has_no_polygon():
-    assert explanation(rectangles((0, 0, 2, 2)), [[10, 5, 12, 8]]).polygons() == [[]]
+    assert Result(rectangles((0, 0, 2, 2)), [[10, 5, 12, 8]]).polygons() == [[]]
 
 
 # supervision ----------------------------------------------------------------------------------------------------------
