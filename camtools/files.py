@@ -122,6 +122,18 @@ def write_json(data: Any, path: Path) -> None:
     write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Return what a JSON document holds.
+
+    Raises:
+        json.JSONDecodeError: It is none, or is nested so deeply that nothing can read it.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise json.JSONDecodeError("nested too deeply", str(text[:9]), 0) from error
+
+
 @contextmanager
 def locked(folder: Path | None) -> Iterator[None]:
     """Keep a folder to this run: another that wants to write to it is told who does. Killed holders hold nothing.

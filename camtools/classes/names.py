@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from camtools.errors import TargetError
+from camtools.files import parse_json
 
 MAX_BYTES = 16 * 1024**2  # of a file of class names
 _WNID = re.compile(r"n\d{8}")
@@ -87,7 +88,7 @@ def load_names(path: str | Path) -> tuple[str, ...]:
 
 def _names_from_json(text: str, path: Path) -> tuple[str, ...]:
     try:
-        data = json.loads(text)
+        data = parse_json(text)
         if isinstance(data, dict):
             by_index = {int(key): value for key, value in data.items()}
             data = [by_index[index] for index in range(len(by_index))]
@@ -136,7 +137,7 @@ def resolve_target(target: int | str, class_names: Sequence[str] | None = None, 
         return _in_range(index, num_classes)
     text = target.strip()
     matches = _where(class_names or (), lambda name: name == text)
-    if not matches and re.fullmatch(r"[+-]?\d+", text):
+    if not matches and re.fullmatch(r"[+-]?\d{1,18}", text):
         return _in_range(int(text), num_classes)
     matches = matches or _where(class_names or (), lambda name: _fold(name) == _fold(text))
     matches = matches or _imagenet_index(text, class_names or ())

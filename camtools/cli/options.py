@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from camtools.checks import literal
 
 
 def parse_numbers(text: str) -> tuple[float, ...]:
@@ -46,10 +47,7 @@ def parse_model_arg(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise typer.BadParameter(f"{text!r} is not KEY=VALUE")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
+    return key, literal(value)
 
 
 class Format(StrEnum):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from camtools.errors import InputError
-from camtools.files import staging
+from camtools.files import parse_json, staging
 
 if TYPE_CHECKING:
     from torch import nn
@@ -101,7 +101,7 @@ def finished(folder: Path, image: Path, made_by: str) -> list[dict[str, Any]] | 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     """Return a folder's manifest; empty where there is none."""
     try:
-        data = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        data = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}

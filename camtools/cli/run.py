@@ -19,7 +19,7 @@ from camtools.cli.images import Job, find_jobs
 from camtools.cli.options import Format
 from camtools.cli.results import MANIFEST, fingerprint, finished, save_image
 from camtools.errors import InputError, ModelError
-from camtools.files import locked, write_json
+from camtools.files import locked, parse_json, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -223,7 +223,7 @@ class Run(abc.ABC):
         if not self.resume or not manifest.exists():
             return
         try:
-            before = json.loads(manifest.read_text(encoding="utf-8"))["settings"]
+            before = parse_json(manifest.read_text(encoding="utf-8"))["settings"]
             pairs = {key: (before.get(key), self.settings.get(key)) for key in before | self.settings}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{manifest} is not a manifest of camtools, so --resume cannot go by it.") from error

@@ -23,7 +23,7 @@ from camtools.evaluation.rows import (
     table_rows,
 )
 from camtools.evaluation.statistics import Measured
-from camtools.files import replacing, write_json
+from camtools.files import parse_json, replacing, write_json
 
 SETTINGS, SHARDS = "run.json", "shards"
 _ROWS, _DETECTIONS = ".rows.parquet", ".detections.parquet"
@@ -194,7 +194,7 @@ def _read(path: Path, *, rows: bool = True) -> Shard:
     import pyarrow.parquet as pq
 
     try:
-        images = json.loads(pq.read_schema(path).metadata[_IMAGES])
+        images = parse_json(pq.read_schema(path).metadata[_IMAGES])
         done, failed = images["done"], [(index, name, error) for index, name, error in images["failed"]]
         if not rows:
             return Shard(done, failed)
@@ -207,7 +207,7 @@ def _read(path: Path, *, rows: bool = True) -> Shard:
 
 def _compare(path: Path, settings: dict[str, Any]) -> None:
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = parse_json(path.read_text(encoding="utf-8"))
         assert isinstance(before, dict)
     except (ValueError, AssertionError) as error:
         raise InputError(f"{path} is not a run of camtools evaluate: name another --out, or use --fresh") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 
 from camtools.checkpoints import fit, read_checkpoint
 from camtools.errors import CamtoolsError, ModelError, WeightsError
+from camtools.files import parse_json
 from camtools.heads.dropout import ADL
 from camtools.heads.headed import ACTIVATIONS, FORMAT, KEY, OWN_HEADS, HeadedModel, Origin, probe
 from camtools.heads.replace import strip
@@ -51,7 +51,7 @@ def headed_config(path: str | Path) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        config = json.loads(text)
+        config = parse_json(text)
     except ValueError:
         config = None
     if not isinstance(config, dict):

@@ -89,7 +89,7 @@ def _parse_steps(text: str) -> Pipeline:
         return Pipeline([_parse_step(node) for node in tree.elts])
     except CamtoolsError:
         raise
-    except (SyntaxError, ValueError, TypeError, AssertionError) as error:
+    except (SyntaxError, ValueError, TypeError, AssertionError, MemoryError, RecursionError) as error:
         known = ", ".join(_known())
         raise PipelineError(
             f"{text!r} is neither presets nor steps ({error}). Write presets with commas ({', '.join(PRESETS)}), or "
