@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from camtools.boxes import SPECK, boxes_from_masks
 from camtools.checks import flag
 from camtools.classes.targets import Target, check_top_k, class_indices, is_list, per_image
-from camtools.engine import Engine, at_once, groups, on_pixels
+from camtools.engine import Engine
 from camtools.errors import InputError
 from camtools.explanation import Explanation
 from camtools.heads.box_regressor import BoxRegressor, whole_pixels
@@ -26,6 +26,7 @@ from camtools.images.read import read_images
 from camtools.model.cam_model import CamModel
 from camtools.model.outputs import Activation
 from camtools.pipeline.pipeline import Pipeline
+from camtools.pipeline.pixels import on_pixels, portions
 from camtools.pipeline.presets import as_pipeline
 from camtools.pipeline.trace import Cut, TraceStep
 from camtools.steps.base import Step
@@ -197,36 +198,45 @@ class Explainer:
         [state] = engine.maps(forward, targets, grid_trace if trace else None)
         scores = engine.scores(forward).gather(1, targets).tolist()
         labels, decomposition = targets.tolist(), forward.activations.decomposition
-        explanations: list[list[Explanation]] = [[] for _ in batch.images]
         geometries = [ready.geometry for ready in batch.images]
-        for rows in groups(geometries, at_once(geometries, targets.shape[1])):
+        found: dict[tuple[int, int], dict[str, Any]] = {}  # what was found on the pixels, by image and class
+        for rows, part in portions(geometries, targets.shape[1]):
             shown = self._shown(batch, rows) if self.pipeline.needs_image else None
             pixel_trace: list[TraceStep] = []
             resize = batch.images[rows[0]].geometry.resize
-            done = on_pixels(self.pipeline, state, rows, resize, shown, pixel_trace if trace else None)
-            maps, raw, masks, limits = (done.require(f, self) for f in ("maps", "raw_maps", "masks", "thresholds"))
+            done = on_pixels(self.pipeline, state.classes(part), rows, resize, shown, pixel_trace if trace else None)
+            maps, masks, limits = (done.require(field, self) for field in ("maps", "masks", "thresholds"))
             boxes, thresholds = iter(boxes_from_masks(masks, SPECK)), limits.tolist()
             for row, i in enumerate(rows):
-                for k, label in enumerate(labels[i]):
-                    early, cut = Cut(k), Cut(k)  # a step on the grid has a row for each of the batch's images
-                    explanation = Explanation(
-                        label=label,
-                        name=engine.name(label),
-                        score=scores[i][k],
-                        map=cut(maps, row),
-                        raw_map=cut(raw, row),
-                        threshold=thresholds[row][k],
-                        mask=cut(masks, row),
-                        boxes=next(boxes),
-                        exact=decomposition.exact,
-                        layer=decomposition.layer,
-                        logits=forward.logits[i].detach().clone(),
-                        input_image=batch.images[i].input_image,
-                        transform=engine.transform,
-                        pipeline=self.pipeline_name,
-                        trace=early.steps(grid_trace, i) + cut.steps(pixel_trace, row),
-                    )
-                    explanations[i].append(explanation)
+                for own, k in enumerate(range(part.start, part.stop)):
+                    cut = Cut(own)
+                    found[i, k] = {
+                        "boxes": next(boxes),
+                        "threshold": thresholds[row][own],
+                        "kept": cut(maps, row) if trace or self.pipeline.needs_image else None,
+                        "trace": cut.steps(pixel_trace, row),
+                    }
+        explanations: list[list[Explanation]] = [[] for _ in batch.images]
+        grids, raw = state.require("maps", self), state.require("raw_maps", self)
+        for i, k in sorted(found):
+            cut, on_image = Cut(k), found[i, k]
+            explanation = Explanation(
+                label=labels[i][k],
+                name=engine.name(labels[i][k]),
+                score=scores[i][k],
+                grid_map=cut(grids, i),
+                raw_map=cut(raw, i),
+                geometry=geometries[i],
+                pixel_steps=self.pipeline.pixel_steps,
+                exact=decomposition.exact,
+                layer=decomposition.layer,
+                logits=forward.logits[i].detach().clone(),
+                input_image=batch.images[i].input_image,
+                transform=engine.transform,
+                pipeline=self.pipeline_name,
+                **on_image | {"trace": cut.steps(grid_trace, i) + on_image["trace"]},
+            )
+            explanations[i].append(explanation)
         if self.boxes_from is not None:
             explanations = _with_boxes(explanations, self.boxes_from, batch.images)
         return [per_class[:count] for per_class, count in zip(explanations, counts, strict=True)]

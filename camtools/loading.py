@@ -11,7 +11,8 @@ from torch import Tensor
 from camtools.checkpoints import class_count, fit, match_prefix, read_checkpoint
 from camtools.errors import ModelError, WeightsError
 from camtools.heads.saved import headed_config, load_headed
-from camtools.images.preprocess import adjust, as_transform
+from camtools.images.adjusted import adjust
+from camtools.images.preprocess import as_transform
 from camtools.model.adapter import find_adapter
 from camtools.sources import Built, Source, find_source
 from camtools.sources.base import LoadedModel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from camtools.drawing.overlay import with_legend
 from camtools.drawing.panels import outlined
 from camtools.errors import InputError
 from camtools.regions import ClassRegions, HasRegions
-from camtools.result import ImageResult
+from camtools.result import ImageResult, Look, fitted
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -51,7 +52,7 @@ class Segmentation(HasRegions, ImageResult):
     backgrounds: tuple[float, ...]
     crf: str | None = None
 
-    files = {"overlay": "overlay.png", "mask": "mask.png"}
+    kinds = usual = ("overlay", "mask")
 
     @cached_property
     def masks(self) -> Tensor:
@@ -152,9 +153,16 @@ class Segmentation(HasRegions, ImageResult):
             "crf": self.crf,
         }
 
-    def _write(self, stage: Path) -> None:
-        self.overlay().save(stage / self.files["overlay"])
-        self.to_image().save(stage / self.files["mask"])
+    def _write(self, stage: Path, kinds: Collection[str], look: Look) -> dict[str, str | list[str]]:
+        written: dict[str, str | list[str]] = {}
+        if "overlay" in kinds:
+            overlay = self.overlay()
+            overlay = overlay.resize(fitted((overlay.height, overlay.width), look.size)[::-1])
+            written["overlay"] = look.write(overlay, stage / "overlay")
+        if "mask" in kinds:
+            self.to_image().save(stage / "mask.png")
+            written["mask"] = "mask.png"
+        return written
 
     def __repr__(self) -> str:
         shares = self.masks.flatten(1).float().mean(1).tolist()

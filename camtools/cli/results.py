@@ -94,7 +94,8 @@ def finished(folder: Path, image: Path, made_by: str) -> list[dict[str, Any]] | 
         return None
     if (folder / MANIFEST).stat().st_mtime < image.stat().st_mtime:
         return None
-    manifest.pop("files", None)
+    for name in ("files", "rebuild"):  # what `to_dict` does not say
+        manifest.pop(name, None)
     return entry.get("classes", [manifest])
 
 

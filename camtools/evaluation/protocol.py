@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from camtools.engine import on_pixels
 from camtools.errors import InputError
 from camtools.images.geometry import Geometry
 from camtools.images.preprocess import Preprocess, Transform, as_transform
 from camtools.metrics.scoremap import PROTOCOL_SIZE, normalise, resize_cubic
 from camtools.pipeline.pipeline import Pipeline
+from camtools.pipeline.pixels import on_pixels
 from camtools.steps.base import Stage, State
 from camtools.steps.minmax import MinMax
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from camtools.classes.matching import ClassMap
 from camtools.datasets.selection import Selection
-from camtools.engine import Engine, groups
+from camtools.engine import Engine
 from camtools.errors import CamtoolsError
 from camtools.evaluation.protocol import Protocol
 from camtools.evaluation.rows import Detections, Ranked, Rows, join_detections
@@ -27,6 +27,7 @@ from camtools.evaluation.store import Failure, Shard
 from camtools.images.batches import read_ahead
 from camtools.model.outputs import probabilities
 from camtools.pipeline.pipeline import Pipeline
+from camtools.pipeline.pixels import groups
 from camtools.steps.base import State
 
 _SCORED_BESIDE = 2  # batches

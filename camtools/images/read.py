@@ -34,7 +34,8 @@ class InputImage:
     """One image, either still to be preprocessed (`image`) or ready for the model (`tensor`); never both.
 
     Attributes:
-        image: RGB, 8 bits, upright (EXIF rotation applied); None for a ready tensor.
+        image: RGB, 8 bits, upright (EXIF rotation applied); None for a ready tensor, and where `pixels` is still to
+            read it.
         tensor: Floating (C, H, W), normalised as the model expects, on the caller's device; None for an image.
         source: The path it came from, None if there was none.
         size: (height, width) in pixels; the size of its explanations.
@@ -44,6 +45,24 @@ class InputImage:
     tensor: Tensor | None
     source: str | None
     size: tuple[int, int]
+
+    def pixels(self) -> Image.Image:
+        """Return the image, RGB; read from `source` where it is not at hand.
+
+        Raises:
+            InputError: It is a ready tensor, or its file is gone, cannot be read or has another size by now.
+        """
+        if self.image is not None:
+            return self.image
+        if self.tensor is not None or self.source is None:
+            raise InputError("this image has no pixels: it came as a ready tensor, or was saved without a file's name")
+        image = read_image(self.source)
+        if image.image is None or image.size != self.size:
+            raise InputError(
+                f"{self.source} has {image.size[1]} x {image.size[0]} pixels, {self.size[1]} x {self.size[0]} when it "
+                "was explained: expected the same file. Explain it anew"
+            )
+        return image.image
 
 
 class InputImages(Sequence[InputImage]):

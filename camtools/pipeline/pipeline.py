@@ -69,6 +69,11 @@ class Pipeline(Sequence[Step]):
         return first.scale if isinstance(first, Enlarge) else 1.0
 
     @property
+    def pixel_steps(self) -> tuple[Step, ...]:
+        """The refine steps that work on the image's pixels: what makes the map of the resized one."""
+        return tuple(step for step in self._steps if _on_image(step) and step.stage == Stage.REFINE)
+
+    @property
     def summary(self) -> str:
         """The steps on one line, with their parameters' values: "NWC, CAM, MinMax, PaS(98, 0.45)"."""
         return ", ".join(map(_brief, self._steps))

@@ -97,6 +97,18 @@ def _parse_steps(text: str) -> Pipeline:
         ) from error
 
 
+def parse_step(text: str) -> Step:
+    """Read one step as it prints: a call of a class in `camtools.steps` with literal arguments.
+
+    Raises:
+        PipelineError: It is something else.
+    """
+    try:
+        return _parse_step(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, TypeError) as error:
+        raise PipelineError(f"{text!r} is no step of camtools ({error}), such as 'MinMax()'.") from error
+
+
 def _parse_step(node: ast.expr) -> Step:
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     name = call.func.id if isinstance(call.func, ast.Name) else ""

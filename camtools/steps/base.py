@@ -82,6 +82,11 @@ class State:
         }
         return self.replace(**changes, pyramid=self.pyramid and tuple(level[list(chosen)] for level in self.pyramid))
 
+    def classes(self, part: slice) -> State:
+        """Return the state of some of the classes, on the feature grid."""
+        fields = {name: getattr(self, name) for name in ("weights", "maps", "raw_maps", "labels")}
+        return self.replace(**{name: value if value is None else value[:, part] for name, value in fields.items()})
+
     def require(self, field: str, step: object) -> Tensor:
         """Return a tensor field, or say which step misses it.
 

@@ -71,7 +71,8 @@ class Sigmoid(Step):
                 )
             scores = maps + maps.new_tensor(self.bias)[labels][..., None, None]
         sound = maps.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
-        return state.replace(maps=scores.sigmoid().where(sound, maps.new_zeros(())))
+        values = scores.double().sigmoid().float()  # in float32 the last bit depends on a value's place in memory
+        return state.replace(maps=values.where(sound, maps.new_zeros(())))
 
 
 class ScoreThreshold(Step):

@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import camtools
+from camtools import Explanation
 from camtools.cli import app
 from camtools.cli.run import Run
 from camtools.datasets.scenes import Scenes, scene_classifier
@@ -110,12 +111,12 @@ def test_results_are_files(place):
     result = run("pics", "--out", "out", "--pipeline", "rcam")
     assert result.exit_code == 0, result.stderr
     folder = place / "out" / "deep" / "green"
-    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "map.npy", "mask.png", "overlay.png"]
-    heat = np.load(folder / "map.npy")
+    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "map.npz", "mask.png", "overlay.jpg"]
+    heat = Explanation.load(folder).map
     assert heat.shape == (64, 64)
     assert heat[16, 48] > 0.98 and heat.max() == 1 and heat[48, 16] == 0
     mask = np.asarray(Image.open(folder / "mask.png"))
-    assert mask[16, 48] == 255 and mask[48, 16] == 0
+    assert mask[16, 48] and not mask[48, 16]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["name"], manifest["source"]) == ("green", "pics/deep/green.png")
     whole = json.loads((place / "out" / "manifest.json").read_text())
@@ -129,7 +130,7 @@ def test_several_classes_get_a_folder_each(place):
     assert sorted(p.name for p in (place / "out" / "red").iterdir()) == ["1-green", "2-blue", "manifest.json"]
     entry = json.loads((place / "out" / "red" / "manifest.json").read_text())["image"]
     assert [found["name"] for found in entry["classes"]] == ["green", "blue"]
-    assert "1-green/map.npy" in entry["files"]
+    assert "1-green/map.npz" in entry["files"]
 
 
 def test_one_target_for_all(place):
@@ -148,7 +149,7 @@ def test_a_second_run_replaces_results_and_leaves_no_old_files(place):
     (place / "out" / "red" / "note.txt").write_text("mine")
     assert run("pics/red.png", "--out", "out").exit_code == 0
     found = sorted(p.name for p in (place / "out" / "red").iterdir())
-    assert found == ["manifest.json", "map.npy", "mask.png", "note.txt", "overlay.png"]
+    assert found == ["manifest.json", "map.npz", "mask.png", "note.txt", "overlay.jpg"]
 
 
 def test_out_inside_the_folder_of_images(place):
@@ -160,7 +161,7 @@ def test_out_inside_the_folder_of_images(place):
 class TestResume:
     def test_leaves_out_what_is_whole(self, place):
         first = json.loads(run("pics", "--out", "out", "--format", "json").stdout)
-        before = (place / "out" / "red" / "map.npy").stat().st_mtime_ns
+        before = (place / "out" / "red" / "map.npz").stat().st_mtime_ns
         (place / "out" / "red9" / "mask.png").unlink()
         Image.open("pics/red.png").save("pics/new.png")
         os.utime("pics/red10.png", (time.time() + 10, time.time() + 10))
@@ -168,7 +169,7 @@ class TestResume:
         assert result.exit_code == 0, result.stderr
         assert "3 images in" in result.stderr  # new, red9 with its missing file, red10 changed since
         assert "2 done before" in result.stderr
-        assert (place / "out" / "red" / "map.npy").stat().st_mtime_ns == before
+        assert (place / "out" / "red" / "map.npz").stat().st_mtime_ns == before
         second = json.loads(result.stdout)
         assert second["images"][0] == first["images"][0]
         assert [entry["source"] for entry in second["images"]][1] == "pics/new.png"
@@ -328,7 +329,7 @@ def test_ctrl_c_for_real(place, popen):
     assert document["complete"] is False
     assert 3 <= len(document["images"]) < 300
     for entry in document["images"]:
-        assert np.load(place / "out" / entry["folder"] / "map.npy").shape == (64, 64)
+        assert Explanation.load(place / "out" / entry["folder"]).map.shape == (64, 64)
     assert not list(place.glob("out/**/.*"))
 
 
@@ -354,7 +355,7 @@ class TestThreshold:
         result = run("pics/red.png", "--out", "out", "--format", "json", *args)
         assert result.exit_code == 0, result.stderr
         mask = np.asarray(Image.open(place / "out" / "red" / "mask.png")) > 0
-        return mask, np.load(place / "out" / "red" / "map.npy"), json.loads(result.stdout)
+        return mask, Explanation.load(place / "out" / "red").map.numpy(), json.loads(result.stdout)
 
     def test_a_number(self, place):
         mask, heat, document = self.masks(place, "--threshold", "0.7")
@@ -392,7 +393,7 @@ def test_a_file_of_a_model_with_another_head(tmp_path):
     expected, found = camtools.explain(tap, scene), json.loads(result.stdout)["images"][0]["classes"][0]
     assert (found["name"], found["label"]) == (expected.name, expected.label)
     assert found["score"] == pytest.approx(expected.score, abs=1e-4)
-    np.testing.assert_allclose(np.load(tmp_path / "out" / "scene" / "map.npy"), expected.map.numpy(), atol=1e-3)
+    np.testing.assert_allclose(Explanation.load(tmp_path / "out" / "scene").map, expected.map.numpy(), atol=1e-3)
 
 
 def test_what_no_library_can_read_is_listed_and_the_others_done(place):

@@ -77,7 +77,7 @@ def test_results_are_files(place):
     assert (red["box"], red["pixels"], red["value"]) == ([40, 8, 56, 24], 256, 1)
     assert (blue["box"], blue["pixels"], blue["value"]) == ([40, 40, 56, 56], 256, 3)
     folder = place / "out" / "both"
-    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "mask.png", "overlay.png"]
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "mask.png", "overlay.jpg"]
     mask = Image.open(folder / "mask.png")
     assert (mask.mode, mask.convert("RGB").getpixel((41, 41))) == ("P", voc_colour(3))
     values = np.asarray(mask)
