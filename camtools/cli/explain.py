@@ -46,7 +46,7 @@ def explain(
 ) -> None:
     """Explain images: where in each does a class lie?
 
-    Results go to --out as overlay and mask (PNG), map (.npy) and manifest.json. Images that fail are listed on stderr
+    Results go to --out as overlay (JPEG), mask (PNG), map (.npz, on the feature grid) and manifest.json. Images that fail are listed on stderr
     and in --out/manifest.json; the others are done all the same.
 
     Running again with the same --out computes everything anew and replaces each image's result as a whole;

@@ -71,7 +71,8 @@ class Sigmoid(Step):
                 )
             scores = maps + maps.new_tensor(self.bias)[labels][..., None, None]
         sound = maps.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
-        values = scores.double().sigmoid().float()  # in float32 the last bit depends on a value's place in memory
+        # In float32 the last bit depends on a value's place in memory; MPS has nothing wider.
+        values = (scores if scores.device.type == "mps" else scores.double()).sigmoid().float()
         return state.replace(maps=values.where(sound, maps.new_zeros(())))
 
 
