@@ -248,8 +248,8 @@ class Explanation(HasBoxes, ImageResult):
             np.savez(stage / "map.npz", **{name: array.cpu().numpy() for name, array in arrays.items()})  # type: ignore[arg-type]  # no `allow_pickle` among the names
             written["map"] = "map.npz"
         if "crops" in kinds:
-            crops = [self.image.crop(box) for box in self.boxes.tolist()]
-            written["crops"] = [look.write(crop, stage / f"crop-{number}") for number, crop in enumerate(crops, 1)]
+            numbers = range(len(self.boxes))
+            written["crops"] = [look.write(self.crop(number), stage / f"crop-{number + 1}") for number in numbers]
         return written
 
     def _rebuild(self) -> dict[str, Any]:

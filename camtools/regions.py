@@ -128,7 +128,11 @@ class HasBoxes(HasRegions):
     name: str
     score: float
     boxes: Tensor
-    mask: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """Where the class is, (H, W) bool."""
+        raise NotImplementedError
 
     @property
     def regions(self) -> tuple[ClassRegions, ...]:

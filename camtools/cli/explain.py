@@ -46,8 +46,8 @@ def explain(
 ) -> None:
     """Explain images: where in each does a class lie?
 
-    Results go to --out as overlay (JPEG), mask (PNG), map (.npz, on the feature grid) and manifest.json. Images that fail are listed on stderr
-    and in --out/manifest.json; the others are done all the same.
+    Results go to --out as overlay (JPEG), mask (PNG), map (.npz, on the feature grid) and manifest.json. Images that
+    fail are listed on stderr and in --out/manifest.json; the others are done all the same.
 
     Running again with the same --out computes everything anew and replaces each image's result as a whole;
     --resume leaves out what is done, and refuses where --out holds results of another model or other settings.

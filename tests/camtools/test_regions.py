@@ -19,7 +19,7 @@ PLAIN = Preprocess(input_size=(8, 8), resize=(8, 8))
 class Result(HasBoxes):
     """The attributes of an `Explanation` that regions are made of."""
 
-    label, name, score = 3, "red kite", 0.75
+    label, name, score, mask = 3, "red kite", 0.75, None
 
     def __init__(self, mask, boxes):
         self.mask = torch.as_tensor(mask)
