@@ -36,9 +36,11 @@ def load_model(
 
     Args:
         spec: "timm/NAME" or "timm/NAME.TAG", "torchvision/NAME", "package.module:function", or
-            "path/FILE.py:function"; or a file that `HeadedModel.save` wrote. A function returns the model; or
-            (model, mean, std); or (model, transform), a `Preprocess` or a callable from a PIL image to a tensor; or a
-            dict with "model" and any of "mean", "std", "size", "transform", "class_names".
+            "path/FILE.py:function"; "lite0", an ImageNet classifier whose weights come in a package (extra `demo`);
+            "scenes", the one for drawn scenes that comes with camtools; or a file that `HeadedModel.save` wrote. A
+            function returns the model; or (model, mean, std); or (model, transform), a `Preprocess` or a callable from
+            a PIL image to a tensor; or a dict with "model" and any of "mean", "std", "size", "transform",
+            "class_names".
         weights: A checkpoint (safetensors or PyTorch, see `camtools.checkpoints.read_checkpoint`), one that
             `HeadedModel.save` wrote included, whose head then comes with it; for torchvision also
             the name of published weights ("IMAGENET1K_V1"); "random" for none. Left out, timm and torchvision get their

@@ -25,7 +25,7 @@ from camtools.model.output_stride import set_output_stride
 from camtools.sources import find_source
 
 PROBE_TOLERANCE = 0.05
-_NAME = re.compile(r"scenes|[a-z_]+/[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # no scheme, no path, no module:function
+_NAME = re.compile(r"lite0|scenes|[a-z_]+/[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # no scheme, no path, no module:function
 _WORD = re.compile(r"[A-Za-z0-9_]{0,64}")
 _LARGEST = 1 << 16  # sizes beyond it have to be those of a tensor in the file
 
