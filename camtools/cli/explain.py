@@ -34,6 +34,7 @@ def explain(
         ),
     ] = None,
     out: options.Out = None,
+    export: options.Export = None,
     resume: options.Resume = False,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -59,7 +60,7 @@ def explain(
     model_args = dict(model_arg or ())
     source = {"model": model, "weights": weights, "model_args": model_args, "mean": mean, "std": std, "size": size}
     settings = {"pipeline": pipeline, "target": target, "top_k": top_k, "threshold": threshold}
-    _Explaining(source, settings, out, resume)(paths, class_names, device, batch_size, output)
+    _Explaining(source, settings, out, resume, export or ())(paths, class_names, device, batch_size, output)
 
 
 class _Explaining(Run):

@@ -103,6 +103,14 @@ Out = Annotated[
         "replaced as a whole. Left out, nothing is written.",
     ),
 ]
+Export = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TARGET",
+        help="Write results in another format too: coco.json, labels.csv, results.parquet, label-studio.json, "
+        "yolo:DIR, voc:DIR or fiftyone:NAME; or FORMAT:PLACE. May be repeated.",
+    ),
+]
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Leave out images whose result in --out is whole and newer than the image."),

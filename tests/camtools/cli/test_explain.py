@@ -304,7 +304,8 @@ def test_interrupting_keeps_what_is_done(place, monkeypatch):
     assert "Interrupted." in result.stderr
     document = json.loads(result.stdout)
     assert (len(document["images"]), document["complete"]) == (2, False)
-    assert json.loads((place / "out" / "manifest.json").read_text()) == document
+    manifest = json.loads((place / "out" / "manifest.json").read_text())
+    assert manifest.pop("class_names") == ["red", "green", "blue"] and manifest == document
     assert (place / "out" / "deep" / "green" / "manifest.json").exists()
     assert not list(place.glob("out/**/.*"))
     monkeypatch.undo()
@@ -413,7 +414,7 @@ def test_what_no_library_can_read_is_listed_and_the_others_done(place):
     result = run("pics", "--out", "out", "--format", "json")
     assert "Traceback" not in result.stderr and result.exit_code == 1
     document = json.loads(result.stdout)
-    assert json.loads((place / "out" / "manifest.json").read_text()) == document
+    assert json.loads((place / "out" / "manifest.json").read_text()).items() >= document.items()
     failed = {entry["source"]: entry["error"] for entry in document["failed"]}
     assert "is no UTF-8" in failed["pics/\\xff.png"] and "cannot be opened" in failed["pics/loop.png"]
     done = {entry["source"] for entry in document["images"]}

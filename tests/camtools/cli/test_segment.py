@@ -83,7 +83,7 @@ def test_results_are_files(place):
     values = np.asarray(mask)
     assert (values[8:24, 40:56] == 1).all() and (values[40:56, 40:56] == 3).all() and (values > 0).sum() == 512
     assert not np.asarray(Image.open(place / "out" / "black" / "mask.png")).any()
-    assert json.loads((place / "out" / "manifest.json").read_text()) == found
+    assert json.loads((place / "out" / "manifest.json").read_text()).items() >= found.items()
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["classes"] == [red, blue]
     assert (manifest["height"], manifest["source"]) == (64, "pics/both.png")
