@@ -110,3 +110,27 @@ def test_wrong_targets_are_told_before_the_model_is_loaded(place):
     assert result.exit_code == 2 and "'coco.txt' names no format" in result.stderr
     result = run("explain", "--export", "coco.json", "--out", "out", "--resume")
     assert result.exit_code == 2 and "export-results OUT" in result.stderr
+
+
+def test_saved_runs_export_what_the_run_itself_exports(place):
+    pytest.importorskip("supervision")
+    run("explain", "--top-k", 2, "--out", "out", "--export", "coco.json", "--export", "yolo:yolo")
+    run("explain", "--top-k", 2, "--out", "out", "--resume")
+    result = CliRunner().invoke(app, ["export-results", "out", "later.json", "yolo:later", "labels.csv"])
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == "3 images exported: later.json, yolo:later, labels.csv\n"
+    assert (place / "later.json").read_bytes() == (place / "coco.json").read_bytes()
+    there = {p.relative_to(place / "yolo"): p.read_bytes() for p in place.glob("yolo/**/*") if p.is_file()}
+    assert there == {p.relative_to(place / "later"): p.read_bytes() for p in place.glob("later/**/*") if p.is_file()}
+    assert len(there) == 3 + 3 + 1
+
+
+def test_what_cannot_be_exported_afterwards_is_told(place):
+    def later(*args):
+        result = CliRunner().invoke(app, ["export-results", *args])
+        assert result.exit_code == 2
+        return result.stderr
+
+    assert "pics holds no results: expected what was --out of camtools explain" in later("pics", "coco.json")
+    run("segment", "--out", "out")
+    assert "results of camtools segment" in later("out", "coco.json")
