@@ -92,7 +92,10 @@ print(*names)
     done = python("-c", code)
     assert done.stderr == ""
     names, heavy = done.stdout.splitlines()
-    assert names.split() == ["demo", "evaluate", "explain", "finetune", "models", "segment", "reproduce"]
+    assert names.split() == [
+        *("demo", "evaluate", "explain", "export-results", "finetune", "models", "segment"),
+        "reproduce",
+    ]
     assert heavy == "[]"
 
 

@@ -35,6 +35,7 @@ def explain(
     ] = None,
     out: options.Out = None,
     export: options.Export = None,
+    report: options.Report = None,
     resume: options.Resume = False,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -60,7 +61,8 @@ def explain(
     model_args = dict(model_arg or ())
     source = {"model": model, "weights": weights, "model_args": model_args, "mean": mean, "std": std, "size": size}
     settings = {"pipeline": pipeline, "target": target, "top_k": top_k, "threshold": threshold}
-    _Explaining(source, settings, out, resume, export or ())(paths, class_names, device, batch_size, output)
+    exports = [*(export or ()), *([f"report:{report}"] if report else ())]
+    _Explaining(source, settings, out, resume, exports)(paths, class_names, device, batch_size, output)
 
 
 class _Explaining(Run):

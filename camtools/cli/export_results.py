@@ -23,8 +23,8 @@ def export_results(
         list[str],
         typer.Argument(
             metavar="TARGET...",
-            help="coco.json, labels.csv, results.parquet, label-studio.json, yolo:DIR, voc:DIR or fiftyone:NAME; or "
-            "FORMAT:PLACE.",
+            help="report.html, coco.json, labels.csv, results.parquet, label-studio.json, yolo:DIR, voc:DIR or "
+            "fiftyone:NAME; or FORMAT:PLACE.",
         ),
     ],
 ) -> None:

@@ -111,6 +111,13 @@ Export = Annotated[
         "yolo:DIR, voc:DIR or fiftyone:NAME; or FORMAT:PLACE. May be repeated.",
     ),
 ]
+Report = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE.html",
+        help="Write a page for the browser: every image with its classes, and a slider that moves the threshold.",
+    ),
+]
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Leave out images whose result in --out is whole and newer than the image."),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 from camtools.errors import InputError
 from camtools.exports.folders import voc, yolo
 from camtools.exports.item import ImageExport, Writer
+from camtools.exports.report import report
 from camtools.exports.table import parquet
 from camtools.exports.text import coco, csv_rows, label_studio
 from camtools.exports.voxel51 import fiftyone
@@ -40,6 +41,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "fiftyone": Format(fiftyone, "fiftyone:NAME", ("fiftyone", "fiftyone")),
         "label-studio": Format(label_studio, "label-studio.json"),
         "parquet": Format(parquet, "results.parquet"),
+        "report": Format(report, "report.html"),
         "voc": Format(voc, "voc:DIR", ("supervision", "export")),
         "yolo": Format(yolo, "yolo:DIR", ("supervision", "export")),
     }
@@ -50,7 +52,8 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 def parse_target(text: str) -> tuple[str, str]:
     """Return the name of the format and the place: of "FORMAT:PLACE", or of a file whose name says it.
 
-    A file's suffix says it: .csv, .parquet, and .json for COCO, or for Label Studio where the name has "label-studio".
+    A file's suffix says it: .csv, .html (the report), .parquet, and .json for COCO, or for Label Studio where the name
+    has "label-studio".
 
     Raises:
         InputError: It says none.
@@ -62,7 +65,7 @@ def parse_target(text: str) -> tuple[str, str]:
         return name.lower(), place
     file = PurePosixPath(text.replace(os.sep, "/")).name.lower()
     json = "label-studio" if "label-studio" in file else "coco"
-    guessed = {".csv": "csv", ".json": json, ".parquet": "parquet"}
+    guessed = {".csv": "csv", ".html": "report", ".json": json, ".parquet": "parquet"}
     suffix = PurePosixPath(file).suffix
     if suffix not in guessed:
         usages = ", ".join(known.usage for known in FORMATS.values())

@@ -17,7 +17,7 @@ Result = Explanation | Segmentation
 
 @dataclass(frozen=True)
 class Expected:
-    """What a data set says of an image: for the report.
+    """A class that a data set says is in an image: for the report.
 
     Attributes:
         label: The class's index in the model.
@@ -44,7 +44,7 @@ class ImageExport:
     file: str
     results: Sequence[Result]
     name: str
-    expected: Expected | None = None
+    expected: Sequence[Expected] | None = None
 
     @property
     def source(self) -> Path | None:

@@ -109,6 +109,24 @@ def test_the_files(place):
     assert plain.exit_code == 0 and not list((place / "plain").glob("*.png"))
 
 
+def test_the_page_has_what_was_expected_beside_what_was_predicted(place):
+    """The data set calls the first image's class another, so that the model is wrong."""
+    table = place / "pics.csv"
+    table.write_text(table.read_text().replace("0.png,red", "0.png,blue"))
+    assert run("--report", "page.html", "--pipeline", "cam,rcam", "--protocol", "native").exit_code == 0
+    text = (place / "page.html").read_text("utf-8")
+    cards = [json.loads(card) for card in re.findall(r'class="card">(.*)</script>', text)]
+    assert [card["file"] for card in cards] == [f"{number}.png" for number in range(9)]
+    panels = [(panel["name"], panel["role"], panel["pipeline"]) for panel in cards[0]["panels"]]
+    assert [panel[:2] for panel in panels] == 2 * [("blue", "expected"), ("red", "predicted")]
+    assert len({panel[2] for panel in panels}) == 2
+    first = table.read_text().splitlines()[1].split(",")[2:6]
+    assert cards[0]["expected"] == [{"label": 2, "name": "blue", "boxes": [[float(side) for side in first]]}]
+    assert [panel["name"] for panel in cards[1]["panels"]] == ["green", "green"]
+    result = run("--report", "page.html", "--scoremaps", "maps", model=False)
+    assert result.exit_code == 2 and "--report" in result.stderr
+
+
 def test_images_that_fail_are_listed(place):
     (place / "pics" / "4.png").write_bytes(b"no image")
     result = run("--out", "out", "--format", "json")

@@ -83,6 +83,13 @@ def test_several_exports_of_one_run(place):
     assert (place / "voc" / "Annotations" / "b" / "sieb.xml").exists() and (place / "deep" / "results.parquet").exists()
 
 
+def test_the_report_is_an_export_too(place):
+    run("explain", "--report", "page.html", "--out", "out", "--export", "coco.json")
+    assert (place / "page.html").read_text("utf-8").count('class="card"') == 3
+    CliRunner().invoke(app, ["export-results", "out", "later.html"])
+    assert (place / "later.html").read_bytes() == (place / "page.html").read_bytes()
+
+
 def test_segment_exports_too(place):
     pytest.importorskip("supervision")
     result = run("segment", "--export", "coco.json", "--export", "voc:voc")

@@ -18,6 +18,9 @@ def model():
     torch.manual_seed(7)
     conv = torch.nn.Conv2d(3, 4, 4, 4, bias=False)
     head = torch.nn.Linear(4, 3)
+    with torch.no_grad():  # what is bright counts for every class, more or less
+        conv.weight.abs_()
+        head.weight.abs_()
     pool = torch.nn.AdaptiveAvgPool2d(1)
     return torch.nn.Sequential(conv, torch.nn.ReLU(), pool, torch.nn.Flatten(), head).eval()
 
