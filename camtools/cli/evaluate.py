@@ -143,7 +143,7 @@ def evaluate(
                     known = {name: given[name] for name in ("transform", "device", "protocol")}
                     maps = model_maps(network, pipelines, **known)
                 write_report(result, out, open_dataset(data), maps)
-            if report is not None and leads():
+            if report is not None and network is not None and leads():
                 from camtools.datasets import open_dataset
                 from camtools.evaluation.report import write_page
 
