@@ -9,15 +9,18 @@ from typing import Any
 from torch import Tensor
 
 from camtools.checkpoints import class_count, fit, match_prefix, read_checkpoint
+from camtools.checks import whole
+from camtools.classes.names import checked_names
 from camtools.errors import ModelError, WeightsError
 from camtools.heads.saved import headed_config, load_headed
 from camtools.images.adjusted import adjust
 from camtools.images.preprocess import as_transform
 from camtools.model.adapter import find_adapter
-from camtools.sources import Built, Source, find_source
+from camtools.sources import Built, FunctionSource, Source, find_source
 from camtools.sources.base import LoadedModel
 
 RANDOM = "random"
+MAX_CLASSES = 1_000_000
 MAX_INPUT_PIXELS = 4096 * 4096
 
 
@@ -57,11 +60,21 @@ def load_model(
     Raises:
         ModelError: The name is unknown (the closest is named), or the function is missing, fails or returns no model.
         WeightsError: The weights cannot be read, downloaded, or do not fit.
+        TargetError: `class_names` is not a list of names.
     """
+    args = dict(model_args or {})
+    if "num_classes" in args and num_classes is not None:
+        raise ModelError(f"num_classes={num_classes!r} was given twice: leave it out of model_args.")
+    asked = args.get("num_classes", num_classes)
+    if asked is not None:
+        whole("num_classes", asked, 1, MAX_CLASSES, error=ModelError)
     if weights is None and (config := headed_config(spec)) is not None:
         built = _headed(spec, config, None, num_classes)
         return _loaded(built, spec, class_names, mean, std, size, model_args)
-    source = find_source(spec, dict(model_args or {}), _pair(size))
+    source = find_source(spec, args, _pair(size))
+    if not isinstance(source, FunctionSource):  # which may do as it likes with an argument of that name
+        num_classes = args.pop("num_classes", num_classes)
+        source.args.pop("num_classes", None)
     tag = None if weights is None else str(weights)
     if tag is None or (source.has_published(tag) and not Path(tag).exists()):
         built = source.published(num_classes, tag)
@@ -87,7 +100,9 @@ def _loaded(
     model = built.model.eval()
     config = find_adapter(model).data_config(model)
     known = built.preprocess or (None if config is None else as_transform(config))
-    if class_names is None:
+    if class_names is not None:
+        class_names = checked_names(class_names)
+    else:
         class_names = built.class_names or find_adapter(model).class_names(model)
     names = None if class_names is None else tuple(class_names)
     return LoadedModel(model, adjust(known, mean, std, _pair(size)), names, spec, dict(model_args or {}))
@@ -115,7 +130,10 @@ def _other_count(path: str | Path, classes: int, num_classes: int | None) -> Wei
 def _pair(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     if size is None:
         return None
-    height, width = (size, size) if isinstance(size, int) else size
+    sides = (size, size) if isinstance(size, int) else size
+    if not isinstance(sides, Sequence) or len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise ModelError(f"size={size!r}: expected the input's side in pixels, or (height, width).")
+    height, width = sides
     if height < 1 or width < 1:
         raise ModelError(f"An input of {height} x {width} pixels is impossible: size needs positive numbers.")
     if height * width > MAX_INPUT_PIXELS:

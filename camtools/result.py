@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from camtools.checks import whole
-from camtools.errors import InputError
+from camtools.errors import CamtoolsError, InputError
 from camtools.files import staging, swap
 from camtools.images.preprocess import Transform, display_image
 from camtools.images.read import InputImage
@@ -120,10 +120,13 @@ class ImageResult(abc.ABC):
                 swap(stage, target, (*names, MANIFEST))
                 for stale in {name for name in before if Path(name).name == name} - {*names}:
                     (target / stale).unlink(missing_ok=True)
-        except OSError as error:
+        except CamtoolsError:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: a null byte
+            reason = getattr(error, "strerror", None) or error
             raise InputError(
-                f"{target} cannot be written ({error.strerror or error}): expected a directory with room for the "
-                "results. Choose another, or free the space; nothing half-written was left"
+                f"{target} cannot be written ({reason}): expected a directory with room for the results. "
+                "Choose another, or free the space; nothing half-written was left"
             ) from error
         return target
 

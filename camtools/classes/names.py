@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from camtools.errors import TargetError
-from camtools.files import parse_json
+from camtools.files import parse_json, read_text
 
 MAX_BYTES = 16 * 1024**2  # of a file of class names
 _WNID = re.compile(r"n\d{8}")
@@ -63,9 +63,7 @@ def load_names(path: str | Path) -> tuple[str, ...]:
     """
     path = Path(path)
     try:
-        if path.exists() and (not path.is_file() or path.stat().st_size > MAX_BYTES):
-            raise ValueError(f"it is no file of at most {MAX_BYTES:,} bytes")
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, MAX_BYTES)
     except (OSError, ValueError) as error:
         said = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
         reason = getattr(error, "strerror", None) or said

@@ -101,8 +101,8 @@ def class_indices(
 
 
 def _resolve(target: Any, class_names: Sequence[str] | None, classes: int) -> list[int]:
-    wanted = list(target) if is_list(target) else [target]
-    if not wanted:
+    wanted = target if is_list(target) else [target]
+    if not len(wanted):
         raise TargetError("the target list of an image is empty; name at least one class, or pass None")
     if len(wanted) > classes:
         raise TargetError(
@@ -124,10 +124,17 @@ def target_indices(targets: Targets, batch: int, classes: int) -> Tensor:
     """
     if targets is None:
         return torch.arange(classes).expand(batch, classes)
+    if isinstance(targets, Sequence) and (
+        len(targets) != batch or any(isinstance(row, Sequence) and len(row) > classes for row in targets)
+    ):
+        raise TargetError(
+            f"{len(targets)} targets do not go with {batch} images; pass one index, one per image, or up to "
+            f"{classes} per image"
+        )
     try:
         given = torch.as_tensor(targets)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TargetError(f"targets must be whole numbers, got {targets!r}; pass class indices") from error
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TargetError(f"targets must be whole numbers, got {str(targets)[:60]}; pass class indices") from error
     if given.numel() and (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool):
         raise TargetError(f"targets must be whole numbers, got {given.dtype}; pass class indices")
     indices = given.long()

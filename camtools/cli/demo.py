@@ -32,7 +32,7 @@ def demo(
     from camtools.explainer import Explainer
 
     start = time.perf_counter()
-    with exit_codes():
+    with exit_codes(out, folder=False):
         names = [name.strip() for name in pipelines.split(",") if name.strip()]
         if not names:
             raise typer.BadParameter("expected names such as cam,rcam", param_hint="--pipelines")

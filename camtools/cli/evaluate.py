@@ -101,7 +101,7 @@ def evaluate(
         raise typer.BadParameter("needs --model: its maps are made from the model's grids", param_hint="--report")
     if (model is None) == (not scoremaps):
         raise typer.BadParameter("give --model or --scoremaps, one of them", param_hint="--model")
-    with common.exit_codes():
+    with common.exit_codes(out):
         with common.stdout_to_stderr():
             from camtools.evaluation import evaluate as run
             from camtools.evaluation.processes import leads, several

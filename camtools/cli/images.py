@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from camtools.errors import InputError
+from camtools.files import shortened
 
 # What folders, and patterns without a suffix, are searched for; a file named itself is read whatever its suffix.
 SUFFIXES = frozenset(
@@ -138,14 +139,16 @@ def _places(files: Sequence[Path], roots: Iterable[Path]) -> list[PurePosixPath]
 
 def _folders(places: Sequence[PurePosixPath]) -> list[str]:
     """Name a result folder for each image, without collisions."""
-    plain = [str(PurePosixPath(*place.parts[:-1], place.stem or place.name)) for place in places]
+    plain = [
+        str(PurePosixPath(*map(shortened, place.parts[:-1]), shortened(place.stem or place.name))) for place in places
+    ]
     counts = Counter(name.casefold() for name in plain)
     above = {str(parent).casefold() for name in plain for parent in PurePosixPath(name).parents}
     names: list[str] = []
     taken = {"manifest.json"}
     for place, name in zip(places, plain, strict=True):
         if counts[name.casefold()] > 1 or name.casefold() in above:
-            name += place.suffix.lower().replace(".", "-")
+            name += shortened(place.suffix.lower().replace(".", "-"), 30)
         unique, number = name, 2
         while unique.casefold() in taken or (number > 2 and unique.casefold() in above):
             unique, number = f"{name}-{number}", number + 1

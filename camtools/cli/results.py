@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from camtools.errors import InputError
-from camtools.files import parse_json, staging
+from camtools.files import parse_json, shortened, staging
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,7 +74,7 @@ def save_image(
 def class_folder(result: Any) -> str:
     """Name the sub-folder of one class: its index, and its name as far as file systems take it."""
     words = re.sub(r"[^\w-]+", "-", result.name or "").strip("-")
-    return f"{result.label}-{words}" if words and words != str(result.label) else str(result.label)
+    return shortened(f"{result.label}-{words}") if words and words != str(result.label) else str(result.label)
 
 
 def finished(folder: Path, image: Path, made_by: str) -> list[dict[str, Any]] | None:

@@ -87,7 +87,7 @@ class Run(abc.ABC):
             batch_size: Images per forward.
             output: What to print.
         """
-        with common.exit_codes():
+        with common.exit_codes(self.out):
             jobs = find_jobs(paths, self.out)
             with common.stdout_to_stderr():
                 from camtools.exports import Exports

@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from camtools.classes.names import MAX_BYTES
 from camtools.errors import InputError
 from camtools.evaluation.results import EvaluationResult, Value
 from camtools.evaluation.statistics import metric_name
-from camtools.files import parse_json, write_json
+from camtools.files import parse_json, read_text, write_json
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.presets import as_pipeline
 from camtools.steps.base import Stage
@@ -74,7 +75,7 @@ def _chosen(source: Any, name: str, metric: str) -> float:
         path = path / FILE if path.is_dir() else path
         where = str(path)
         try:
-            thresholds = parse_json(path.read_text(encoding="utf-8"))["thresholds"]
+            thresholds = parse_json(read_text(path, MAX_BYTES))["thresholds"]
             assert isinstance(thresholds, dict)
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
             raise InputError(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from camtools.errors import InputError
 from camtools.evaluation.rows import Array, Ranked, Rows, detections_table, rows_table, table_detections, table_rows
-from camtools.files import parse_json, replacing, write_json
+from camtools.files import parse_json, read_text, replacing, write_json
 from camtools.metrics.box_accuracy import box_hits
 from camtools.metrics.scoremap import THRESHOLDS as PROTOCOL_THRESHOLDS
 
@@ -134,7 +134,7 @@ class EvaluationResult:
 
         place = Path(folder)
         try:
-            data = parse_json((place / _RESULTS).read_text(encoding="utf-8"))
+            data = parse_json(read_text(place / _RESULTS))
             metrics = {name: {key: _value(entry) for key, entry in of.items()} for name, of in data["metrics"].items()}
             failed = [(entry["id"], entry["error"]) for entry in data["failed"]]
             rows = table_rows(pq.read_table(place / _ROWS))

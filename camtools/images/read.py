@@ -127,6 +127,8 @@ def read_images(x: Any, *, channels: int | None = None) -> tuple[InputImages, bo
                 f"or give it to Explainer.stream(...)"
             )
         return InputImages([x], channels=channels, single=True), True
+    if batch and isinstance(x, Tensor):
+        check_dense(x, "the batch")
     if len(x) == 0:
         shape = f" of shape {tuple(x.shape)}" if hasattr(x, "shape") else ""
         raise InputError(f"got an empty {type(x).__name__}{shape}: expected at least one image, pass one or more")
@@ -294,11 +296,22 @@ def _array_to_uint8(array: NDArray[Any], where: str) -> NDArray[Any]:
     return np.ascontiguousarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
-def _from_tensor(tensor: Tensor, channels: int | None, where: str) -> InputImage:
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
-        raise InputError(f"{where} is a sparse, nested or meta tensor: expected one with its values. Make it dense")
+def check_dense(tensor: Tensor, where: str) -> None:
+    """Check that a tensor has its values, and in a type that can be computed with.
+
+    Raises:
+        InputError: It is sparse, nested, quantized or on the meta device, or of 8-bit floats.
+    """
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        raise InputError(
+            f"{where} is a sparse, nested, quantized or meta tensor: expected one with its values. Make it dense"
+        )
     if tensor.is_floating_point() and tensor.element_size() < 2:
         raise InputError(f"{where} is a tensor of dtype {tensor.dtype}: expected float16 or wider. Convert it")
+
+
+def _from_tensor(tensor: Tensor, channels: int | None, where: str) -> InputImage:
+    check_dense(tensor, where)
     shape = f"{where} is a tensor of shape {tuple(tensor.shape)}"
     if tensor.ndim != 3:
         hint = "Add the channels: tensor.unsqueeze(0)" if tensor.ndim == 2 else "Pass a batch (B, C, H, W) on its own"

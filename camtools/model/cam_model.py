@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from camtools.classes.targets import Targets
-from camtools.errors import ModelError
+from camtools.errors import InputError, ModelError
 from camtools.images.preprocess import Preprocess
+from camtools.images.read import check_dense
 from camtools.model.activations import Activations
 from camtools.model.adapter import Adapter, FeatureSpec, find_adapter
 from camtools.model.capture import Capture
@@ -183,8 +184,16 @@ class CamModel(nn.Module):
                 it has fewer. They are found on one image, by watching a forward.
 
         Raises:
+            InputError: `x` is no batch of dense tensors.
             ModelError: The model has no map, or returns no class scores.
         """
+        if not isinstance(x, Tensor):
+            raise InputError(f"the input is of type {type(x).__name__}: expected a tensor (B, C, H, W)")
+        check_dense(x, "the input")
+        if x.dim() != 4 or x.is_complex():
+            raise InputError(
+                f"the input is {tuple(x.shape)} {x.dtype}: expected (B, C, H, W); one image is image[None]"
+            )
         model = unwrapped(self.model)
         with lock_of(model):
             return self._activations(model, x, pyramid)

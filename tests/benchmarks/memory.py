@@ -3,8 +3,9 @@
     python tests/benchmarks/memory.py                      # the camtools that this interpreter imports
     python tests/benchmarks/memory.py --only "one PNG"
 
-Three runs: one small image, for what Python, torch and the model take by themselves; one PNG of 6000 x 6000 equal pixels,
-a file of a few kilobytes; and 32 photos of 12 megapixels in one batch. Memory is the largest resident set of the process.
+Three runs: one small image, for what Python, torch and the model take by themselves; one PNG of 6000 x 6000 equal
+pixels, a file of a few kilobytes; and 32 photos of 12 megapixels in one batch. Memory is the largest resident set of
+the process.
 """
 
 from __future__ import annotations

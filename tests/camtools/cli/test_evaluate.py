@@ -201,7 +201,7 @@ from pathlib import Path
 import pyarrow.parquet
 import camtools.evaluation.report
 import camtools.explainer
-from camtools.cli import main
+from camtools.__main__ import main
 
 def command(name, *arguments):
     for number, suffix in (1, "stdout"), (2, "stderr"):
