@@ -124,13 +124,14 @@ def target_indices(targets: Targets, batch: int, classes: int) -> Tensor:
     """
     if targets is None:
         return torch.arange(classes).expand(batch, classes)
-    if isinstance(targets, Sequence) and (
-        len(targets) != batch or any(isinstance(row, Sequence) and len(row) > classes for row in targets)
-    ):
-        raise TargetError(
-            f"{len(targets)} targets do not go with {batch} images; pass one index, one per image, or up to "
-            f"{classes} per image"
-        )
+    if isinstance(targets, Sequence) and not isinstance(targets, str):  # before a tensor is made of a billion indices
+        longest = max((len(row) for row in targets[:batch] if isinstance(row, Sequence)), default=0)
+        if len(targets) > batch or longest > classes:
+            shape = f"({len(targets)}, {longest})" if longest else f"({len(targets)},)"
+            raise TargetError(
+                f"targets of shape {shape} do not go with {batch} images; pass one index, one per image ({batch},), or "
+                f"several per image ({batch}, n), n at most {classes}"
+            )
     try:
         given = torch.as_tensor(targets)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:

@@ -89,7 +89,7 @@ def test_what_is_no_batch_is_named(model, given):
 def test_lists_longer_than_there_are_classes_take_no_memory(model, targets):
     with pytest.raises(TargetError, match=r"1000000000|targets"):
         camtools.explain(model, IMAGE, target=targets)
-    with pytest.raises(TargetError, match=r"targets do not go with 1 images"):
+    with pytest.raises(TargetError, match=r"targets of shape .* do not go with 1 images"):
         camtools.wrap(model).maps(torch.zeros(1, 3, 64, 64), targets)
 
 

@@ -169,7 +169,7 @@ def test_maps_from_files(place):
         (["--metric", "acc"], "expected some of MaxBoxAcc"),
         (["--metric", "PxAP"], "no truth for PxAP"),
         (["--calibrate", "boxfolder:nowhere"], "'nowhere' is not a folder"),
-        (["--out", "nets.py"], "nets.py cannot be used as the output folder"),
+        (["--out", "nets.py"], "nets.py cannot be written: it is a file"),
         (["--device", "nowhere"], "Device 'nowhere' cannot be used"),
         (["--activation", "tanh"], "activation='tanh'"),
         (["--scoremaps", "pics"], "give --model or --scoremaps, one of them"),

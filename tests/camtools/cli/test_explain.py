@@ -259,7 +259,7 @@ def test_files_that_fail_are_listed_and_the_others_done(place):
         (["pics", "--pipeline", "rcamm"], "rcam"),
         (["pics", "--device", "nowhere"], "Device 'nowhere' cannot be used"),
         (["pics", "--weights", "none.pth"], "There is no weights file none.pth"),
-        (["pics", "--out", "nets.py"], "--out nets.py cannot be made a folder"),
+        (["pics", "--out", "nets.py"], "nets.py cannot be written: it is a file"),
         (["pics", "--class-names", "none.txt"], "The class names cannot be read from none.txt"),
         (["pics", "--std", "0"], "std must be positive"),
         (["pics", "--target", "red", "--top-k", "2"], "give --target or --top-k, not both"),

@@ -203,7 +203,7 @@ def test_interrupting_keeps_what_is_done(place, monkeypatch):
         (["pics", "--activation", "relu"], "--activation"),
         (["pics", "--resume"], "needs --out"),
         (["pics", "--device", "nowhere"], "Device 'nowhere' cannot be used"),
-        (["pics", "--out", "nets.py"], "--out nets.py cannot be made a folder"),
+        (["pics", "--out", "nets.py"], "nets.py cannot be written: it is a file"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(place, args, words):
