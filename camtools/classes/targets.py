@@ -135,7 +135,7 @@ def target_indices(targets: Targets, batch: int, classes: int) -> Tensor:
     try:
         given = torch.as_tensor(targets)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise TargetError(f"targets must be whole numbers, got {str(targets)[:60]}; pass class indices") from error
+        raise TargetError(f"targets must be whole numbers, got {repr(targets)[:60]}; pass class indices") from error
     if given.numel() and (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool):
         raise TargetError(f"targets must be whole numbers, got {given.dtype}; pass class indices")
     indices = given.long()
