@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -23,9 +24,10 @@ from camtools.errors import CamtoolsError, InputError, ModelError
 from camtools.images.batches import Batch, is_ready_batch, read_batches, ready_batches
 from camtools.images.enlarged import enlarged
 from camtools.images.preprocess import Preprocess, Transform, as_transform
+from camtools.images.read import Least
 from camtools.model.activations import Activations
 from camtools.model.cam_model import CamModel, unwrapped, wrap
-from camtools.model.device import on_device, to_model
+from camtools.model.device import Precision, autocast_to, check_precision, on_device, to_model
 from camtools.model.guard import untouched
 from camtools.model.outputs import Activation, probabilities
 from camtools.pipeline.pipeline import Pipeline
@@ -65,6 +67,8 @@ class Engine:
         class_names: Names of the classes in order; None asks the model.
         activation: How logits become scores: "softmax", or "sigmoid" for multi-label models.
         batch_size: Images per forward.
+        precision: "float32": the model as it is. "bf16": its forward under bfloat16 autocast; maps stay float32.
+            "auto": bf16 where the device computes in it.
 
     Raises:
         ModelError: No module, or no adapter knows it.
@@ -82,7 +86,9 @@ class Engine:
         class_names: Sequence[str] | None = None,
         activation: Activation = "softmax",
         batch_size: int = 32,
+        precision: Precision = "float32",
     ) -> None:
+        self.precision = check_precision(precision)
         if activation not in ("softmax", "sigmoid"):
             raise InputError(f"activation={activation!r}: expected 'softmax' or 'sigmoid'")
         self.batch_size = whole("batch_size", batch_size, most=1 << 16)
@@ -98,6 +104,8 @@ class Engine:
         # How many levels of the pyramid the pipelines look at, by the scale of the input that they want.
         self._levels = {s: max(p.needs_pyramid for p in self.pipelines if p.scale == s) for s in sorted(scales)}
         self._taken: dict[tuple[int, ...], bool] = {}
+        self._channels_last = True
+        self.whole_images = any(pipeline.needs_image for pipeline in self.pipelines)
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -118,7 +126,14 @@ class Engine:
         if is_ready_batch(images, self.transform):
             return ready_batches(images, targets, self.batch_size)
         numbered = [(None, images)] if single else enumerate(images)
-        return read_batches(numbered, targets, self.transform, self.batch_size)
+        return read_batches(numbered, targets, self.transform, self.batch_size, self.least)
+
+    @property
+    def least(self) -> Least | None:
+        """How many pixels of an image serve for all inputs, see `read_image`; None where all of them are looked at."""
+        if self.whole_images or not isinstance(self.transform, Preprocess):
+            return None
+        return partial(self.transform.least, scale=max(self._levels))
 
     def run(self, batch: Batch) -> Forward:
         """Run the model on a batch, and on its enlarged inputs where pipelines want maps from these.
@@ -167,10 +182,24 @@ class Engine:
             taken = {scale: to_model(x, inner) for scale, x in larger.items() if self._takes(x)}
             levels = max((count for scale, count in self._levels.items() if scale not in taken), default=0)
             with untouched(inner):
-                activations = self.model.activations(to_model(inputs, inner), levels)
+                activations = self._activations(to_model(inputs, inner), levels)
                 _check_scores(activations.logits, names)
-                others = {scale: self.model.activations(x, self._levels[scale]) for scale, x in taken.items()}
+                others = {scale: self._activations(x, self._levels[scale]) for scale, x in taken.items()}
         return Forward(activations, others)
+
+    def _activations(self, inputs: Tensor, levels: int) -> Activations:
+        """Run the model on inputs in the layout that is fastest: channels last, where the model takes that."""
+        with autocast_to(self.precision, inputs.device):
+            if self._channels_last:
+                try:
+                    return self.model.activations(inputs.contiguous(memory_format=torch.channels_last), levels)
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError:  # its own code wants memory in one piece (`view`); what else is wrong shows below
+                    pass
+            activations = self.model.activations(inputs.contiguous(), levels)
+            self._channels_last = False
+            return activations
 
     def maps(self, forward: Forward, targets: Tensor, trace: list[TraceStep] | None = None) -> list[State]:
         """Run every pipeline's steps on the feature grid.

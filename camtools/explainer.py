@@ -16,18 +16,21 @@ from torch import Tensor, nn
 from camtools.boxes import SPECK, boxes_from_masks
 from camtools.checks import flag
 from camtools.classes.targets import Target, check_top_k, class_indices, is_list, per_image
+from camtools.defaults import DEFAULT_PRESET
 from camtools.engine import Engine
 from camtools.errors import InputError
 from camtools.explanation import Explanation
 from camtools.heads.box_regressor import BoxRegressor, whole_pixels
+from camtools.images.adjusted import Crop, shown_whole
 from camtools.images.batches import Batch, Ready, check_iterable, read_batches
 from camtools.images.preprocess import Transform, display_image
 from camtools.images.read import read_images
 from camtools.model.cam_model import CamModel
+from camtools.model.device import Precision
 from camtools.model.outputs import Activation
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.pixels import on_pixels, portions
-from camtools.pipeline.presets import as_pipeline
+from camtools.pipeline.text import one_pipeline
 from camtools.pipeline.trace import Cut, TraceStep
 from camtools.steps.base import Step
 
@@ -44,7 +47,7 @@ class Explainer:
 
     Args:
         model: Any classifier, or a `CamModel`.
-        pipeline: Preset name, `Pipeline`, step, or list of steps.
+        pipeline: Preset name, `Pipeline`, step, list of steps, or steps as text, "NWC,IVR(45)".
         device: Where to run; a model that lives elsewhere is copied there, never moved. None stays with the model.
         batch_size: Images per forward.
         transform: What the model was trained with: a `Preprocess`, a torchvision or timm transform, or any
@@ -53,6 +56,11 @@ class Explainer:
         activation: How logits become `score`: "softmax", or "sigmoid" for multi-label models.
         trace: Whether explanations keep the map after every step, see `Explanation.trace`.
         boxes_from: A `BoxRegressor` whose box takes the place of those around the mask's parts; None keeps these.
+        crop: What the model is shown: "squash", the whole image at the model's size whatever its aspect; "pad", with a
+            border instead; "full", with its short side at the model's; "model", what the model's own preprocessing
+            leaves. None: "squash", but a `transform` of the caller's as it is.
+        precision: "float32": the model as it is. "bf16": its forward under bfloat16 autocast. "auto": bf16 where the
+            device computes in it.
 
     Raises:
         ModelError: No module, or no adapter knows it.
@@ -64,7 +72,7 @@ class Explainer:
     def __init__(
         self,
         model: nn.Module,
-        pipeline: str | Pipeline | Step | Sequence[Step] = "cam",
+        pipeline: str | Pipeline | Step | Sequence[Step] = DEFAULT_PRESET,
         *,
         device: str | torch.device | None = None,
         batch_size: int = 32,
@@ -73,12 +81,13 @@ class Explainer:
         activation: Activation = "softmax",
         trace: bool = False,
         boxes_from: BoxRegressor | None = None,
+        crop: Crop | None = None,
+        precision: Precision = "float32",
     ) -> None:
         self.trace = flag("trace", trace)
         if boxes_from is not None and not callable(getattr(boxes_from, "boxes_of", None)):
             raise InputError(f"boxes_from={boxes_from!r}: expected a camtools.heads.BoxRegressor, or None")
-        self.pipeline = as_pipeline(pipeline)
-        self.pipeline_name = pipeline if isinstance(pipeline, str) else self.pipeline.summary
+        self.pipeline, self.pipeline_name = one_pipeline(pipeline)
         self.engine = Engine(
             model,
             [self.pipeline],
@@ -87,7 +96,10 @@ class Explainer:
             class_names=class_names,
             activation=activation,
             batch_size=batch_size,
+            precision=precision,
         )
+        if crop is not None or transform is None:
+            self.engine.transform = shown_whole(self.engine.transform, crop)
         self.boxes_from = boxes_from
 
     @property
@@ -146,7 +158,7 @@ class Explainer:
         inputs, single = read_images(images)
         targets = per_image(target, len(inputs), single)
         batches = self.engine.batches(images, targets, single)
-        per_class = [explanations for batch in batches for explanations in self._explain(batch, top_k)]
+        per_class = [explanations for batch in batches for explanations in self.explain_batch(batch, top_k)]
         if top_k is None and not any(map(is_list, targets)):
             first = [explanations[0] for explanations in per_class]
             return first[0] if single else first
@@ -183,13 +195,26 @@ class Explainer:
         several = top_k is not None or is_list(target)
         batches = read_batches(enumerate(images), repeat(target), self.engine.transform, self.engine.batch_size)
         for batch in batches:
-            for explanations in self._explain(batch, top_k):
+            for explanations in self.explain_batch(batch, top_k):
                 yield explanations if several else explanations[0]
 
     @torch.inference_mode(False)  # results are the caller's to train with
     @torch.no_grad()
-    def _explain(self, batch: Batch, top_k: int | None) -> list[list[Explanation]]:
-        """Explain one batch: one forward, then batched steps for the images of each geometry."""
+    def explain_batch(self, batch: Batch, top_k: int | None) -> list[list[Explanation]]:
+        """Explain one batch: one forward, then batched steps for the images of each geometry.
+
+        Args:
+            batch: Images that are ready for the model, each with its target: a class, a list of them, or None.
+            top_k: This many likeliest classes instead.
+
+        Returns:
+            The explanations of every image.
+
+        Raises:
+            InputError: The model does not take inputs of this shape.
+            TargetError: A class does not exist.
+            ModelError: The model cannot be explained.
+        """
         engine, trace = self.engine, self.trace
         forward = engine.run(batch)
         wanted = [ready.target for ready in batch.images]
@@ -259,6 +284,8 @@ class _Options(TypedDict, total=False):
     activation: Activation
     trace: bool
     boxes_from: BoxRegressor | None
+    crop: Crop | None
+    precision: Precision
 
 
 @overload
@@ -293,7 +320,7 @@ def explain(
     *,
     target: Targets = None,
     top_k: int | None = None,
-    pipeline: str | Pipeline | Step | Sequence[Step] = "cam",
+    pipeline: str | Pipeline | Step | Sequence[Step] = DEFAULT_PRESET,
     device: str | torch.device | None = None,
     batch_size: int = 32,
     transform: Any = None,
@@ -301,6 +328,8 @@ def explain(
     activation: Activation = "softmax",
     trace: bool = False,
     boxes_from: BoxRegressor | None = None,
+    crop: Crop | None = None,
+    precision: Precision = "float32",
 ) -> Explanation | list[Explanation] | list[list[Explanation]]:
     """Say where a classifier sees a class: map, mask and boxes, from one forward.
 
@@ -320,6 +349,8 @@ def explain(
         activation: How logits become `score`: "softmax", or "sigmoid" for multi-label models.
         trace: Whether to keep the map after every step, for `Explanation.plot_trace`.
         boxes_from: A `BoxRegressor` that the boxes come from, see `Explainer`.
+        crop: Which part of the image the model is shown: "squash", "pad", "full" or "model"; see `Explainer`.
+        precision: "float32", "bf16" or "auto"; see `Explainer`.
 
     Returns:
         One `Explanation` for a single image and class; a list for several classes or several images; a list of
@@ -345,6 +376,8 @@ def explain(
         activation=activation,
         trace=trace,
         boxes_from=boxes_from,
+        crop=crop,
+        precision=precision,
     )
     return explainer(image, target=target, top_k=top_k)
 

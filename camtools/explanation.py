@@ -136,11 +136,8 @@ class Explanation(HasBoxes, ImageResult):
         ratio = torch.tensor([drawn[1] / self.size[1], drawn[0] / self.size[0]]).repeat(2)
         scaled = (chosen * ratio).round().int().tolist()
         say: dict[str, Any] = {"threshold": self.threshold, "key": _key(boxes, len(scaled))} if legend else {}
-        image = (
-            self.image
-            if drawn == self.size
-            else self.image.resize(drawn[::-1], Image.Resampling.BILINEAR, reducing_gap=2)
-        )
+        image = self.image if self.input_image.tensor is not None else self.input_image.shown(drawn)
+        image = image if image.size == drawn[::-1] else image.resize(drawn[::-1], Image.Resampling.BILINEAR)
         return draw_overlay(image, self.map_at(drawn).cpu().numpy(), scaled, self.caption, alpha, colormap, **say)
 
     def map_at(self, size: tuple[int, int]) -> Tensor:

@@ -18,6 +18,7 @@ from camtools.errors import InputError, TargetError
 from camtools.images.batches import Batch, check_iterable, read_batches
 from camtools.images.preprocess import display_image
 from camtools.images.read import read_images
+from camtools.model.device import Precision
 from camtools.model.outputs import Activation
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.pixels import at_once, groups, on_pixels
@@ -68,6 +69,7 @@ class Segmenter:
         batch_size: Images per forward.
         transform: The model's preprocessing; None asks the model. See `Explainer`.
         class_names: Names of the classes in order; None asks the model.
+        precision: "float32", "bf16" or "auto"; see `Explainer`.
 
     Raises:
         ModelError: No module, or no adapter knows it.
@@ -89,6 +91,7 @@ class Segmenter:
         batch_size: int = 32,
         transform: Any = None,
         class_names: Sequence[str] | None = None,
+        precision: Precision = "float32",
     ) -> None:
         if background is not None:
             number("background", background, "(0, 1)")
@@ -106,10 +109,12 @@ class Segmenter:
             class_names=class_names,
             activation=activation,
             batch_size=batch_size,
+            precision=precision,
         )
         self.background = background
         self.min_score = MIN_SCORE[activation] if min_score is None else min_score
         self.crf = crf if isinstance(crf, CRF) else default_crf() if crf else None
+        self.engine.whole_images |= self.crf is not None
 
     def __call__(self, images: Any, classes: Classes = None) -> Segmentation | list[Segmentation]:
         """Segment one image or many.
@@ -132,7 +137,7 @@ class Segmenter:
         inputs, single = read_images(images)
         wanted = _per_image(classes, len(inputs), single)
         batches = self.engine.batches(images, wanted, single)
-        segmentations = [segmentation for batch in batches for segmentation in self._segment(batch)]
+        segmentations = [segmentation for batch in batches for segmentation in self.segment_batch(batch)]
         return segmentations[0] if single else segmentations
 
     def stream(self, images: Iterable[Any], classes: Target | Sequence[Target] | None = None) -> Iterator[Segmentation]:
@@ -152,13 +157,20 @@ class Segmenter:
         """
         check_iterable(images)
         wanted = repeat(_per_image(classes, 1, True)[0])
-        for batch in read_batches(enumerate(images), wanted, self.engine.transform, self.engine.batch_size):
-            yield from self._segment(batch)
+        engine = self.engine
+        for batch in read_batches(enumerate(images), wanted, engine.transform, engine.batch_size, engine.least):
+            yield from self.segment_batch(batch)
 
     @torch.inference_mode(False)  # results are the caller's to train with
     @torch.no_grad()
-    def _segment(self, batch: Batch) -> list[Segmentation]:
-        """Segment one batch: one forward, then batched steps for the images of each geometry."""
+    def segment_batch(self, batch: Batch) -> list[Segmentation]:
+        """Segment one batch, each image with the classes in its target: one forward, then batched steps.
+
+        Raises:
+            InputError: The model does not take inputs of this shape.
+            TargetError: A class does not exist or is named twice.
+            ModelError: The model cannot be explained.
+        """
         engine = self.engine
         forward = engine.run(batch)
         targets, counts = self._chosen(forward, [ready.target for ready in batch.images])
@@ -260,6 +272,7 @@ def segment(
     batch_size: int = 32,
     transform: Any = None,
     class_names: Sequence[str] | None = None,
+    precision: Precision = "float32",
 ) -> Segmentation | list[Segmentation]:
     """Say which class every pixel of an image is of, with a classifier trained on image labels alone.
 
@@ -276,6 +289,7 @@ def segment(
         batch_size: Images per forward.
         transform: The model's preprocessing; None asks the model.
         class_names: Names of the classes in order; None asks the model.
+        precision: "float32", "bf16" or "auto"; see `Explainer`.
 
     Returns:
         One `Segmentation` for a single image, else a list.
@@ -301,6 +315,7 @@ def segment(
         batch_size=batch_size,
         transform=transform,
         class_names=class_names,
+        precision=precision,
     )
     return segmenter(image, classes)
 

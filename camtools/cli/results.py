@@ -30,7 +30,7 @@ def fingerprint(settings: dict[str, Any], model: nn.Module, class_names: Sequenc
 
 
 def save_image(
-    results: Sequence[Explanation | Segmentation], folder: Path, entry: dict[str, Any], made_by: str
+    results: Sequence[Explanation | Segmentation], folder: Path, entry: dict[str, Any], made_by: str, **looks: Any
 ) -> None:
     """Write an image's results to a folder: one class directly, several in a sub-folder each.
 
@@ -43,6 +43,7 @@ def save_image(
         entry: The image's entry in the run's manifest, kept in the folder's manifest under "image", where its
             "classes" are left out if there is but one result: they are the rest of the manifest then.
         made_by: The fingerprint of the run, kept beside it.
+        looks: What is saved and how, options of `Explanation.save`.
 
     Raises:
         InputError: The folder's place is taken by a file.
@@ -52,7 +53,7 @@ def save_image(
         raise InputError(f"{folder} is a file, where the results' folder should be. Choose another --out.")
     with staging(folder) as stage:
         for result in results:
-            result.save(stage if len(results) == 1 else stage / class_folder(result))
+            result.save(stage if len(results) == 1 else stage / class_folder(result), **looks)
         files = sorted(path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file())
         files = [name for name in files if name != MANIFEST]
         kept = {key: value for key, value in entry.items() if key != "classes" or len(results) > 1}

@@ -28,6 +28,7 @@ from camtools.evaluation.store import Failure, Store, merged
 from camtools.files import locked
 from camtools.images.preprocess import Preprocess
 from camtools.model.cam_model import CamModel, unwrapped
+from camtools.model.device import Precision
 from camtools.model.guard import untouched
 from camtools.pipeline.text import named_pipelines
 from camtools.progress import progress_bar
@@ -59,6 +60,7 @@ def evaluate(
     seed: int = 0,
     scoremaps: str | Path | Mapping[str, str | Path] | None = None,
     progress: bool = True,
+    precision: Precision = "float32",
 ) -> EvaluationResult:
     """Measure how well the maps of a classifier fit the truth of a data set, for several pipelines at once.
 
@@ -90,6 +92,7 @@ def evaluate(
         seed: Of the replicates.
         scoremaps: A folder of maps `<image_id>.npy` to judge instead of a model's, or several by name.
         progress: Whether to show a progress bar, on a terminal.
+        precision: "float32"; "bf16", the forward under bfloat16 autocast; "auto", bf16 where the device computes in it.
 
     Returns:
         The metrics, and one row per image, class and pipeline.
@@ -113,7 +116,8 @@ def evaluate(
     group = team()
     job: ModelJob | MapJob
     if model is not None:
-        job = ModelJob(model, pipeline, protocol, group.device(device), transform, class_names, activation, workers)
+        place = group.device(device)
+        job = ModelJob(model, pipeline, protocol, place, transform, class_names, activation, workers, precision)
     else:
         assert scoremaps is not None
         job = MapJob(scoremaps, workers)
@@ -186,10 +190,16 @@ class ModelJob:
         class_names: Sequence[str] | None,
         activation: Literal["softmax", "sigmoid"],
         workers: int,
+        precision: Precision = "float32",
     ) -> None:
         self.pipelines = named_pipelines(pipeline)
         self.engine = Engine(
-            model, list(self.pipelines.values()), device=device, transform=transform, class_names=class_names
+            model,
+            list(self.pipelines.values()),
+            device=device,
+            transform=transform,
+            class_names=class_names,
+            precision=precision,
         )
         self.protocol = Protocol.of(protocol, self.engine.transform)
         self.activation = activation
@@ -217,7 +227,7 @@ class ModelJob:
             "activation": self.activation,
             "masks": masks,
             "multilabel": multilabel,
-        }
+        } | ({} if self.engine.precision == "float32" else {"precision": self.engine.precision})
         rest = (data, classes, tuple(self.pipelines), settings, self.workers)
         return ModelRunner(self.engine, self.protocol, self.activation, masks, multilabel, *rest)
 

@@ -12,6 +12,17 @@ from camtools.images.preprocess import Preprocess, Transform
 Crop = Literal["model", "squash", "pad", "full"]
 
 
+DEFAULT_CROP: Crop = "squash"
+"""What `explain` shows a model where nobody says otherwise: all of the image, at the model's size."""
+
+
+def shown_whole(transform: Transform, crop: Crop | None) -> Transform:
+    """Return a model's transform with the crop asked for; None takes `DEFAULT_CROP` where that can be."""
+    if crop is None:
+        return with_crop(transform, DEFAULT_CROP if isinstance(transform, Preprocess) else "model")
+    return with_crop(transform, crop)
+
+
 def with_crop(transform: Transform, crop: Crop) -> Transform:
     """Return a transform that shows another part of the image, at the model's size.
 

@@ -179,7 +179,7 @@ class Preprocess:
         Raises:
             InputError: A ready tensor has another number of channels.
         """
-        if image.image is None:
+        if image.tensor is not None:
             tensor = _ready(image)
             if len(tensor) != self.channels:
                 raise InputError(
@@ -187,10 +187,11 @@ class Preprocess:
                     f"{self.channels}, as the model takes. Select or repeat channels"
                 )
             return tensor.float(), Geometry.identity(image.size)
-        pixels = image.image.convert("L") if self.channels == 1 else image.image
+        pixels = image.image or image.pixels()
+        pixels = pixels.convert("L") if self.channels == 1 else pixels
         height, width = resized = self._resized(image.size)
-        if resized != image.size:
-            pixels = pixels.resize((width, height), _RESAMPLING[self.interpolation])
+        if resized != (pixels.height, pixels.width) or image.box:
+            pixels = pixels.resize((width, height), _RESAMPLING[self.interpolation], image.box)
         geometry = Geometry.from_resize_crop(image.size, resized, self.input_size or resized)
         if geometry.input_size != resized:
             fill = tuple(round(255 * m) if self.crop_mode == "border" else 0 for m in self.mean)
@@ -224,6 +225,16 @@ class Preprocess:
         elif resize is not None:
             resize = (max(1, round(resize[0] * ratio[0])), max(1, round(resize[1] * ratio[1])))
         return replace(self, input_size=size, resize=resize)
+
+    def least(self, size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+        """Return the fewest pixels that serve for an image's input: twice those it is resized to, else all.
+
+        Args:
+            size: (height, width) of the image.
+            scale: Sides of the largest input that is wanted over the own one.
+        """
+        height, width = (math.ceil(2 * scale * side) for side in self._resized(size))
+        return size if self.resize is None else (min(size[0], height), min(size[1], width))
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) after the resize, with torchvision's truncation and timm's rounding; at least 1 x 1."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from camtools.defaults import DESCRIPTIONS
 from camtools.errors import PipelineError
 from camtools.pipeline.pipeline import Pipeline
 from camtools.steps import (
@@ -74,20 +75,17 @@ def _best() -> Pipeline:
     return Pipeline([Enlarge(1.43), CAM(), Affinity(levels=2, power=3), MinMax(), RangeThreshold(30, 0.22)])
 
 
+_FACTORIES: dict[str, Callable[[], Pipeline]] = {
+    "cam": _cam,
+    "rcam": _rcam,
+    "adaptive": _adaptive,
+    "cream": _cream,
+    "rcam+crf": _rcam_crf,
+    "fast": _fast,
+    "best": _best,
+}
 PRESETS: Mapping[str, Preset] = MappingProxyType(
-    {
-        "cam": Preset(_cam, "Plain CAM, kept above 20% of its maximum (Zhou et al., 2016)."),
-        "rcam": Preset(_rcam, "Negative weights clamped, threshold from the 98th percentile (Bae et al., 2020)."),
-        "adaptive": Preset(
-            _adaptive, "Absolute weights, threshold where the boundary's values jump (Zhang et al., 2022)."
-        ),
-        "cream": Preset(
-            _cream, "Features, less their mean, clustered into object and surroundings (after Xu et al., 2022)."
-        ),
-        "rcam+crf": Preset(_rcam_crf, "Negative weights clamped, then drawn to the image's edges by a dense CRF."),
-        "fast": Preset(_fast, "The map spread over what earlier stages see as alike; one forward."),
-        "best": Preset(_best, "The same from an input 1.43 times as large; less than four forwards' cost."),
-    }
+    {name: Preset(factory, DESCRIPTIONS[name]) for name, factory in _FACTORIES.items()}
 )
 """Every preset by its name."""
 

@@ -197,7 +197,7 @@ class TestResume:
         """A whole run, then one of other settings killed midway, then that one resumed: all results are the last's."""
         run("pics", "--out", "out")
         run("pics", "--out", "wanted", *changed)
-        chunk, calls = Run._chunk, []
+        chunk, calls = Run._each, []
 
         def killed(self, *args):
             calls.append(1)
@@ -205,14 +205,14 @@ class TestResume:
                 raise KeyboardInterrupt
             return chunk(self, *args)
 
-        monkeypatch.setattr(Run, "_chunk", killed)
+        monkeypatch.setattr(Run, "_each", killed)
         assert run("pics", "--out", "out", "--batch-size", "1", *changed).exit_code == 130
-        monkeypatch.setattr(Run, "_chunk", chunk)
+        monkeypatch.setattr(Run, "_each", chunk)
         result = run("pics", "--out", "out", "--resume", *changed)
         assert result.exit_code == 0 and "1 done before" in result.stderr
         mixed, wanted = (json.loads((place / out / "manifest.json").read_text()) for out in ("out", "wanted"))
         assert mixed == wanted
-        for file in (place / "wanted").rglob("*.npy"):
+        for file in (place / "wanted").rglob("*.npz"):
             assert file.read_bytes() == (place / "out" / file.relative_to(place / "wanted")).read_bytes()
 
     def test_other_weights_under_the_same_name_are_other_settings(self, place):
@@ -290,7 +290,7 @@ def test_weights_and_normalisation_from_the_command_line(place):
 
 
 def test_interrupting_keeps_what_is_done(place, monkeypatch):
-    chunk, calls = Run._chunk, []
+    chunk, calls = Run._each, []
 
     def interrupted(self, *args):
         calls.append(1)
@@ -298,7 +298,7 @@ def test_interrupting_keeps_what_is_done(place, monkeypatch):
             raise KeyboardInterrupt
         return chunk(self, *args)
 
-    monkeypatch.setattr(Run, "_chunk", interrupted)
+    monkeypatch.setattr(Run, "_each", interrupted)
     result = run("pics", "--out", "out", "--batch-size", "1", "--format", "json")
     assert result.exit_code == 130
     assert "Interrupted." in result.stderr

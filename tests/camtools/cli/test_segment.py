@@ -170,7 +170,7 @@ def test_files_that_fail_are_listed_and_the_others_done(place):
 
 
 def test_interrupting_keeps_what_is_done(place, monkeypatch):
-    chunk, calls = Run._chunk, []
+    chunk, calls = Run._each, []
 
     def interrupted(self, *args):
         calls.append(1)
@@ -178,7 +178,7 @@ def test_interrupting_keeps_what_is_done(place, monkeypatch):
             raise KeyboardInterrupt
         return chunk(self, *args)
 
-    monkeypatch.setattr(Run, "_chunk", interrupted)
+    monkeypatch.setattr(Run, "_each", interrupted)
     result = run("pics", "--out", "out", "--batch-size", "1", "--format", "json")
     assert result.exit_code == 130
     assert "Interrupted." in result.stderr
