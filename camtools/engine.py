@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from camtools.checks import whole
 from camtools.classes.names import checked_names
 from camtools.errors import CamtoolsError, InputError, ModelError
-from camtools.images.batches import Batch, is_ready_batch, read_batches, ready_batches
+from camtools.images.batches import Batch, Failed, is_ready_batch, read_batches, ready_batches
 from camtools.images.enlarged import enlarged
 from camtools.images.preprocess import Preprocess, Transform, as_transform
 from camtools.images.read import Least
@@ -112,13 +112,14 @@ class Engine:
         """The scales other than 1 at which pipelines want inputs."""
         return tuple(scale for scale in self._levels if scale != 1)
 
-    def batches(self, images: Any, targets: list[Any], single: bool) -> Iterator[Batch]:
+    def batches(self, images: Any, targets: list[Any], single: bool, failed: Failed | None = None) -> Iterator[Batch]:
         """Yield one image or many as batches for the model, read ahead.
 
         Args:
             images: What `camtools.explain` takes.
             targets: One per image, passed through.
             single: Whether `images` is one image.
+            failed: See `read_batches`.
 
         Raises:
             InputError: An image cannot be used; batches of those before it have been yielded by then.
@@ -126,7 +127,7 @@ class Engine:
         if is_ready_batch(images, self.transform):
             return ready_batches(images, targets, self.batch_size)
         numbered = [(None, images)] if single else enumerate(images)
-        return read_batches(numbered, targets, self.transform, self.batch_size, self.least)
+        return read_batches(numbered, targets, self.transform, self.batch_size, self.least, failed=failed)
 
     @property
     def least(self) -> Least | None:

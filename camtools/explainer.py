@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import replace
 from itertools import repeat
 from os import PathLike
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from camtools.boxes import SPECK, boxes_from_masks
-from camtools.checks import flag
+from camtools.checks import flag, whole
 from camtools.classes.targets import Target, check_top_k, class_indices, is_list, per_image
 from camtools.defaults import DEFAULT_PRESET
 from camtools.engine import Engine
@@ -22,7 +23,7 @@ from camtools.errors import InputError
 from camtools.explanation import Explanation
 from camtools.heads.box_regressor import BoxRegressor, whole_pixels
 from camtools.images.adjusted import Crop, shown_whole
-from camtools.images.batches import Batch, Ready, check_iterable, read_batches
+from camtools.images.batches import READERS, Batch, Failed, Ready, images_of, read_batches
 from camtools.images.preprocess import Transform, display_image
 from camtools.images.read import read_images
 from camtools.model.cam_model import CamModel
@@ -32,12 +33,23 @@ from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.pixels import on_pixels, portions
 from camtools.pipeline.text import one_pipeline
 from camtools.pipeline.trace import Cut, TraceStep
+from camtools.progress import progress_bar
 from camtools.steps.base import Step
 
 Targets = Target | Sequence[Target | Sequence[Target]] | Tensor | None
+Errors = Literal["raise", "skip"] | Callable[[Any, InputError], object]
+"""What becomes of images that cannot be used."""
 ClassList = list[Any] | tuple[Any, ...]
 SingleImage = str | PathLike[str] | Image.Image
 """What is one image for sure; an array or tensor may be a batch."""
+
+
+class _Streaming(TypedDict, total=False):
+    """How `Explainer.stream` goes about it."""
+
+    errors: Errors
+    progress: bool
+    workers: int
 
 
 class Explainer:
@@ -130,13 +142,17 @@ class Explainer:
     @overload
     def __call__(self, images: Sequence[Any], target: None = None, *, top_k: int) -> list[list[Explanation]]: ...
     @overload
-    def __call__(self, images: Any, target: Targets = None, top_k: int | None = None) -> Any: ...
+    def __call__(
+        self, images: Any, target: Targets = None, top_k: int | None = None, *, errors: Errors = "raise"
+    ) -> Any: ...
     def __call__(
         self,
         images: Any,
         target: Targets = None,
         top_k: int | None = None,
-    ) -> Explanation | list[Explanation] | list[list[Explanation]]:
+        *,
+        errors: Errors = "raise",
+    ) -> Any:
         """Explain one image or many.
 
         Args:
@@ -144,6 +160,7 @@ class Explainer:
             target: Class index or name; a list gives several classes for a single image, one per image for many
                 (where an element may itself be a list). None takes the likeliest class.
             top_k: This many likeliest classes instead.
+            errors: What becomes of images of a list that cannot be read, see `stream`; None stands in their place.
 
         Returns:
             One explanation for a single image and a single class; a list for several classes or several images;
@@ -157,46 +174,77 @@ class Explainer:
         check_top_k(top_k, target)
         inputs, single = read_images(images)
         targets = per_image(target, len(inputs), single)
-        batches = self.engine.batches(images, targets, single)
-        per_class = [explanations for batch in batches for explanations in self.explain_batch(batch, top_k)]
+        lost: list[int] = []
+        skipped = None if single else _on_error(errors, lost)
+        batches = self.engine.batches(images, targets, single, skipped)
+        per_class: list[Any] = [explanations for batch in batches for explanations in self.explain_batch(batch, top_k)]
+        for index in lost:
+            per_class.insert(index, None)
         if top_k is None and not any(map(is_list, targets)):
-            first = [explanations[0] for explanations in per_class]
+            first = [explanations and explanations[0] for explanations in per_class]
             return first[0] if single else first
         return per_class[0] if single else per_class
 
     @overload
-    def stream(self, images: Iterable[Any], target: Target | None = None) -> Iterator[Explanation]: ...
+    def stream(self, images: Any, target: Target | None = None, **how: Unpack[_Streaming]) -> Iterator[Explanation]: ...
     @overload
-    def stream(self, images: Iterable[Any], target: ClassList) -> Iterator[list[Explanation]]: ...
+    def stream(self, images: Any, target: ClassList, **how: Unpack[_Streaming]) -> Iterator[list[Explanation]]: ...
     @overload
-    def stream(self, images: Iterable[Any], target: None = None, *, top_k: int) -> Iterator[list[Explanation]]: ...
     def stream(
-        self, images: Iterable[Any], target: Target | Sequence[Target] | None = None, top_k: int | None = None
+        self, images: Any, target: None = None, *, top_k: int, **how: Unpack[_Streaming]
+    ) -> Iterator[list[Explanation]]: ...
+    def stream(
+        self,
+        images: Any,
+        target: Target | Sequence[Target] | None = None,
+        top_k: int | None = None,
+        *,
+        errors: Errors = "raise",
+        progress: bool = False,
+        workers: int = READERS,
     ) -> Iterator[Explanation | list[Explanation]]:
         """Explain images one after another without keeping them: for more than fit in memory.
 
         Args:
-            images: Any iterable of images; it is read `2 * batch_size` ahead.
+            images: Any iterable of images, or of tuples that begin with one, such as a data set of (image, label); or a
+                folder, a pattern, or a .txt file with a path per line. Some `2 * batch_size` are read ahead.
             target: A class for all images, or a list of classes for each; None takes the likeliest.
             top_k: This many likeliest classes instead.
+            errors: What becomes of images that cannot be read. "raise"; "skip": a warning, and the others go on; or a
+                callable, which is given the image and the error in place of the warning.
+            progress: Whether to show a progress bar, on a terminal and where the number of images is known.
+            workers: Threads that read.
 
         Yields:
             What a call would give for each image, in order.
 
         Raises:
-            InputError: An image cannot be used; those before it have been yielded by then.
+            InputError: An image cannot be used; those before it have been yielded by then. Or an argument cannot be.
             TargetError: A class does not exist.
             ModelError: The model cannot be explained.
         """
         if isinstance(target, (Tensor, np.ndarray)):
             target = target.tolist()
         check_top_k(top_k, target)
-        check_iterable(images)
+        failed, items = _on_error(errors), images_of(images)
+        sized = items if isinstance(items, Sized) else images
+        total = len(sized) if flag("progress", progress) and isinstance(sized, Sized) else 0
         several = top_k is not None or is_list(target)
-        batches = read_batches(enumerate(images), repeat(target), self.engine.transform, self.engine.batch_size)
-        for batch in batches:
-            for explanations in self.explain_batch(batch, top_k):
-                yield explanations if several else explanations[0]
+        engine = self.engine
+        batches = read_batches(
+            enumerate(items),
+            repeat(target),
+            engine.transform,
+            engine.batch_size,
+            engine.least,
+            whole("workers", workers),
+            failed,
+        )
+        with progress_bar(total, "Explaining") as advance:
+            for batch in batches:
+                for explanations in self.explain_batch(batch, top_k):
+                    yield explanations if several else explanations[0]
+                    advance(1)
 
     @torch.inference_mode(False)  # results are the caller's to train with
     @torch.no_grad()
@@ -271,6 +319,24 @@ class Explainer:
 
     def __repr__(self) -> str:
         return f"Explainer({self.engine.about}, {self.pipeline!r}, transform={self.transform!r})"
+
+
+def _on_error(errors: Errors, lost: list[int] | None = None) -> Failed | None:
+    """Return what is done about an image that cannot be used: None raises; `lost` gets its number."""
+    if errors == "raise":
+        return None
+    if errors != "skip" and not callable(errors):
+        raise InputError(f"errors={errors!r}: expected 'raise', 'skip', or a callable of the image and the error")
+
+    def failed(index: int | None, image: Any, error: InputError) -> None:
+        if lost is not None and index is not None:
+            lost.append(index)
+        if callable(errors):
+            errors(image, error)
+        else:
+            warnings.warn(f"left out: {error}", stacklevel=4)
+
+    return failed
 
 
 class _Options(TypedDict, total=False):

@@ -135,7 +135,10 @@ class Explanation(HasBoxes, ImageResult):
         drawn, chosen = fitted(self.size, size), self.choose(boxes)
         ratio = torch.tensor([drawn[1] / self.size[1], drawn[0] / self.size[0]]).repeat(2)
         scaled = (chosen * ratio).round().int().tolist()
-        say: dict[str, Any] = {"threshold": self.threshold, "key": _key(boxes, len(scaled))} if legend else {}
+        cut = boxes != "none" and any(self.cut[: len(scaled)])
+        say: dict[str, Any] = {"threshold": self.threshold, "key": _key(boxes, len(scaled), cut)} if legend else {}
+        if not self.geometry.covers_all:
+            say["seen"] = self.geometry.at(drawn).seen
         image = self.image if self.input_image.tensor is not None else self.input_image.shown(drawn)
         image = image if image.size == drawn[::-1] else image.resize(drawn[::-1], Image.Resampling.BILINEAR)
         return draw_overlay(image, self.map_at(drawn).cpu().numpy(), scaled, self.caption, alpha, colormap, **say)
@@ -308,10 +311,11 @@ def _rebuilt(exp: Explanation) -> Tensor:
     return map_on_pixels(exp.pixel_steps, exp.grid_map, exp.label, exp.geometry.resize)
 
 
-def _key(boxes: str, count: int) -> str | None:
+def _key(boxes: str, count: int, cut: bool) -> str | None:
     """Say what the boxes drawn are."""
     if boxes == "none":
         return None
     if not count:
         return "no box: nothing above the threshold"
-    return "box: largest part above it" if boxes == "largest" else "boxes: parts above it"
+    said = "box: largest part above it" if boxes == "largest" else "boxes: parts above it"
+    return said + ", cut off where the model's view ends" * cut

@@ -129,4 +129,9 @@ class _Explaining(Run):
     def rows(self, entry: dict[str, Any]) -> Iterator[list[str]]:
         for result in entry["classes"]:
             maps = "exact" if result["exact"] else "linearised"
-            yield [class_cell(result), f"{result['score']:.3f}", box_cell(result["box"]), maps]
+            yield [
+                class_cell(result),
+                f"{result['score']:.3f}",
+                box_cell(result["box"]) + " (cut)" * any(result.get("cut", ())[:1]),
+                maps,
+            ]

@@ -72,7 +72,7 @@ def models(
 
 
 def _matching(pattern: str | None) -> list[str]:
-    from camtools.cli.images import natural_key
+    from camtools.images.find import natural_key
     from camtools.sources import known_models
 
     names = [

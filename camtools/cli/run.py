@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import typer
 
 from camtools.cli import common
-from camtools.cli.images import Job, find_jobs
 from camtools.cli.options import Format, Progress
 from camtools.cli.results import MANIFEST, fingerprint, finished, save_image
 from camtools.errors import InputError, ModelError
 from camtools.files import locked, parse_json, write_json
+from camtools.images.find import Job, find_jobs
 
 if TYPE_CHECKING:
     from rich.text import Text

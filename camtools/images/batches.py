@@ -17,13 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from camtools.errors import InputError
+from camtools.images.find import find_images
 from camtools.images.geometry import Geometry
 from camtools.images.preprocess import Preprocess, Transform
 from camtools.images.read import InputImage, Least, read_image
 
 T = TypeVar("T")
 R = TypeVar("R")
-Failed = Callable[[Any, InputError], object]
+Failed = Callable[[int | None, Any, InputError], object]
+"""What to do about an image that cannot be used: its number, the image and why."""
 READERS = 4  # threads
 _ONE_READER = Lock()  # PIL images load their files when asked to, which two threads must not do at once
 
@@ -98,6 +100,24 @@ def read_ahead(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def images_of(images: Any) -> Iterable[Any]:
+    """Return the images of a stream, one after another.
+
+    Args:
+        images: An iterable of images, or of tuples that begin with one; a map-style data set of such; or a folder, a
+            pattern or a list file, see `find_images`.
+
+    Raises:
+        InputError: It cannot be gone through, or is one image.
+    """
+    if isinstance(images, str | os.PathLike):
+        return find_images(images)
+    if not isinstance(images, Iterable) and hasattr(images, "__getitem__") and hasattr(images, "__len__"):
+        images = map(images.__getitem__, range(len(images)))
+    check_iterable(images)
+    return (item[0] if isinstance(item, tuple) and item else item for item in images)
+
+
 def check_iterable(images: Any) -> None:
     """Raise where a stream is given something that cannot be gone through, or that is one image.
 
@@ -129,7 +149,8 @@ def read_batches(
         batch_size: Images per batch; a batch ends early where the tensors' shape changes.
         least: See `read_image`.
         workers: Threads that read.
-        failed: Called with an image and the error where one cannot be used, which is then left out. None raises.
+        failed: Called with an image's number, the image and the error where it cannot be used; it is then left out.
+            None raises.
 
     Raises:
         InputError: An image cannot be used; batches of those before it have been yielded by then.
@@ -139,7 +160,7 @@ def read_batches(
 
     def noted() -> Iterator[tuple[tuple[int | None, Any], Any]]:
         for pair in paired:
-            drawn.append(pair[0][1])
+            drawn.append(pair[0])
             yield pair
 
     with closing(read_ahead(partial(_prepare, transform, least), noted(), workers, batch_size + 1)) as results:
@@ -147,9 +168,9 @@ def read_batches(
             sound: list[Ready] = []
             error: Exception | None = None
             for result in chunk:
-                image = drawn.popleft() if drawn else None
+                index, image = drawn.popleft() if drawn else (None, None)
                 if isinstance(result, InputError) and failed is not None:
-                    failed(image, result)
+                    failed(index, image, result)
                 elif isinstance(result, Exception):
                     error = result
                     break

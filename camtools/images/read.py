@@ -221,6 +221,8 @@ def _from_path(path: str | os.PathLike[str], where: str, least: Least | None) ->
         raise InputError(f"{where} does not exist: expected the path of an image file. Check it ({hint})") from error
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~nobody has no home
         raise InputError(f"{where} cannot be opened ({error}): expected a readable image file") from error
+    if file.suffix.lower() in (".heic", ".heif"):
+        _know_heif(where)
     with _reading(where), Image.open(file) as opened:
         width, height = opened.size
         _check_pixels(opened, where)
@@ -239,6 +241,17 @@ def _from_path(path: str | os.PathLike[str], where: str, least: Least | None) ->
     left = made.size[1] - wide if turn in (2, 3, 6, 7) else 0.0
     top = made.size[0] - high if turn in (3, 4, 7, 8) else 0.0
     return replace(made, size=size, box=(left, top, left + wide, top + high))
+
+
+def _know_heif(where: str) -> None:
+    """Have Pillow read HEIC, which takes a package of its own."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise InputError(
+            f'{where} is HEIC, which needs pillow-heif: pip install "camtools[heif]", or convert it to JPEG'
+        ) from error
+    register_heif_opener()
 
 
 @contextmanager

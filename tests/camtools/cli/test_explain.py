@@ -373,7 +373,7 @@ class TestThreshold:
         [
             ("1.5", "theta must be a number, 0 <= theta < 1"),
             ("nowhere.json", "nowhere.json holds no thresholds"),
-            ("threshold.json", "has no pipeline 'cam': expected one of 'rcam'"),
+            ("threshold.json", "has no pipeline 'fast': expected one of 'rcam'"),
         ],
     )
     def test_errors(self, place, text, words):

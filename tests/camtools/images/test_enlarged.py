@@ -209,7 +209,7 @@ def test_a_scale_of_one_is_the_plain_map_from_one_forward():
     model = SizeSensitive()
     settings = {"target": 0, "transform": Preprocess.imagenet(64)}
     WIDTHS.clear()
-    plain = camtools.explain(model, photo(), **settings)
+    plain = camtools.explain(model, photo(), pipeline="cam", **settings)
     own = len(WIDTHS)
     WIDTHS.clear()
     one = camtools.explain(model, photo(), pipeline=[Enlarge(1)], **settings)

@@ -18,7 +18,7 @@ from camtools.files import shortened
 SUFFIXES = frozenset(
     f".{kind}"
     for kind in (
-        *("avif", "bmp", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg"),
+        *("avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jpeg", "jpg"),
         *("pbm", "pgm", "png", "pnm", "ppm", "tga", "tif", "tiff", "webp"),
     )
 )
@@ -72,6 +72,26 @@ def find_jobs(paths: Sequence[str], out: Path | None = None) -> list[Job]:
     ordered = sorted(files.values(), key=natural_key)
     places = _places(ordered, roots)
     return [Job(*job) for job in zip(ordered, _folders(places), map(str, places), strict=True)]
+
+
+def find_images(place: str | os.PathLike[str]) -> list[Path]:
+    """Return the images of a folder and its sub-folders, of a pattern, or of a list file (.txt, a path per line).
+
+    Paths in a list file are relative to where the program runs.
+
+    Args:
+        place: What the caller named.
+
+    Raises:
+        InputError: It holds no images, or is none of these.
+    """
+    text = os.fspath(place)
+    if Path(text).suffix == ".txt" and Path(text).is_file():
+        lines = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines()]
+        return [Path(line) for line in lines if line]
+    if not Path(text).is_dir() and not _MAGIC.search(text):
+        raise InputError(f"{text!r} is neither a folder nor a pattern nor a list (.txt): pass [{text!r}] for one image")
+    return [job.path for job in find_jobs([text])]
 
 
 def _expand(text: str, out: Path | None) -> tuple[Path, list[Path]]:
