@@ -184,7 +184,7 @@ class TestResume:
         run("pics", "--out", "out")
         result = run("pics", "--out", "out", "--resume", "--pipeline", "rcam")
         assert result.exit_code == 2
-        assert "out holds results of other settings (pipeline 'cam', now 'rcam')" in result.stderr
+        assert "out holds results of other settings (pipeline 'fast', now 'rcam')" in result.stderr
 
     def test_starts_afresh_where_there_is_nothing(self, place):
         assert run("pics", "--out", "out", "--resume").exit_code == 0
