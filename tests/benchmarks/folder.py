@@ -26,6 +26,7 @@ from speed import resident
 
 import camtools
 from camtools.cli.explain import _Explaining
+from camtools.exports import Exports
 from camtools.images.find import find_jobs
 
 BATCH = 32
@@ -124,7 +125,7 @@ def explain(
     run.explainer = camtools.Explainer(
         model, wanted.pipeline, **known | {"transform": None, "crop": "squash", "precision": wanted.precision}
     )
-    run.targets = None
+    run.targets, run.exports = None, Exports(())
     run.over(jobs or find_jobs([str(folder)]), BATCH, 4)
     if run.failed:
         raise SystemExit(f"failed: {run.failed[0]}")

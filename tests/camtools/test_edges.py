@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 import camtools
-from camtools.cli.images import find_jobs
 from camtools.cli.results import class_folder
 from camtools.errors import InputError, ModelError, TargetError, WeightsError
 from camtools.files import check_writable, read_text, shortened
+from camtools.images.find import find_jobs
 
 IMAGE = np.zeros((40, 40, 3), np.uint8)
 

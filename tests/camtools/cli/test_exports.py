@@ -98,7 +98,7 @@ def test_segment_exports_too(place):
 
 
 def test_an_interrupted_run_leaves_no_exports(place, monkeypatch):
-    chunk, calls = Run._chunk, []
+    chunk, calls = Run._each, []
 
     def interrupted(self, *args):
         calls.append(1)
@@ -106,7 +106,7 @@ def test_an_interrupted_run_leaves_no_exports(place, monkeypatch):
             raise KeyboardInterrupt
         return chunk(self, *args)
 
-    monkeypatch.setattr(Run, "_chunk", interrupted)
+    monkeypatch.setattr(Run, "_each", interrupted)
     before = sorted(place.rglob("*"))
     assert run("explain", "--export", "coco.json", "--export", "voc:voc", "--batch-size", 1).exit_code == 130
     assert sorted(place.rglob("*")) == before
