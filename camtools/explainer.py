@@ -25,10 +25,12 @@ from camtools.images.preprocess import Transform, display_image
 from camtools.images.read import read_images
 from camtools.model.cam_model import CamModel
 from camtools.model.outputs import Activation
+from camtools.notebook import ResultList
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.pixels import on_pixels, portions
 from camtools.pipeline.presets import as_pipeline
 from camtools.pipeline.trace import Cut, TraceStep
+from camtools.progress import progress_bar
 from camtools.steps.base import Step
 
 Targets = Target | Sequence[Target | Sequence[Target]] | Tensor | None
@@ -53,6 +55,7 @@ class Explainer:
         activation: How logits become `score`: "softmax", or "sigmoid" for multi-label models.
         trace: Whether explanations keep the map after every step, see `Explanation.trace`.
         boxes_from: A `BoxRegressor` whose box takes the place of those around the mask's parts; None keeps these.
+        progress: Whether a call shows a bar, on a terminal or in a notebook.
 
     Raises:
         ModelError: No module, or no adapter knows it.
@@ -73,8 +76,9 @@ class Explainer:
         activation: Activation = "softmax",
         trace: bool = False,
         boxes_from: BoxRegressor | None = None,
+        progress: bool = False,
     ) -> None:
-        self.trace = flag("trace", trace)
+        self.trace, self.progress = flag("trace", trace), flag("progress", progress)
         if boxes_from is not None and not callable(getattr(boxes_from, "boxes_of", None)):
             raise InputError(f"boxes_from={boxes_from!r}: expected a camtools.heads.BoxRegressor, or None")
         self.pipeline = as_pipeline(pipeline)
@@ -146,11 +150,15 @@ class Explainer:
         inputs, single = read_images(images)
         targets = per_image(target, len(inputs), single)
         batches = self.engine.batches(images, targets, single)
-        per_class = [explanations for batch in batches for explanations in self._explain(batch, top_k)]
+        per_class: list[list[Explanation]] = []
+        with progress_bar(len(inputs), "Images", self.progress) as advance:
+            for batch in batches:
+                per_class += self._explain(batch, top_k)
+                advance(len(batch.images))
         if top_k is None and not any(map(is_list, targets)):
-            first = [explanations[0] for explanations in per_class]
+            first = ResultList(explanations[0] for explanations in per_class)
             return first[0] if single else first
-        return per_class[0] if single else per_class
+        return ResultList(per_class[0]) if single else ResultList(map(ResultList, per_class))
 
     @overload
     def stream(self, images: Iterable[Any], target: Target | None = None) -> Iterator[Explanation]: ...
@@ -259,6 +267,7 @@ class _Options(TypedDict, total=False):
     activation: Activation
     trace: bool
     boxes_from: BoxRegressor | None
+    progress: bool
 
 
 @overload
@@ -301,6 +310,7 @@ def explain(
     activation: Activation = "softmax",
     trace: bool = False,
     boxes_from: BoxRegressor | None = None,
+    progress: bool = False,
 ) -> Explanation | list[Explanation] | list[list[Explanation]]:
     """Say where a classifier sees a class: map, mask and boxes, from one forward.
 
@@ -320,6 +330,7 @@ def explain(
         activation: How logits become `score`: "softmax", or "sigmoid" for multi-label models.
         trace: Whether to keep the map after every step, for `Explanation.plot_trace`.
         boxes_from: A `BoxRegressor` that the boxes come from, see `Explainer`.
+        progress: Whether to show a bar, on a terminal or in a notebook.
 
     Returns:
         One `Explanation` for a single image and class; a list for several classes or several images; a list of
@@ -345,6 +356,7 @@ def explain(
         activation=activation,
         trace=trace,
         boxes_from=boxes_from,
+        progress=progress,
     )
     return explainer(image, target=target, top_k=top_k)
 

@@ -102,6 +102,12 @@ class Segmentation(HasRegions, ImageResult):
         image.putpalette(voc_palette())
         return image
 
+    @property
+    def caption(self) -> str:
+        """Names and scores."""
+        named = zip(self.names, self.scores, strict=True)
+        return ", ".join(f"{name} {score:.1%}" for name, score in named) or "background only"
+
     def overlay(self, alpha: float = 0.5, legend: bool = True) -> Image.Image:
         """Tint and outline every class's pixels in its colour, with a legend of names and scores.
 

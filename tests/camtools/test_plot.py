@@ -19,7 +19,7 @@ from camtools.drawing.trace import CHANGE, SIGNED
 from camtools.explanation import Explanation
 from camtools.images.read import read_image
 from camtools.pipeline.trace import TraceStep
-from camtools.plot import best_iou, compare, plot_trace
+from camtools.plot import _titles, best_iou, compare, plot_trace
 
 PLAIN = Preprocess(input_size=(8, 8), resize=(8, 8))
 GREY = (100, 110, 120)
@@ -385,3 +385,15 @@ def test_images_are_not_changed():
     compare([exp], truth=torch.tensor([[1, 1, 9, 9]]), height=40)
     exp.overlay()
     assert np.array_equal(np.asarray(exp.image), np.full((40, 60, 3), GREY))
+
+
+def test_titles_are_the_classes_where_nothing_else_differs():
+    from camtools.datasets import Scenes
+    from camtools.datasets.scenes import scene_classifier
+
+    model, image = scene_classifier(), Scenes("test", n=1)[0].image
+    three = camtools.explain(model, image, top_k=3)
+    one = [camtools.explain(model, image, pipeline=name) for name in ("cam", "rcam")]
+    assert _titles([three], None, False) == [[exp.name for exp in three]]
+    assert _titles([one], None, False) == [["cam", "rcam"]]
+    assert _titles([one, three], None, True) == [["cam", "rcam"], [exp.name for exp in three]]
