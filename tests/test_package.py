@@ -22,7 +22,8 @@ def python(run_python, monkeypatch):
     return run_python
 
 
-def test_version_is_said_once_everywhere(project):
+def test_version_is_said_once_everywhere(project, repo):
+    assert f"\nversion: {project['version']}\n" in (repo / "CITATION.cff").read_text()
     assert version("camtools") == project["version"]
     assert getattr(camtools, "__version__", project["version"]) == project["version"]
 
