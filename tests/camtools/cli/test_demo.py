@@ -28,8 +28,8 @@ def test_draws_photographs_and_scenes_and_prints_figures(tmp_path, no_network):
     assert set(figures) == {"cam", "rcam", "fast"}
     assert 0.2 < figures["cam"][0] < 0.4 and figures["cam"][1] <= 10
     assert figures["fast"][0] > 0.5 and figures["fast"][1] > 50
-    assert f"{out} written" in result.stderr
-    assert "not installed" not in result.stderr and "-scenes.png" in result.stderr
+    assert f"{out} and " in result.stderr and "demo-scenes.png written" in result.stderr
+    assert "not installed" not in result.stderr
     with Image.open(out) as image:  # four photographs and the classes of one
         assert image.mode == "RGB" and image.width > 4 * 240 and image.height > 5 * 240
     with Image.open(out.with_name("demo-scenes.png")) as image:
