@@ -158,7 +158,7 @@ class Explainer:
         if top_k is None and not any(map(is_list, targets)):
             first = ResultList(explanations[0] for explanations in per_class)
             return first[0] if single else first
-        return ResultList(per_class[0]) if single else ResultList(map(ResultList, per_class))
+        return ResultList(per_class[0]) if single else ResultList[list[Explanation]](map(ResultList, per_class))
 
     @overload
     def stream(self, images: Iterable[Any], target: Target | None = None) -> Iterator[Explanation]: ...
