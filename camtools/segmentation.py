@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from camtools.drawing.panels import outlined
 from camtools.errors import InputError
 from camtools.regions import ClassRegions, HasRegions
 from camtools.result import ImageResult, Look, fitted
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -141,6 +144,19 @@ class Segmentation(HasRegions, ImageResult):
             for name, score, share, colour in zip(self.names, self.scores, shares, colours, strict=True)
         ]
         return with_legend(canvas, keys or [Key("no class in this image")], max(11, round(sum(canvas.size) / 68)))
+
+    def plot(self, ax: Axes | None = None, **options: Any) -> Axes:
+        """Draw the overlay on matplotlib axes, with a legend of the classes' colours; see `ImageResult.plot`."""
+        from matplotlib.patches import Patch
+
+        ax = super().plot(ax, **options)
+        handles = [
+            Patch(color=(red / 255, green / 255, blue / 255), label=name)
+            for (red, green, blue), name in zip(map(voc_colour, self.values), self.names, strict=True)
+        ]
+        if handles:
+            ax.legend(handles=handles, fontsize="small")
+        return ax
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays, ready for JSON."""

@@ -14,6 +14,7 @@ from PIL import Image
 import camtools
 from camtools.datasets import Scenes
 from camtools.datasets.scenes import scene_classifier
+from camtools.drawing.colours import voc_colour
 from camtools.notebook import MOST, ResultList, html_table
 from camtools.training import FinetuneResult
 
@@ -68,6 +69,12 @@ def test_a_segmentation(images):
     seg = camtools.segment(scene_classifier(), images[0])
     assert seg.caption == ", ".join(f"{n} {s:.1%}" for n, s in zip(seg.names, seg.scores, strict=True))
     assert seg.caption in seg._repr_html_()
+    axes = seg.plot()
+    [patch], [text] = axes.get_legend().get_patches(), axes.get_legend().get_texts()
+    assert text.get_text() == seg.names[0]
+    colour = torch.tensor(patch.get_facecolor()[:3]) * 255
+    assert tuple(colour.round().int().tolist()) == voc_colour(seg.values[0])
+    plt.close(axes.figure)
 
 
 def test_plot_draws_pixels_on_axes(exp):
