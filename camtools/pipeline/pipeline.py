@@ -63,6 +63,11 @@ class Pipeline(Sequence[Step]):
         return max(step.needs_pyramid for step in self._steps)
 
     @property
+    def needs_gradients(self) -> int:
+        """At how many of `State.pyramid` the steps ask for gradients."""
+        return max(step.needs_gradients for step in self._steps)
+
+    @property
     def scale(self) -> float:
         """Sides of the input that the maps are made from over the model's own; 1 without `Enlarge`."""
         first = self._steps[0]
@@ -153,7 +158,7 @@ class Pipeline(Sequence[Step]):
                 state = step(state)
             if trace is not None and not _on_image(step) and not (step.stage == Stage.MAP and brings_maps):
                 trace.append(self._traced(position, state))
-        return state
+        return state.replace(backward=None)  # nothing needs the graph from here on
 
     def image(self, state: State, trace: list[TraceStep] | None = None) -> State:
         """Resize the maps, where `state.resize` says how, and run the steps on the image's pixels.
@@ -229,7 +234,7 @@ def _brief(step: Step) -> str:
     """Write a step in short: numbers and words by position, flags by name and only where set."""
     name = type(step).__name__
     values = {key: getattr(step, key, None) for key in inspect.signature(type(step)).parameters}
-    plain = {key: value for key, value in values.items() if isinstance(value, (int, float, str))}
+    plain = {key: value for key, value in values.items() if isinstance(value, (int, float, str, tuple))}
     shown = [key if value is True else str(value) for key, value in plain.items() if value is not False]
     return f"{name}({', '.join(shown)})" if shown else name
 

@@ -9,6 +9,7 @@ from camtools.steps.cream import CREAM, UnitFeatures
 from camtools.steps.crf import CRF
 from camtools.steps.enlarge import Enlarge
 from camtools.steps.fixed_threshold import FixedThreshold
+from camtools.steps.gradient import Gradient
 from camtools.steps.ivr import IVR
 from camtools.steps.minmax import MinMax
 from camtools.steps.nwc import NWC
@@ -27,6 +28,7 @@ __all__ = [
     "Affinity",
     "Enlarge",
     "FixedThreshold",
+    "Gradient",
     "MinMax",
     "PaS",
     "RangeThreshold",

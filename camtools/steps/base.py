@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from camtools.errors import PipelineError
+from camtools.model.backward import Backward
 
 Resolution = Literal["feature", "image"]
 Resize = Callable[[Tensor], Tensor]
@@ -48,6 +49,7 @@ class State:
         stages: Outputs of the network's earlier stages, (B, C', h', w') each, coarse to fine, all finer than F; empty
             where it has none.
         labels: Which class each map is of, (B, K') int64, on any device; for steps on the feature grid.
+        backward: From the features back to the coarsest of `pyramid`; for map steps.
     """
 
     features: Tensor | None = None
@@ -60,6 +62,7 @@ class State:
     resize: Resize | None = None
     pyramid: tuple[Tensor, ...] | None = None
     labels: Tensor | None = None
+    backward: Backward | None = None
 
     def replace(self, **changes: Any) -> State:
         """Return a new state with the given fields changed; this one stays as it is."""
@@ -80,7 +83,8 @@ class State:
             name: value if value is None or (name == "weights" and len(value) == 1) else value[list(chosen)]
             for name, value in fields.items()
         }
-        return self.replace(**changes, pyramid=self.pyramid and tuple(level[list(chosen)] for level in self.pyramid))
+        pyramid = self.pyramid and tuple(level[list(chosen)] for level in self.pyramid)
+        return self.replace(**changes, pyramid=pyramid, backward=None)
 
     def classes(self, part: slice) -> State:
         """Return the state of some of the classes, on the feature grid."""
@@ -117,12 +121,14 @@ class Step(abc.ABC):
         resolution: Whether it works on the feature grid ("feature") or on the original image's pixels ("image").
         needs_image: Whether `State.images` must be filled.
         needs_pyramid: How many of `State.pyramid` the step looks at; 0 for none.
+        needs_gradients: At how many of these it asks `State.backward` for gradients; 0 for none.
     """
 
     stage: ClassVar[Stage]
     resolution: ClassVar[Resolution] = "feature"
     needs_image: ClassVar[bool] = False
     needs_pyramid: int = 0
+    needs_gradients: int = 0
 
     @abc.abstractmethod
     def __call__(self, state: State) -> State:
