@@ -7,6 +7,7 @@ from camtools.steps.base import Stage, State, Step
 from camtools.steps.cam import CAM
 from camtools.steps.cream import CREAM, UnitFeatures
 from camtools.steps.crf import CRF
+from camtools.steps.edge_level import EdgeLevel
 from camtools.steps.enlarge import Enlarge
 from camtools.steps.fixed_threshold import FixedThreshold
 from camtools.steps.gradient import Gradient
@@ -26,6 +27,7 @@ __all__ = [
     "AbsoluteNegative",
     "AdaptiveThreshold",
     "Affinity",
+    "EdgeLevel",
     "Enlarge",
     "FixedThreshold",
     "Gradient",
