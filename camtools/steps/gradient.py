@@ -83,7 +83,9 @@ class Gradient(Step):
 
     g is the gradient of the mean of M_k = sum_c W[k,c] F_c, which is the class's logit where the head pools by the mean
     or is linearised. Weights steps before this one have their part in it. At F the product is NWC's map (where
-    features are not negative), Grad-CAM and HiResCAM are CAM with a ReLU.
+    features are not negative), Grad-CAM and HiResCAM are CAM with a ReLU. In class-token transformers it is the
+    gradient of what reaches the score by F, the positions in the last attention, and not of what the token took up
+    before.
 
     Of several stages the maps are min-max normalised, interpolated bicubically to the finest one's grid, clamped to
     [0, 1], and their geometric mean is taken: what is left is where each of them sees the class. The gradient at an

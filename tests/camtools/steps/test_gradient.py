@@ -293,14 +293,16 @@ def test_linearised_heads(mobilenet):
     torch.testing.assert_close(maps, expected, rtol=1e-3, atol=1e-5 * float(expected.amax()))
 
 
-def test_class_token_transformers():
+def test_vision_transformers():
     """The gradient at the block's tokens, and a map that Affinity spreads on the one grid that there is."""
     torch.manual_seed(0)
-    model, x, targets = timm.create_model("test_vit", num_classes=5).eval(), images(2, 160), TARGETS
+    model = timm.create_model("test_vit", num_classes=5, global_pool="avg").eval()  # all of the logit comes by F
+    x, targets = images(2, 160), TARGETS
     maps = run(model, Gradient("product", 1), x=x)
     tokens, gradients = by_autograd(model, "blocks.3", x, targets)
     expected = (tokens[:, None] * gradients).clamp_min(0).sum(3)[:, :, 1:].unflatten(2, (10, 10))
     torch.testing.assert_close(maps, expected, rtol=1e-3, atol=1e-5 * float(expected.amax()))
+    model = timm.create_model("test_vit", num_classes=5).eval()
     engine = Engine(model, [Pipeline([Gradient(), Affinity(2, 3)])])
     state = engine.maps(engine.forward(x), targets)[0]
     assert state.maps.shape == state.raw_maps.shape == (2, 2, 10, 10)
