@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from camtools.boxes import SPECK, boxes_from_masks
 from camtools.checks import flag
 from camtools.classes.targets import Target, check_top_k, class_indices, is_list, per_image
 from camtools.engine import Engine
@@ -32,6 +31,7 @@ from camtools.pipeline.presets import as_pipeline
 from camtools.pipeline.trace import Cut, TraceStep
 from camtools.progress import progress_bar
 from camtools.steps.base import Step
+from camtools.steps.peaks import part_boxes
 
 Targets = Target | Sequence[Target | Sequence[Target]] | Tensor | None
 ClassList = list[Any] | tuple[Any, ...]
@@ -213,13 +213,14 @@ class Explainer:
             pixel_trace: list[TraceStep] = []
             resize = batch.images[rows[0]].geometry.resize
             done = on_pixels(self.pipeline, state.classes(part), rows, resize, shown, pixel_trace if trace else None)
-            maps, masks, limits = (done.require(field, self) for field in ("maps", "masks", "thresholds"))
-            boxes, thresholds = iter(boxes_from_masks(masks, SPECK)), limits.tolist()
+            maps, limits = (done.require(field, self) for field in ("maps", "thresholds"))
+            parts, thresholds = iter(part_boxes(done, self.pipeline.peaks)), limits.tolist()
             for row, i in enumerate(rows):
                 for own, k in enumerate(range(part.start, part.stop)):
-                    cut = Cut(own)
+                    cut, own_parts = Cut(own), next(parts)
                     found[i, k] = {
-                        "boxes": next(boxes),
+                        "boxes": own_parts.boxes,
+                        "box_scores": scores[i][k] * own_parts.peaks,
                         "threshold": thresholds[row][own],
                         "kept": cut(maps, row) if trace or self.pipeline.needs_image else None,
                         "trace": cut.steps(pixel_trace, row),
@@ -236,6 +237,7 @@ class Explainer:
                 raw_map=cut(raw, i),
                 geometry=geometries[i],
                 pixel_steps=self.pipeline.pixel_steps,
+                peaks=self.pipeline.peaks,
                 exact=decomposition.exact,
                 layer=decomposition.layer,
                 logits=forward.logits[i].detach().clone(),
@@ -368,6 +370,6 @@ def _with_boxes(
     shares = regressor.boxes_of([ready.input_image for ready in images])
     boxes = [whole_pixels(share[None], ready.input_image.size) for share, ready in zip(shares, images, strict=True)]
     return [
-        [replace(explanation, boxes=box) for explanation in per_class]
+        [replace(exp, boxes=box, box_scores=torch.full((len(box),), exp.score)) for exp in per_class]
         for per_class, box in zip(explanations, boxes, strict=True)
     ]

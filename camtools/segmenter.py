@@ -192,6 +192,7 @@ class Segmenter:
                     input_image=batch.images[i].input_image,
                     transform=engine.transform,
                     pipeline=self.pipeline_name,
+                    peaks=self.pipeline.peaks,
                     crf=None if self.crf is None else repr(self.crf),
                 )
         return [segmentations[i] for i in range(len(batch.images))]

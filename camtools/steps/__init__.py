@@ -15,6 +15,7 @@ from camtools.steps.ivr import IVR
 from camtools.steps.minmax import MinMax
 from camtools.steps.nwc import NWC
 from camtools.steps.pas import PaS
+from camtools.steps.peaks import Peaks
 from camtools.steps.range_threshold import RangeThreshold
 from camtools.steps.sigmoid import ScoreThreshold, Sigmoid
 
@@ -33,6 +34,7 @@ __all__ = [
     "Gradient",
     "MinMax",
     "PaS",
+    "Peaks",
     "RangeThreshold",
     "ScoreThreshold",
     "Sigmoid",

@@ -30,6 +30,7 @@ class Stage(IntEnum):
     MAP = 1
     REFINE = 2
     THRESHOLD = 3
+    PARTS = 4
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class State:
         images: The images, (B, 3, H, W), RGB in [0, 1], at original resolution; only for steps that need them.
         masks: Where the object is, (B, K', H, W) bool.
         thresholds: The value each map was compared with, (B, K'); `masks` is `maps > thresholds`.
+        parts: Which part of its mask each pixel is in, (B, K', H, W) int32: 1, 2 ... in each map, 0 outside the mask;
+            None where no step split the masks.
         resize: Takes maps (B, K', h, w) from the feature grid to the original images' pixels, (B, K', H, W).
             None leaves them at feature resolution.
         stages: Outputs of the network's earlier stages, (B, C', h', w') each, coarse to fine, all finer than F; empty
@@ -59,6 +62,7 @@ class State:
     images: Tensor | None = None
     masks: Tensor | None = None
     thresholds: Tensor | None = None
+    parts: Tensor | None = None
     resize: Resize | None = None
     pyramid: tuple[Tensor, ...] | None = None
     labels: Tensor | None = None

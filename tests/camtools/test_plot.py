@@ -34,6 +34,7 @@ def explanation(height=40, width=60, box=(30, 5, 50, 25), name="red kite", pipel
     for x0, y0, x1, y1 in boxes.tolist():
         mask[y0:y1, x0:x1] = True
     given = {"map": torch.full((height, width), value), "raw_map": torch.zeros(4, 6), "mask": mask, "boxes": boxes}
+    given["box_scores"] = torch.full((len(boxes),), 0.876)
     facts = {"label": 3, "name": name, "score": 0.876, "threshold": 0.5, "exact": True, "layer": "layer4"}
     rest = {"logits": torch.zeros(5), "input_image": read_image(pixels), "transform": PLAIN, "pipeline": pipeline}
     return Explanation(**{**given, **facts, **rest, **fields})

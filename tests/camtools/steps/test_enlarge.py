@@ -60,7 +60,7 @@ def test_a_trace_has_no_entry_of_it():
     [
         (
             [Enlarge(2), Enlarge(3)],
-            "Enlarge(scale=2) and Enlarge(scale=3) both choose the input; a pipeline has one such step. Remove one.",
+            "Enlarge(scale=2) and Enlarge(scale=3) both choose the input; a pipeline has one input step. Remove one.",
         ),
         (
             [NWC(), Enlarge(2)],
