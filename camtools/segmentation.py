@@ -88,8 +88,9 @@ class Segmentation(HasRegions, ImageResult):
     @property
     def regions(self) -> tuple[ClassRegions, ...]:
         """Where the classes are, one entry per class, in the order of `classes`."""
-        columns = zip(self.classes, self.names, self.scores, self.boxes, self.masks, strict=True)
-        return tuple(ClassRegions(k, name, p, boxes, [p] * len(boxes), mask) for k, name, p, boxes, mask in columns)
+        sure = [of_class.tolist() for of_class in self.box_scores]
+        columns = zip(self.classes, self.names, self.scores, self.boxes, sure, self.masks, strict=True)
+        return tuple(ClassRegions(*row) for row in columns)
 
     @property
     def values(self) -> tuple[int, ...]:

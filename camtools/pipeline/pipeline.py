@@ -14,12 +14,8 @@ from camtools.pipeline.trace import TraceStep
 from camtools.steps import CAM, Enlarge, FixedThreshold, MinMax, Peaks, Stage, State, Step
 
 _ORDER = "one input step, weights steps, one map step, refine steps, one threshold step, one parts step"
-_ONCE = {
-    Stage.INPUT: "choose the input",
-    Stage.MAP: "make the maps",
-    Stage.THRESHOLD: "threshold",
-    Stage.PARTS: "split the masks",
-}
+_ONCE = {Stage.INPUT: "choose the input", Stage.MAP: "make the maps", Stage.THRESHOLD: "threshold"}
+_ONCE[Stage.PARTS] = "split the masks"
 
 
 class Pipeline(Sequence[Step]):
@@ -274,8 +270,8 @@ def _checked(steps: Any) -> list[Step]:
 def _check_order(before: Step, after: Step) -> None:
     """Check that two neighbours can follow each other."""
     if before.stage == after.stage and before.stage in _ONCE:
-        does, kind = _ONCE[before.stage], before.stage.name.lower()
-        raise PipelineError(f"{before!r} and {after!r} both {does}; a pipeline has one {kind} step. Remove one.")
+        does = f"{_ONCE[before.stage]}; a pipeline has one {before.stage.name.lower()} step"
+        raise PipelineError(f"{before!r} and {after!r} both {does}. Remove one.")
     if before.stage > after.stage:
         raise PipelineError(
             f"{after!r} ({after.stage.name.lower()}) can't come after {before!r} ({before.stage.name.lower()}). Put "

@@ -65,7 +65,7 @@ def test_a_trace_has_no_entry_of_it():
         (
             [NWC(), Enlarge(2)],
             "Enlarge(scale=2) (input) can't come after NWC() (weights). Put Enlarge(scale=2) before NWC(); the order "
-            "is: one input step, weights steps, one map step, refine steps, one threshold step.",
+            "is: one input step, weights steps, one map step, refine steps, one threshold step, one parts step.",
         ),
     ],
 )
