@@ -293,6 +293,9 @@ class Explanation(HasBoxes, ImageResult):
             with np.load(folder / told["files"]["map"]) as arrays:
                 tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
             geometry = Geometry(**{name: tuple(value) for name, value in told["rebuild"]["geometry"].items()})
+            peaks = told["rebuild"]["peaks"] and parse_step(told["rebuild"]["peaks"])
+            if not isinstance(peaks, Peaks | None):
+                raise ValueError(f"{peaks!r} does not split masks")
             return cls(
                 **{name: told[name] for name in ("label", "name", "score", "threshold", "exact", "layer", "pipeline")},
                 grid_map=tensors["map"],
@@ -302,7 +305,7 @@ class Explanation(HasBoxes, ImageResult):
                 boxes=torch.tensor(told["boxes"], dtype=torch.int64).reshape(-1, 4),
                 box_scores=torch.tensor(told["box_scores"], dtype=torch.float32),
                 geometry=geometry,
-                peaks=told["rebuild"]["peaks"] and parse_step(told["rebuild"]["peaks"]),
+                peaks=peaks,
                 pixel_steps=tuple(map(parse_step, told["rebuild"]["pixel_steps"])),
                 input_image=InputImage(None, None, told["source"], (told["height"], told["width"])),
                 transform=None,

@@ -17,6 +17,7 @@ from camtools.drawing.overlay import BOX, TRUTH
 from camtools.drawing.panels import fit
 from camtools.drawing.trace import CHANGE, SIGNED
 from camtools.explanation import Explanation
+from camtools.images.geometry import Geometry
 from camtools.images.read import read_image
 from camtools.pipeline.trace import TraceStep
 from camtools.plot import _titles, best_iou, compare, plot_trace
@@ -29,12 +30,9 @@ GAP = 11  # the letters' size at panels of up to 200 pixels
 def explanation(height=40, width=60, box=(30, 5, 50, 25), name="red kite", pipeline="", value=0.0, **fields):
     """An explanation of a grey image with an even map and one box."""
     pixels = np.full((height, width, 3), GREY, np.uint8)
-    mask = torch.zeros(height, width, dtype=torch.bool)
     boxes = torch.tensor([box] if box else [], dtype=torch.int64).reshape(-1, 4)
-    for x0, y0, x1, y1 in boxes.tolist():
-        mask[y0:y1, x0:x1] = True
-    given = {"map": torch.full((height, width), value), "raw_map": torch.zeros(4, 6), "mask": mask, "boxes": boxes}
-    given["box_scores"] = torch.full((len(boxes),), 0.876)
+    given = {"grid_map": torch.full((height, width), value), "raw_map": torch.zeros(4, 6), "boxes": boxes}
+    given |= {"box_scores": torch.full((len(boxes),), 0.876), "geometry": Geometry.identity((height, width))}
     facts = {"label": 3, "name": name, "score": 0.876, "threshold": 0.5, "exact": True, "layer": "layer4"}
     rest = {"logits": torch.zeros(5), "input_image": read_image(pixels), "transform": PLAIN, "pipeline": pipeline}
     return Explanation(**{**given, **facts, **rest, **fields})
