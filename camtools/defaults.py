@@ -12,6 +12,7 @@ DESCRIPTIONS = {
     "cream": "Features, less their mean, clustered into object and surroundings (after Xu et al., 2022).",
     "rcam+crf": "Negative weights clamped, then drawn to the image's edges by a dense CRF.",
     "fast": "The map spread over what earlier stages see as alike; one forward.",
-    "best": "The same from an input 1.43 times as large; less than four forwards' cost.",
+    "best": "Features times gradients of three stages, spread likewise; a forward and a backward.",
+    "best+enlarge": "The same from an input 1.43 times as large; about four forwards' cost.",
 }
 """Every preset in one line."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -100,9 +101,12 @@ class Engine:
             transform = adapter.data_config(inner)
         self.transform: Transform = Preprocess.imagenet() if transform is None else as_transform(transform)
         self.class_names = adapter.class_names(inner) if class_names is None else checked_names(class_names)
-        scales = {pipeline.scale for pipeline in self.pipelines}
-        # How many levels of the pyramid the pipelines look at, by the scale of the input that they want.
-        self._levels = {s: max(p.needs_pyramid for p in self.pipelines if p.scale == s) for s in sorted(scales)}
+        # How many levels of the pyramid the pipelines look at, and at how many of these they want gradients, by the
+        # scale of the input that they want.
+        self._levels: dict[float, tuple[int, int]] = {}
+        for scale in sorted({pipeline.scale for pipeline in self.pipelines}):
+            own = [pipeline for pipeline in self.pipelines if pipeline.scale == scale]
+            self._levels[scale] = max(p.needs_pyramid for p in own), max(p.needs_gradients for p in own)
         self._taken: dict[tuple[int, ...], bool] = {}
         self._channels_last = True
         self.whole_images = any(pipeline.needs_image for pipeline in self.pipelines)
@@ -181,24 +185,26 @@ class Engine:
         inner = unwrapped(self.model)
         with torch.inference_mode(False), torch.no_grad():
             taken = {scale: to_model(x, inner) for scale, x in larger.items() if self._takes(x)}
-            levels = max((count for scale, count in self._levels.items() if scale not in taken), default=0)
+            own = [counts for scale, counts in self._levels.items() if scale not in taken]
+            levels, gradients = (max(column, default=0) for column in zip(*own, strict=True)) if own else (0, 0)
             with untouched(inner):
-                activations = self._activations(to_model(inputs, inner), levels)
+                activations = self._activations(to_model(inputs, inner), levels, gradients)
                 _check_scores(activations.logits, names)
-                others = {scale: self._activations(x, self._levels[scale]) for scale, x in taken.items()}
+                others = {scale: self._activations(x, *self._levels[scale]) for scale, x in taken.items()}
         return Forward(activations, others)
 
-    def _activations(self, inputs: Tensor, levels: int) -> Activations:
+    def _activations(self, inputs: Tensor, levels: int, gradients: int) -> Activations:
         """Run the model on inputs in the layout that is fastest: channels last, where the model takes that."""
         with autocast_to(self.precision, inputs.device):
             if self._channels_last:
                 try:
-                    return self.model.activations(inputs.contiguous(memory_format=torch.channels_last), levels)
+                    dense = inputs.contiguous(memory_format=torch.channels_last)
+                    return self.model.activations(dense, levels, gradients)
                 except torch.OutOfMemoryError:
                     raise
                 except RuntimeError:  # its own code wants memory in one piece (`view`); what else is wrong shows below
                     pass
-            activations = self.model.activations(inputs.contiguous(), levels)
+            activations = self.model.activations(inputs.contiguous(), levels, gradients)
             self._channels_last = False
             return activations
 
@@ -218,12 +224,14 @@ class Engine:
         """
         starts: dict[float, State] = {}
         states = []
-        for pipeline in self.pipelines:
-            scale = pipeline.scale if pipeline.scale in forward.larger else 1.0
-            if scale not in starts:
-                starts[scale] = _start(forward.larger.get(scale, forward.activations), targets)
-            with plain(starts[scale].require("features", self).device):
-                states.append(pipeline.features(starts[scale], trace))
+        back = any(pipeline.needs_gradients for pipeline in self.pipelines)
+        with untouched(unwrapped(self.model)) if back else nullcontext():
+            for pipeline in self.pipelines:
+                scale = pipeline.scale if pipeline.scale in forward.larger else 1.0
+                if scale not in starts:
+                    starts[scale] = _start(forward.larger.get(scale, forward.activations), targets)
+                with plain(starts[scale].require("features", self).device):
+                    states.append(pipeline.features(starts[scale], trace))
         return states
 
     def scores(self, forward: Forward) -> Tensor:
@@ -261,7 +269,8 @@ def _start(source: Activations, targets: Tensor) -> State:
     """Return where pipelines start, in float32 from here on."""
     with torch.inference_mode(False), torch.no_grad():
         weights = source.weights(targets).detach().float()
-        return State(source.features.detach().float(), weights, labels=targets, pyramid=source.pyramid)
+        features, back = source.features.detach().float(), source.backward
+        return State(features, weights, labels=targets, pyramid=source.pyramid, backward=back)
 
 
 def _runs_on(model: CamModel, shape: tuple[int, ...]) -> bool:

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from camtools.boxes import SPECK, boxes_from_masks
 from camtools.checks import flag, whole
 from camtools.classes.targets import Target, check_top_k, class_indices, is_list, per_image
 from camtools.defaults import DEFAULT_PRESET
@@ -29,12 +28,14 @@ from camtools.images.read import read_images
 from camtools.model.cam_model import CamModel
 from camtools.model.device import Precision
 from camtools.model.outputs import Activation
+from camtools.notebook import ResultList
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.pixels import on_pixels, portions
 from camtools.pipeline.text import one_pipeline
 from camtools.pipeline.trace import Cut, TraceStep
 from camtools.progress import progress_bar
 from camtools.steps.base import Step
+from camtools.steps.peaks import part_boxes
 
 Targets = Target | Sequence[Target | Sequence[Target]] | Tensor | None
 Errors = Literal["raise", "skip"] | Callable[[Any, InputError], object]
@@ -73,6 +74,7 @@ class Explainer:
             leaves. None: "squash", but a `transform` of the caller's as it is.
         precision: "float32": the model as it is. "bf16": its forward under bfloat16 autocast. "auto": bf16 where the
             device computes in it.
+        progress: Whether a call shows a bar, on a terminal or in a notebook.
 
     Raises:
         ModelError: No module, or no adapter knows it.
@@ -95,8 +97,9 @@ class Explainer:
         boxes_from: BoxRegressor | None = None,
         crop: Crop | None = None,
         precision: Precision = "float32",
+        progress: bool = False,
     ) -> None:
-        self.trace = flag("trace", trace)
+        self.trace, self.progress = flag("trace", trace), flag("progress", progress)
         if boxes_from is not None and not callable(getattr(boxes_from, "boxes_of", None)):
             raise InputError(f"boxes_from={boxes_from!r}: expected a camtools.heads.BoxRegressor, or None")
         self.pipeline, self.pipeline_name = one_pipeline(pipeline)
@@ -175,15 +178,18 @@ class Explainer:
         inputs, single = read_images(images)
         targets = per_image(target, len(inputs), single)
         lost: list[int] = []
-        skipped = None if single else _on_error(errors, lost)
-        batches = self.engine.batches(images, targets, single, skipped)
-        per_class: list[Any] = [explanations for batch in batches for explanations in self.explain_batch(batch, top_k)]
+        batches = self.engine.batches(images, targets, single, None if single else _on_error(errors, lost))
+        per_class: list[Any] = []
+        with progress_bar(len(inputs), "Images", self.progress) as advance:
+            for batch in batches:
+                per_class += self.explain_batch(batch, top_k)
+                advance(len(batch.images))
         for index in lost:
             per_class.insert(index, None)
         if top_k is None and not any(map(is_list, targets)):
-            first = [explanations and explanations[0] for explanations in per_class]
+            first = ResultList(own and own[0] for own in per_class)
             return first[0] if single else first
-        return per_class[0] if single else per_class
+        return ResultList(per_class[0]) if single else ResultList(own and ResultList(own) for own in per_class)
 
     @overload
     def stream(self, images: Any, target: Target | None = None, **how: Unpack[_Streaming]) -> Iterator[Explanation]: ...
@@ -278,13 +284,14 @@ class Explainer:
             pixel_trace: list[TraceStep] = []
             resize = batch.images[rows[0]].geometry.resize
             done = on_pixels(self.pipeline, state.classes(part), rows, resize, shown, pixel_trace if trace else None)
-            maps, masks, limits = (done.require(field, self) for field in ("maps", "masks", "thresholds"))
-            boxes, thresholds = iter(boxes_from_masks(masks, SPECK)), limits.tolist()
+            maps, limits = (done.require(field, self) for field in ("maps", "thresholds"))
+            parts, thresholds = iter(part_boxes(done, self.pipeline.peaks)), limits.tolist()
             for row, i in enumerate(rows):
                 for own, k in enumerate(range(part.start, part.stop)):
-                    cut = Cut(own)
+                    cut, own_parts = Cut(own), next(parts)
                     found[i, k] = {
-                        "boxes": next(boxes),
+                        "boxes": own_parts.boxes,
+                        "box_scores": scores[i][k] * own_parts.peaks,
                         "threshold": thresholds[row][own],
                         "kept": cut(maps, row) if trace or self.pipeline.needs_image else None,
                         "trace": cut.steps(pixel_trace, row),
@@ -301,6 +308,7 @@ class Explainer:
                 raw_map=cut(raw, i),
                 geometry=geometries[i],
                 pixel_steps=self.pipeline.pixel_steps,
+                peaks=self.pipeline.peaks,
                 exact=decomposition.exact,
                 layer=decomposition.layer,
                 logits=forward.logits[i].detach().clone(),
@@ -352,6 +360,7 @@ class _Options(TypedDict, total=False):
     boxes_from: BoxRegressor | None
     crop: Crop | None
     precision: Precision
+    progress: bool
 
 
 @overload
@@ -396,6 +405,7 @@ def explain(
     boxes_from: BoxRegressor | None = None,
     crop: Crop | None = None,
     precision: Precision = "float32",
+    progress: bool = False,
 ) -> Explanation | list[Explanation] | list[list[Explanation]]:
     """Say where a classifier sees a class: map, mask and boxes, from one forward.
 
@@ -417,6 +427,7 @@ def explain(
         boxes_from: A `BoxRegressor` that the boxes come from, see `Explainer`.
         crop: Which part of the image the model is shown: "squash", "pad", "full" or "model"; see `Explainer`.
         precision: "float32", "bf16" or "auto"; see `Explainer`.
+        progress: Whether to show a bar, on a terminal or in a notebook.
 
     Returns:
         One `Explanation` for a single image and class; a list for several classes or several images; a list of
@@ -444,6 +455,7 @@ def explain(
         boxes_from=boxes_from,
         crop=crop,
         precision=precision,
+        progress=progress,
     )
     return explainer(image, target=target, top_k=top_k)
 
@@ -455,6 +467,6 @@ def _with_boxes(
     shares = regressor.boxes_of([ready.input_image for ready in images])
     boxes = [whole_pixels(share[None], ready.input_image.size) for share, ready in zip(shares, images, strict=True)]
     return [
-        [replace(explanation, boxes=box) for explanation in per_class]
+        [replace(exp, boxes=box, box_scores=torch.full((len(box),), exp.score)) for exp in per_class]
         for per_class, box in zip(explanations, boxes, strict=True)
     ]

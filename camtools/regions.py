@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
-from skimage.measure import approximate_polygon, find_contours
+from skimage.measure import approximate_polygon, find_contours, label
 from torch import Tensor
 
 from camtools.checks import number
@@ -34,7 +34,7 @@ class ClassRegions:
         score: The model's probability for the class.
         boxes: (N, 4) int64 on the CPU: x0, y0, x1, y1 in pixels, half-open.
         box_scores: A score for each box, N.
-        mask: (H, W) bool.
+        mask: (H, W) bool, or whole numbers where parts are told apart by them, 0 outside.
     """
 
     label: int
@@ -46,8 +46,8 @@ class ClassRegions:
 
     def parts(self) -> Iterator[NDArray[np.bool_]]:
         """Yield each box's pixels, (y1 - y0, x1 - x0) bool: the connected part it is around, else all within it."""
-        labels, count = ndimage.label(self.mask.cpu().numpy(), structure=np.ones((3, 3)))
-        areas = np.bincount(labels.ravel(), minlength=count + 1)
+        labels = label(self.mask.cpu().numpy(), connectivity=2)
+        areas = np.bincount(labels.ravel())
         around: dict[tuple[int, ...], list[int]] = {}
         places = ndimage.find_objects(labels)
         for part in 1 + np.argsort(areas[1:], kind="stable"):
@@ -128,17 +128,18 @@ class HasBoxes(HasRegions):
     name: str
     score: float
     boxes: Tensor
+    box_scores: Tensor
 
     @property
-    def mask(self) -> Tensor:
-        """Where the class is, (H, W) bool."""
+    def parts(self) -> Tensor:
+        """The mask's parts, see `ClassRegions.mask`."""
         raise NotImplementedError
 
     @property
     def regions(self) -> tuple[ClassRegions, ...]:
         """Where the class is: one entry."""
-        scores = [self.score] * len(self.boxes)
-        return (ClassRegions(self.label, self.name, self.score, self.boxes, scores, self.mask),)
+        scores = self.box_scores.tolist()
+        return (ClassRegions(self.label, self.name, self.score, self.boxes, scores, self.parts),)
 
     @property
     def xywh(self) -> Tensor:

@@ -20,6 +20,7 @@ from camtools.images.preprocess import display_image
 from camtools.images.read import read_images
 from camtools.model.device import Precision
 from camtools.model.outputs import Activation
+from camtools.notebook import ResultList
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.pixels import at_once, groups, on_pixels
 from camtools.pipeline.presets import as_pipeline
@@ -138,7 +139,7 @@ class Segmenter:
         wanted = _per_image(classes, len(inputs), single)
         batches = self.engine.batches(images, wanted, single)
         segmentations = [segmentation for batch in batches for segmentation in self.segment_batch(batch)]
-        return segmentations[0] if single else segmentations
+        return segmentations[0] if single else ResultList(segmentations)
 
     def stream(self, images: Iterable[Any], classes: Target | Sequence[Target] | None = None) -> Iterator[Segmentation]:
         """Segment images one after another without keeping them: for more than fit in memory.
@@ -203,6 +204,7 @@ class Segmenter:
                     input_image=batch.images[i].input_image,
                     transform=engine.transform,
                     pipeline=self.pipeline_name,
+                    peaks=self.pipeline.peaks,
                     crf=None if self.crf is None else repr(self.crf),
                 )
         return [segmentations[i] for i in range(len(batch.images))]

@@ -12,6 +12,7 @@ import typer
 
 from camtools.cli.common import complain
 from camtools.cli.demo import demo
+from camtools.cli.doctor import doctor
 from camtools.cli.evaluate import evaluate
 from camtools.cli.explain import explain
 from camtools.cli.export_results import export_results
@@ -26,11 +27,10 @@ __all__ = ["app"]
 app = typer.Typer(
     name="camtools",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, evaluate, explain, export_results, finetune, models, segment):
+for command in (demo, doctor, evaluate, explain, export_results, finetune, models, segment):
     app.command()(command)
 for point in sorted(entry_points(group="camtools.commands"), key=lambda point: point.name):
     try:

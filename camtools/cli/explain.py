@@ -90,7 +90,7 @@ class _Explaining(Run):
     """An entry's "classes" are those that were explained, a dictionary each."""
 
     doing = "Explaining"
-    columns = "Class", "Score", "Box (x0, y0, x1, y1)", "Map"
+    columns = "Class", "Score", "Box (x0, y0, x1, y1)", "Box score", "Boxes", "Map"
 
     def prepare(self, loaded: Any, **known: Any) -> None:
         from camtools.classes.names import resolve_target
@@ -129,9 +129,10 @@ class _Explaining(Run):
     def rows(self, entry: dict[str, Any]) -> Iterator[list[str]]:
         for result in entry["classes"]:
             maps = "exact" if result["exact"] else "linearised"
-            yield [
-                class_cell(result),
-                f"{result['score']:.3f}",
+            sure = result.get("box_scores", [])  # results of earlier versions have none
+            boxes = [
                 box_cell(result["box"]) + " (cut)" * any(result.get("cut", ())[:1]),
-                maps,
+                f"{sure[0]:.3f}" if sure else "",
+                str(len(result["boxes"])),
             ]
+            yield [class_cell(result), f"{result['score']:.3f}", *boxes, maps]

@@ -29,6 +29,7 @@ def draw_overlay(
     threshold: float | None = None,
     key: str | None = None,
     seen: Sequence[int] | None = None,
+    notes: Sequence[str] = (),
 ) -> Image.Image:
     """Blend a map over an image and draw boxes and a caption; with a legend where there is something to say.
 
@@ -44,6 +45,7 @@ def draw_overlay(
         threshold: What the map was compared with; marked on the legend's colour bar.
         key: What the legend says of the boxes. Where this and `threshold` are None there is no legend.
         seen: The part of the image that the model saw, xyxy in pixels; the rest is hatched. None for all of it.
+        notes: What is written at the boxes after the first.
 
     Returns:
         A new RGB image of the same size. With a legend it is larger: the legend is on white below the image, or
@@ -60,6 +62,8 @@ def draw_overlay(
     width = max(1, round(side / 150))
     for box in boxes:
         draw_box(draw, box, BOX, width)
+    for box, words in zip(boxes[1:], notes, strict=True):
+        _caption(draw, canvas.size, box, words, max(10.0, side / 30))
     shown = _caption(draw, canvas.size, boxes[0] if boxes else (0, 0, 0, 0), text, max(10.0, side / 22))
     if threshold is None and key is None:
         return canvas

@@ -47,11 +47,9 @@ def calibrated(
         FixedThreshold(theta=0.31)
     """
     built = as_pipeline(pipeline)
-    kept = [step for step in built if step.stage != Stage.THRESHOLD]
-    if isinstance(threshold, int | float):
-        return Pipeline([*kept, FixedThreshold(threshold)])
-    wanted = name or (pipeline if isinstance(pipeline, str) else built.summary)
-    return Pipeline([*kept, FixedThreshold(_chosen(threshold, wanted, metric))])
+    if not isinstance(threshold, int | float):
+        threshold = _chosen(threshold, name or (pipeline if isinstance(pipeline, str) else built.summary), metric)
+    return Pipeline([FixedThreshold(threshold) if step.stage == Stage.THRESHOLD else step for step in built])
 
 
 def write_thresholds(metrics: dict[str, dict[str, Value]], settings: dict[str, Any], path: Path) -> None:

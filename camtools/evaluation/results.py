@@ -16,6 +16,7 @@ from camtools.evaluation.rows import Array, Ranked, Rows, detections_table, rows
 from camtools.files import parse_json, read_text, replacing, write_json
 from camtools.metrics.box_accuracy import box_hits
 from camtools.metrics.scoremap import THRESHOLDS as PROTOCOL_THRESHOLDS
+from camtools.notebook import html_table
 
 THRESHOLDS: NDArray[np.float64] = PROTOCOL_THRESHOLDS.numpy()
 """The protocol's thresholds: 0, 0.001 ... 0.999 of a map's maximum, (1000,)."""
@@ -49,7 +50,7 @@ class Value:
     calibrated_threshold: float | tuple[float, ...] | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EvaluationResult:
     """The result of `camtools.evaluate`.
 
@@ -71,12 +72,28 @@ class EvaluationResult:
     settings: dict[str, Any]
     baseline: str
     detections: dict[str, dict[str, Ranked]] = field(default_factory=dict)
-    timing: dict[str, float] = field(default_factory=dict, repr=False)
+    timing: dict[str, float] = field(default_factory=dict)
 
     @property
     def metric_names(self) -> tuple[str, ...]:
         """The metrics, in the order in which they are shown."""
         return tuple(next(iter(self.metrics.values()), {}))
+
+    @property
+    def _about(self) -> str:
+        count, data = len(set(self.rows.index.tolist())), self.settings.get("data")
+        return f"{count} images{f' of {data}' if data else ''}{f', {len(self.failed)} failed' if self.failed else ''}"
+
+    def __repr__(self) -> str:
+        lines = (
+            f"\n  {name}: {', '.join(f'{metric} {value.value:.1f}' for metric, value in of.items())}"
+            for name, of in self.metrics.items()
+        )
+        return f"EvaluationResult({self._about}; per cent{''.join(lines)})"
+
+    def _repr_html_(self) -> str:
+        rows = ((name, *(f"{value.value:.1f}" for value in of.values())) for name, of in self.metrics.items())
+        return html_table(rows, ("Pipeline", *self.metric_names), f"{self._about}; per cent")
 
     def curve(self, metric: str) -> tuple[Array, Array]:
         """Return how a metric depends on the threshold.

@@ -214,10 +214,12 @@ class ModelRunner(Runner):
             own = [targets[b].tolist().index(truth.label) for b, (_, truth) in zip(owners, pairs, strict=True)]
             if pairs:
                 rows = score_rows(done.scores[owners, own], pairs, masks=self.masks)
-                parts.append(with_own(rows, done.masks[owners, own], done.thresholds[owners, own], pairs))
+                boxes = [done.parts[b][k].boxes for b, k in zip(owners, own, strict=True)]
+                parts.append(with_own(rows, done.masks[owners, own], boxes, done.thresholds[owners, own], pairs))
             if self.multilabel:
-                each = zip(done.scores, done.masks, samples, targets, scores[members], strict=True)
-                detections += [ranked_detections(s, m, sample, t, p[t]) for s, m, sample, t, p in each]
+                each = zip(done.scores, done.parts, samples, targets, scores[members], strict=True)
+                size = done.masks.shape[-2:]
+                detections += [ranked_detections(s, found, size, sample, t, p[t]) for s, found, sample, t, p in each]
         if not parts:
             return None, detections
         place = {sample.index: b for b, sample in enumerate(batch.samples)}

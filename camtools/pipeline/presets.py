@@ -18,8 +18,10 @@ from camtools.steps import (
     AbsoluteNegative,
     AdaptiveThreshold,
     Affinity,
+    EdgeLevel,
     Enlarge,
     FixedThreshold,
+    Gradient,
     MinMax,
     PaS,
     RangeThreshold,
@@ -72,7 +74,21 @@ def _fast() -> Pipeline:
 
 
 def _best() -> Pipeline:
-    return Pipeline([Enlarge(1.43), CAM(), Affinity(levels=2, power=3), MinMax(), RangeThreshold(30, 0.22)])
+    return Pipeline(_best_steps())
+
+
+def _best_enlarge() -> Pipeline:
+    return Pipeline([Enlarge(1.43), *_best_steps()])
+
+
+def _best_steps() -> list[Step]:
+    return [
+        Gradient("product", levels=(0, 1, 2)),
+        Affinity(levels=2, power=3),
+        EdgeLevel(),
+        MinMax(),
+        FixedThreshold(0.48),
+    ]
 
 
 _FACTORIES: dict[str, Callable[[], Pipeline]] = {
@@ -83,6 +99,7 @@ _FACTORIES: dict[str, Callable[[], Pipeline]] = {
     "rcam+crf": _rcam_crf,
     "fast": _fast,
     "best": _best,
+    "best+enlarge": _best_enlarge,
 }
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {name: Preset(factory, DESCRIPTIONS[name]) for name, factory in _FACTORIES.items()}
