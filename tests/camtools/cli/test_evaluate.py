@@ -186,8 +186,8 @@ def test_wrong_use_is_one_line_and_exit_code_2(place, args, words):
 
 
 def test_more_wrong_use(place):
-    result = run(data="pics")
-    assert (result.exit_code, "'pics' is no data set" in result.stderr) == (2, True)
+    result = run(data="nowhere")
+    assert (result.exit_code, "'nowhere' is no data set" in result.stderr) == (2, True)
     result = run("--scoremaps", "pics", "--scoremaps", "pics", model=None)
     assert (result.exit_code, "two folders are named 'pics'" in result.stderr) == (2, True)
     (place / "names.txt").write_text("a\nb\nc\n")
