@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,13 +120,14 @@ class Gradient(Step):
             known = ", ".join(map(repr, METHODS))
             raise PipelineError(f"Gradient(method={method!r}): method must be one of {known}.")
         several = isinstance(levels, Sequence) and not isinstance(levels, str)
-        for level in levels if several else [levels]:
+        chosen: tuple[Any, ...] = tuple(levels) if isinstance(levels, Sequence) and several else (levels,)
+        for level in chosen:
             whole("levels", level, 0, owner="Gradient", error=PipelineError)
-        if several and not (levels and len(set(levels)) == len(levels)):
+        if not chosen or len(set(chosen)) < len(chosen):
             raise PipelineError(f"Gradient(levels={levels!r}): levels must be one or more different whole numbers.")
         self.method = method
-        self.levels = tuple(levels) if several else levels
-        self.needs_pyramid = self.needs_gradients = max(levels) if several else levels
+        self.levels = chosen if several else levels
+        self.needs_pyramid = self.needs_gradients = max(chosen)
 
     def __call__(self, state: State) -> State:
         """Return the state with `maps` (B, K', h, w)."""
@@ -135,7 +137,7 @@ class Gradient(Step):
         chosen = sorted({min(level, len(pyramid)) for level in levels})
         columns = []
         for weight in weights.unbind(1):
-            gradients = state.backward.gradients(weight, chosen[-1]) if chosen[-1] else ()
+            gradients = state.backward.gradients(weight, chosen[-1]) if chosen[-1] and state.backward else ()
             own = weight if weight.dim() == 4 else weight[..., None, None]
             pairs = [(features, own.expand_as(features) / features[0, 0].numel())]
             pairs += [(a.float(), g) for a, g in zip(pyramid, gradients, strict=False)]
@@ -163,7 +165,7 @@ def geometric_mean(maps: Sequence[Tensor]) -> Tensor:
         (B, K', h', w') float32 in [0, 1]; zeros where no map has a say.
     """
     grid = max((one.shape[2:] for one in maps), key=lambda shape: shape[0] * shape[1])
-    logs, counts = 0.0, 0.0
+    logs = counts = maps[0].new_zeros((), dtype=torch.float32)
     for one in maps:
         normal = MinMax()(State(maps=one)).require("maps", "geometric_mean")
         telling = normal.amax((2, 3), keepdim=True) > 0
