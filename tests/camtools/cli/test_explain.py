@@ -322,16 +322,8 @@ def test_weights_and_normalisation_from_the_command_line(place):
     assert (found["name"], found["box"], found["map_size"]) == ("blue", None, [4, 8])  # there is no blue: an even map
 
 
-def test_interrupting_keeps_what_is_done(place, monkeypatch):
-    chunk, calls = Run._chunk, []
-
-    def interrupted(self, *args):
-        calls.append(1)
-        if len(calls) > 2:
-            raise KeyboardInterrupt
-        return chunk(self, *args)
-
-    monkeypatch.setattr(Run, "_chunk", interrupted)
+def test_interrupting_keeps_what_is_done(place, monkeypatch, interrupt):
+    interrupt(2)
     result = run("pics", "--out", "out", "--batch-size", "1", "--format", "json")
     assert result.exit_code == 130
     assert "Interrupted." in result.stderr
