@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from camtools.checkpoints import weights_hash, write_tensors
-from camtools.checks import share
+from camtools.checks import one_of, share
 from camtools.classes.matching import match_classes
 from camtools.datasets.selection import Selection
 from camtools.engine import Engine
@@ -115,8 +115,7 @@ class ContextBank:
             TargetError: The data's classes are not the model's.
             ModelError: The model cannot be explained.
         """
-        if mode not in ("momentum", "mean"):
-            raise InputError(f"mode={mode!r}: expected 'momentum' or 'mean'")
+        one_of("mode", mode, ("momentum", "mean"))
         share("momentum", momentum)
         share("delta", delta)
         data = Selection(dataset)

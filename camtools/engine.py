@@ -14,12 +14,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from camtools.checks import whole
+from camtools.checks import one_of, whole
 from camtools.classes.names import checked_names
 from camtools.errors import CamtoolsError, InputError, ModelError
 from camtools.images.batches import Batch, Failed, is_ready_batch, read_batches, ready_batches
@@ -28,7 +28,7 @@ from camtools.images.preprocess import Preprocess, Transform, as_transform
 from camtools.images.read import Least
 from camtools.model.activations import Activations
 from camtools.model.cam_model import CamModel, unwrapped, wrap
-from camtools.model.device import Precision, autocast_to, check_precision, on_device, to_model
+from camtools.model.device import Precision, autocast_to, on_device, to_model
 from camtools.model.guard import untouched
 from camtools.model.outputs import Activation, probabilities
 from camtools.pipeline.pipeline import Pipeline
@@ -89,11 +89,9 @@ class Engine:
         batch_size: int = 32,
         precision: Precision = "float32",
     ) -> None:
-        self.precision = check_precision(precision)
-        if activation not in ("softmax", "sigmoid"):
-            raise InputError(f"activation={activation!r}: expected 'softmax' or 'sigmoid'")
+        self.precision: Precision = one_of("precision", precision, get_args(Precision))
+        self.activation: Activation = one_of("activation", activation, get_args(Activation))
         self.batch_size = whole("batch_size", batch_size, most=1 << 16)
-        self.activation = activation
         self.pipelines = tuple(pipelines)
         self.model: CamModel = wrap(on_device(model, device))
         adapter, inner = self.model.adapter, unwrapped(self.model)

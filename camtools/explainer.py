@@ -331,9 +331,9 @@ class Explainer:
 
 def _on_error(errors: Errors, lost: list[int] | None = None) -> Failed | None:
     """Return what is done about an image that cannot be used: None raises; `lost` gets its number."""
-    if errors == "raise":
+    if isinstance(errors, str) and errors == "raise":
         return None
-    if errors != "skip" and not callable(errors):
+    if not callable(errors) and (not isinstance(errors, str) or errors != "skip"):
         raise InputError(f"errors={errors!r}: expected 'raise', 'skip', or a callable of the image and the error")
 
     def failed(index: int | None, image: Any, error: InputError) -> None:

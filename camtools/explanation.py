@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from camtools.boxes import coco_annotations
+from camtools.checks import one_of
 from camtools.drawing.overlay import draw_overlay
 from camtools.drawing.trace import draw_trace
 from camtools.errors import InputError, PipelineError
@@ -200,9 +201,7 @@ class Explanation(HasBoxes, ImageResult):
             InputError: `boxes` is none of the three words.
         """
         chosen = {"largest": self.boxes[:1], "all": self.boxes, "none": self.boxes[:0]}
-        if boxes not in chosen:
-            raise InputError(f"boxes={boxes!r}: expected one of {', '.join(map(repr, chosen))}")
-        return chosen[boxes]
+        return chosen[one_of("boxes", boxes, tuple(chosen))]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays, ready for JSON."""

@@ -115,12 +115,12 @@ def _headed(path: str, config: Mapping[str, Any], source: Source | None, num_cla
             f"{path} holds a box regressor, which knows no classes: expected a classifier. Read it by "
             "camtools.heads.BoxRegressor.load, and pass it as boxes_from"
         )
-    if num_classes not in (None, config["classes"]):
-        raise _other_count(path, config["classes"], num_classes)
+    if num_classes not in (None, classes := config.get("classes", num_classes)):
+        raise _other_count(path, classes, num_classes)
     return Built(load_headed(path, None if source is None else source.empty().model))
 
 
-def _other_count(path: str | Path, classes: int, num_classes: int | None) -> WeightsError:
+def _other_count(path: str | Path, classes: Any, num_classes: int | None) -> WeightsError:
     return WeightsError(
         f"{path} is for {classes} classes, but num_classes is {num_classes}. "
         "Leave num_classes out: it is read from the file."

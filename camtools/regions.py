@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -67,16 +68,16 @@ class ClassRegions:
             yield [np.add(ring, (x0 - 0.5, y0 - 0.5)).astype(np.float32) for ring in rings if len(ring) > 2]
 
 
-class HasRegions:
+class HasRegions(ABC):
     """What results offer to those who go on with boxes and masks elsewhere."""
 
     image: Image.Image
     size: tuple[int, int]
 
     @property
+    @abstractmethod
     def regions(self) -> tuple[ClassRegions, ...]:
         """Where the classes are, one entry per class."""
-        raise NotImplementedError
 
     def polygons(self, tolerance: float = 0.0) -> list[list[Polygon]]:
         """Return the outlines of every box's part of the mask, class by class, in the order of the boxes.
@@ -131,9 +132,9 @@ class HasBoxes(HasRegions):
     box_scores: Tensor
 
     @property
+    @abstractmethod
     def parts(self) -> Tensor:
         """The mask's parts, see `ClassRegions.mask`."""
-        raise NotImplementedError
 
     @property
     def regions(self) -> tuple[ClassRegions, ...]:

@@ -40,7 +40,10 @@ def per_image(target: Any, count: int, single: bool) -> list[Any]:
         TargetError: A list of another length than there are images.
     """
     if isinstance(target, (Tensor, np.ndarray)):
-        target = target.tolist()
+        try:
+            target = target.tolist()
+        except (TypeError, RuntimeError) as error:  # torch's own for meta, sparse and nested tensors
+            raise TargetError(f"targets are a tensor without plain values ({error}); pass class indices") from error
     if single or not is_list(target):
         return [target] * count
     if len(target) != count:

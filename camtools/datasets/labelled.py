@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,9 @@ class _Labelled(ListedDataset):
         """Return the class of `record(index)`, see `ListedDataset`."""
         return [self._labels[index]]
 
+    @abstractmethod
     def _image(self, index: int) -> Any:
         """Return what `read_image` takes."""
-        raise NotImplementedError
 
     def record(self, index: int) -> Record:
         """Return one record, see `RecordDataset`."""

@@ -9,7 +9,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from camtools import files
 from camtools.classes.names import imagenet_names, load_names
@@ -55,17 +55,6 @@ class FolderLayout:
 def folder(path: str | os.PathLike[str]) -> Path:
     """Return a path with ~ replaced by the home folder; nothing is checked."""
     return Path(path).expanduser()
-
-
-def one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
-    """Return an argument that is one of a few words.
-
-    Raises:
-        InputError: It is none of them.
-    """
-    if value not in allowed:
-        raise InputError(f"{name}={value!r}: expected one of {', '.join(map(repr, allowed))}")
-    return str(value)
 
 
 def read_text(path: Path) -> str:

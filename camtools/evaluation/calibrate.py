@@ -74,7 +74,7 @@ def _chosen(source: Any, name: str, metric: str) -> float:
         where = str(path)
         try:
             thresholds = parse_json(read_text(path, MAX_BYTES))["thresholds"]
-            assert isinstance(thresholds, dict)
+            assert isinstance(thresholds, dict) and all(isinstance(of, dict) for of in thresholds.values())
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
             raise InputError(
                 f"{path} holds no thresholds ({type(error).__name__}: {error}): expected the {FILE} that camtools "

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
 from camtools.checkpoints import weights_hash
-from camtools.checks import whole
+from camtools.checks import one_of, whole
 from camtools.classes.matching import ClassMap, match_classes
 from camtools.datasets.selection import Selection
 from camtools.engine import Engine
@@ -24,15 +24,17 @@ from camtools.evaluation.results import EvaluationResult
 from camtools.evaluation.runner import ModelRunner, Runner
 from camtools.evaluation.scoremaps import MapRunner, map_folders
 from camtools.evaluation.statistics import Measured, check_metrics, summarise
-from camtools.evaluation.store import Failure, Store, merged
+from camtools.evaluation.store import Failure, Store, forget, merged
 from camtools.files import locked
 from camtools.images.preprocess import Preprocess
 from camtools.model.cam_model import CamModel, unwrapped
 from camtools.model.device import Precision
 from camtools.model.guard import untouched
+from camtools.model.outputs import Activation
 from camtools.pipeline.text import named_pipelines
 from camtools.progress import progress_bar
 
+CALIBRATION = "calibration"  # folder of its batches
 _MOST_CLASSES = 200  # of multi-label data, whose maps are all made for every image
 _LOOKED_AT = 8  # images, to see whether a data set has masks
 
@@ -54,7 +56,7 @@ def evaluate(
     device: str | torch.device | None = None,
     transform: Any = None,
     class_names: Sequence[str] | None = None,
-    activation: Literal["softmax", "sigmoid"] = "softmax",
+    activation: Activation = "softmax",
     workers: int = 4,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -107,8 +109,7 @@ def evaluate(
     whole("batch_size", batch_size)
     whole("workers", workers)
     image_weights(0, bootstrap, seed)  # raises for what are no such numbers
-    if activation not in ("softmax", "sigmoid"):
-        raise InputError(f"activation={activation!r}: expected 'softmax' or 'sigmoid'")
+    one_of("activation", activation, get_args(Activation))
     if (model is None) == (scoremaps is None):
         raise InputError(f"got {'neither model nor' if model is None else 'both model and'} scoremaps: expected one")
     data, folder = Selection(dataset, limit, every, skip), None if out is None else Path(out)
@@ -129,9 +130,10 @@ def evaluate(
     with locked(folder if group.leads else None):
         start = time.perf_counter()
         measured, failed, count, settings = measure(data, folder, "Evaluating")
-        calibration = None
+        calibration, below = None, None if folder is None else folder / CALIBRATION
+        if others is None and fresh and below is not None and group.leads:
+            forget(below)
         if others is not None:
-            below = None if folder is None else folder / "calibration"
             calibration, _, more, theirs = measure(others, below, "Calibrating")
             settings |= {"calibration": theirs["data"]}
             count += more
@@ -188,7 +190,7 @@ class ModelJob:
         device: str | torch.device | None,
         transform: Any,
         class_names: Sequence[str] | None,
-        activation: Literal["softmax", "sigmoid"],
+        activation: Activation,
         workers: int,
         precision: Precision = "float32",
     ) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from camtools.boxes import PartBoxes
+from camtools.checks import one_of
 from camtools.errors import InputError
 from camtools.images.geometry import Geometry
 from camtools.images.preprocess import Preprocess, Transform, as_transform
@@ -67,8 +68,7 @@ class Protocol:
         Raises:
             InputError: The name is unknown, or mean and std of the transform are, which "wsol" needs.
         """
-        if name not in get_args(ProtocolName):
-            raise InputError(f"protocol={name!r}: expected 'wsol' or 'native'")
+        one_of("protocol", name, get_args(ProtocolName))
         own = Preprocess.imagenet() if transform is None else as_transform(transform)
         if name == "native":
             return cls("native", own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from camtools.errors import InputError
 from camtools.evaluation.rows import Array, Ranked, Rows, detections_table, rows_table, table_detections, table_rows
-from camtools.files import parse_json, read_text, replacing, write_json
+from camtools.files import parse_json, read_text, replacing, write_text
 from camtools.metrics.box_accuracy import box_hits
 from camtools.metrics.scoremap import THRESHOLDS as PROTOCOL_THRESHOLDS
 from camtools.notebook import html_table
@@ -24,6 +25,7 @@ LEVEL_OF: NDArray[np.int64] = (THRESHOLDS * 255).astype(np.int64)
 """The level that each threshold reads, int(255 tau), (1000,)."""
 V2_IOUS = (0.3, 0.5, 0.7)
 _ROWS, _DETECTIONS, _RESULTS = "rows.parquet", "detections.parquet", "results.json"
+_MADE_OF_THEM = (_DETECTIONS, "threshold.json", "table.md", "curve-*.png", "sheet-*.png", "changes-*.png")
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ class EvaluationResult:
     def save(self, folder: str | Path) -> None:
         """Write results.json, rows.parquet (one row per image, class and pipeline) and detections.parquet.
 
-        Each file is replaced as a whole; results.json comes last.
+        Each file is replaced as a whole; results.json comes last. What was made of other results there (the report,
+        thresholds, detections) is removed first.
 
         Raises:
             InputError: The folder cannot be written.
@@ -135,10 +138,14 @@ class EvaluationResult:
         tables = {_ROWS: rows_table(self.rows, self.pipelines)}
         if self.detections:
             tables[_DETECTIONS] = detections_table(self.detections)
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        if _text(place / _RESULTS) != text:
+            for path in [path for pattern in _MADE_OF_THEM for path in place.glob(pattern)]:
+                path.unlink(missing_ok=True)
         for name, table in tables.items():
             with replacing(place / name) as partial:
                 pq.write_table(table, partial, compression="zstd")
-        write_json(self.to_dict(), place / _RESULTS)
+        write_text(place / _RESULTS, text)
 
     @classmethod
     def load(cls, folder: str | Path) -> EvaluationResult:
@@ -186,6 +193,13 @@ def _hit_curve(ious: Array, at: Sequence[float]) -> Array:
     known = torch.from_numpy(ious[:, ~np.isnan(ious[0, :, 0])])
     hits = torch.stack([box_hits(part, at)[0].double().mean(0) for part in known])
     return (100 * hits / max(known.shape[1], 1)).numpy()
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 def _value(entry: dict[str, Any]) -> Value:

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from camtools.evaluation.sample import Sample, prepare
 from camtools.evaluation.scores import ranked_detections, score_rows, with_classifier, with_own
 from camtools.evaluation.store import Failure, Shard
 from camtools.images.batches import read_ahead
-from camtools.model.outputs import probabilities
+from camtools.model.outputs import Activation, probabilities
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.pixels import groups
 from camtools.steps.base import State
@@ -140,7 +140,7 @@ class ModelRunner(Runner):
         self,
         engine: Engine,
         protocol: Protocol,
-        activation: Literal["softmax", "sigmoid"],
+        activation: Activation,
         masks: bool,
         multilabel: bool,
         *rest: Any,

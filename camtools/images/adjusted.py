@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
+from camtools.checks import one_of
 from camtools.errors import InputError, ModelError
 from camtools.images.preprocess import Preprocess, Transform
 
@@ -35,8 +36,7 @@ def with_crop(transform: Transform, crop: Crop) -> Transform:
     Raises:
         InputError: `crop` is none of these, or the transform is somebody's own, which cannot be changed from outside.
     """
-    if crop not in get_args(Crop):
-        raise InputError(f"crop={crop!r}: expected one of {', '.join(map(repr, get_args(Crop)))}")
+    one_of("crop", crop, get_args(Crop))
     if crop == "model":
         return transform
     if not isinstance(transform, Preprocess):

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from camtools.checks import one_of
 from camtools.errors import InputError
 from camtools.images.geometry import Geometry
 from camtools.images.measured import MeasuredTransform
@@ -76,8 +77,7 @@ class Preprocess:
                     f"{name} is {getattr(self, name)!r}: expected (height, width), pixels above 0. Correct it"
                 )
         for name, allowed in (("interpolation", tuple(_RESAMPLING)), ("crop_mode", get_args(CropMode))):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} is {getattr(self, name)!r}: expected one of {'/'.join(allowed)}. Pick one")
+            one_of(name, getattr(self, name), allowed)
         if self.crop_mode != "center" and not pair:
             raise InputError(
                 f"crop_mode is {self.crop_mode!r} and resize {self.resize!r}: expected a pair. Pass (height, width)"

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.nn.utils.rnn import pad_sequence
 
-from camtools.checks import number
+from camtools.checks import number, one_of
 from camtools.errors import InputError
 from camtools.metrics.arguments import (
     Labels,
@@ -139,8 +139,7 @@ class PointingGame(ListMetric):
     """(N,) int64, the pairs' classes; -1 where none was given."""
 
     def __init__(self, tolerance: float = TOLERANCE, average: Average = "pairs", **kwargs: Any) -> None:
-        if not isinstance(average, str) or average not in get_args(Average):
-            raise InputError(f"PointingGame(average={average!r}): expected 'pairs' or 'classes'.")
+        one_of("average", average, get_args(Average), owner="PointingGame")
         super().__init__({"hits": torch.uint8, "labels": torch.int64}, **kwargs)
         self.tolerance = number("tolerance", tolerance, "[0, inf)", owner="PointingGame")
         keep_apart(self, tolerance)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +12,6 @@ from torch import Tensor, nn
 from camtools.errors import InputError
 
 Precision = Literal["float32", "bf16", "auto"]
-
-
-def check_precision(precision: Any) -> Precision:
-    """Return a precision.
-
-    Raises:
-        InputError: It is none.
-    """
-    if precision not in get_args(Precision):
-        raise InputError(f"precision={precision!r}: expected one of {', '.join(map(repr, get_args(Precision)))}")
-    return precision  # type: ignore[no-any-return]
 
 
 def autocast_to(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
@@ -42,7 +31,7 @@ def on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
     """Return the model, or a copy of it where it lives on another device."""
     if device is None or not isinstance(model, nn.Module):
         return model
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         wanted = torch.device(device)

@@ -256,15 +256,18 @@ def _checked(steps: Any) -> list[Step]:
     """Return the steps as a list, all of them steps and in a possible order."""
     if isinstance(steps, Step):
         steps = [steps]
-    if isinstance(steps, str | type) or not isinstance(steps, Iterable):
+    try:
+        listed = None if isinstance(steps, str | type) else list(steps)
+    except (TypeError, RuntimeError):  # no iterable, or a tensor without an axis or values
+        listed = None
+    if listed is None:
         raise PipelineError(f"A pipeline is made of steps. {_not_a_step(steps)}")
-    steps = list(steps)
-    for position, step in enumerate(steps):
+    for position, step in enumerate(listed):
         if not isinstance(step, Step):
             raise PipelineError(f"Item {position} of the pipeline is not a step. {_not_a_step(step)}")
-    for before, after in pairwise(steps):
+    for before, after in pairwise(listed):
         _check_order(before, after)
-    return steps
+    return listed
 
 
 def _check_order(before: Step, after: Step) -> None:

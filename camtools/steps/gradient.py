@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from camtools.checks import whole
+from camtools.checks import one_of, whole
 from camtools.errors import PipelineError
 from camtools.steps.base import Stage, State, Step
 from camtools.steps.minmax import MinMax
@@ -116,9 +116,7 @@ class Gradient(Step):
     stage = Stage.MAP
 
     def __init__(self, method: str = "product", levels: int | Sequence[int] = (0, 1)) -> None:
-        if method not in METHODS:
-            known = ", ".join(map(repr, METHODS))
-            raise PipelineError(f"Gradient(method={method!r}): method must be one of {known}.")
+        one_of("method", method, tuple(METHODS), owner="Gradient", error=PipelineError)
         several = isinstance(levels, Sequence) and not isinstance(levels, str)
         chosen: tuple[Any, ...] = tuple(levels) if isinstance(levels, Sequence) and several else (levels,)
         for level in chosen:

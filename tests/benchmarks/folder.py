@@ -138,7 +138,7 @@ def memory(place: Path, wanted: argparse.Namespace) -> None:
 
     model = torchvision_model(wanted.model)
     files = sorted(draw(place / "tiny", 64, (64, 64)).iterdir())
-    jobs = [Job(files[number % len(files)], str(number)) for number in range(wanted.memory)]
+    jobs = [Job(files[number % len(files)], str(number), str(number)) for number in range(wanted.memory)]
     explain(model, place, None, wanted, jobs=jobs[:BATCH])
     explainer = camtools.Explainer(model, wanted.pipeline, batch_size=BATCH, precision=wanted.precision)
     start, every = time.perf_counter(), max(1, wanted.memory // 20)

@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 
 import camtools
+from camtools import Pipeline, PipelineError
 from camtools.cli.results import class_folder
 from camtools.errors import InputError, ModelError, TargetError, WeightsError
 from camtools.files import check_writable, read_text, shortened
 from camtools.images.find import find_jobs
+from camtools.steps import PaS, Sigmoid
 
 IMAGE = np.zeros((40, 40, 3), np.uint8)
 
@@ -51,7 +53,9 @@ def test_a_number_of_classes_among_the_model_arguments_counts():
     assert camtools.load_model("timm/test_resnet", "random", model_args={"num_classes": 3}).model.num_classes == 3
 
 
-@pytest.mark.parametrize("names", [5, "abcde", [1, 2, 3, 4, 5], [None] * 5, {0: "a"}, [b"a"] * 5, np.arange(5)])
+@pytest.mark.parametrize(
+    "names", [5, "abcde", [1, 2, 3, 4, 5], [None] * 5, {0: "a"}, [b"a"] * 5, np.arange(5), torch.zeros(())]
+)
 def test_class_names_that_are_no_names(model, names):
     with pytest.raises(TargetError, match=r"class_names=.*expected a list of one name per class"):
         camtools.load_model("timm/test_resnet", "random", num_classes=5, class_names=names)
@@ -196,3 +200,21 @@ def test_every_command_says_so_before_it_looks_at_model_or_data(command):
     result = CliRunner().invoke(app, [*command, "--out", "/proc/out"])
     assert result.exit_code == 2 and result.stderr.startswith("Error: /proc/out cannot be written")
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("target", [torch.zeros((), dtype=torch.long, device="meta"), torch.zeros(2).to_sparse()])
+def test_targets_that_are_tensors_without_values(model, target):
+    with pytest.raises(TargetError, match="targets are a tensor without plain values"):
+        camtools.explain(model, Image.new("RGB", (8, 8)), target=target)
+    with pytest.raises(TargetError, match="A class is an index or a name, not tensor"):
+        camtools.explain(model, Image.new("RGB", (8, 8)), target=[torch.zeros((), device="meta")])
+
+
+def test_steps_and_pipelines_of_odd_values():
+    for bias in (0, "text", torch.zeros(())):
+        with pytest.raises(PipelineError, match="bias must be finite numbers"):
+            Sigmoid(bias)
+    with pytest.raises(PipelineError, match="A pipeline is made of steps"):
+        Pipeline(torch.zeros(()))
+    with pytest.raises(PipelineError, match="percentile must be a number"):
+        PaS(10**400)

@@ -611,9 +611,7 @@ def test_paths_may_be_relative(explainer, tmp_path, monkeypatch):
     assert (exp.name, exp.source, exp.box.tolist()) == ("red", "red.png", [20, 30, 40, 44])
 
 
-@pytest.mark.parametrize(
-    "images", [5, None, "bird.jpg", Image.new("RGB", (4, 4))], ids=["number", "none", "path", "image"]
-)
+@pytest.mark.parametrize("images", [5, None, Image.new("RGB", (4, 4))], ids=["number", "none", "image"])
 def test_a_stream_of_what_is_no_stream(tiny, images):
     with pytest.raises(InputError, match=r"expected an iterable of images"):
         next(Explainer(tiny).stream(images))

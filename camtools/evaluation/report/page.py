@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from camtools.explainer import Explainer
 from camtools.exports import Expected, Exports, ImageExport
 from camtools.model.cam_model import unwrapped, wrap
 from camtools.model.device import on_device
+from camtools.model.outputs import Activation
 from camtools.pipeline.text import named_pipelines
 from camtools.progress import progress_bar
 
@@ -30,7 +31,7 @@ def write_page(
     protocol: str = "wsol",
     transform: Any = None,
     class_names: Sequence[str] | None = None,
-    activation: Literal["softmax", "sigmoid"] = "softmax",
+    activation: Activation = "softmax",
     device: str | torch.device | None = None,
     batch_size: int = 32,
     most: int = 1000,

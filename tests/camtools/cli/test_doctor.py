@@ -39,7 +39,7 @@ def test_what_extras_lack(monkeypatch):
     assert "Extra crf: complete" in text and "Extra test" not in text
 
 
-MAIN = "import sys; sys.argv = ['camtools']; from camtools.cli import main; main()"
+MAIN = "import sys; sys.argv = ['camtools']; from camtools.__main__ import main; main()"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,6 +153,38 @@ def test_a_second_run_replaces_results_and_leaves_no_old_files(place):
     assert found == ["manifest.json", "map.npz", "mask.png", "note.txt", "overlay.jpg"]
 
 
+def test_a_result_half_written_leaves_nothing_for_good(place, monkeypatch):
+    """Whichever change of a file is the last before a run ends early, the next one's result is all there is."""
+    run("pics/red.png", "--out", "whole")
+    wanted = {path.name: path.read_bytes() for path in (place / "whole" / "red").iterdir()}
+    plain, calls, at = {name: getattr(Path, name) for name in ("replace", "unlink", "rmdir")}, [], 0
+
+    def failing(name):
+        def change(path, *args, **options):
+            if "red" in path.parts:
+                calls.append(name)
+                if len(calls) == at:
+                    raise OSError("no more")
+            return plain[name](path, *args, **options)
+
+        return change
+
+    for at in range(1, 40):
+        run("pics/red.png", "--out", "out", "--top-k", "3")
+        calls.clear()
+        with monkeypatch.context() as patch:
+            for name in plain:
+                patch.setattr(Path, name, failing(name))
+            done = run("pics/red.png", "--out", "out", "--top-k", "2").exit_code == 0
+        run("pics/red.png", "--out", "out")
+        found = {path.name: path for path in (place / "out" / "red").iterdir()}
+        assert sorted(found) == sorted(wanted), f"after {at - 1} changes"
+        assert all(path.read_bytes() == wanted[name] for name, path in found.items())
+        if done:
+            break
+    assert 15 < at < 39
+
+
 def test_out_inside_the_folder_of_images(place):
     for _ in range(2):
         result = run("pics", "--out", "pics/out", "--format", "json")
@@ -289,16 +322,8 @@ def test_weights_and_normalisation_from_the_command_line(place):
     assert (found["name"], found["box"], found["map_size"]) == ("blue", None, [4, 8])  # there is no blue: an even map
 
 
-def test_interrupting_keeps_what_is_done(place, monkeypatch):
-    chunk, calls = Run._each, []
-
-    def interrupted(self, *args):
-        calls.append(1)
-        if len(calls) > 2:
-            raise KeyboardInterrupt
-        return chunk(self, *args)
-
-    monkeypatch.setattr(Run, "_each", interrupted)
+def test_interrupting_keeps_what_is_done(place, monkeypatch, interrupt):
+    interrupt(2)
     result = run("pics", "--out", "out", "--batch-size", "1", "--format", "json")
     assert result.exit_code == 130
     assert "Interrupted." in result.stderr

@@ -10,7 +10,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from camtools.cli import app
-from camtools.cli.run import Run
 from camtools.drawing.colours import voc_colour
 
 NETS = '''
@@ -169,16 +168,8 @@ def test_files_that_fail_are_listed_and_the_others_done(place):
     assert "Error: pics/empty.jpg: " in result.stderr and "1 failed" in result.stderr
 
 
-def test_interrupting_keeps_what_is_done(place, monkeypatch):
-    chunk, calls = Run._each, []
-
-    def interrupted(self, *args):
-        calls.append(1)
-        if len(calls) > 1:
-            raise KeyboardInterrupt
-        return chunk(self, *args)
-
-    monkeypatch.setattr(Run, "_each", interrupted)
+def test_interrupting_keeps_what_is_done(place, monkeypatch, interrupt):
+    interrupt(1)
     result = run("pics", "--out", "out", "--batch-size", "1", "--format", "json")
     assert result.exit_code == 130
     assert "Interrupted." in result.stderr

@@ -335,7 +335,7 @@ def test_a_fixed_size_warns_once_and_gives_the_plain_map(model, own, name):
         found = explainer([photo(), photo(seed=1)])
     assert [str(one.message) for one in caught] == [no_size(name, 2 * own, 2 * own)]
     for one, image in zip(found, [photo(), photo(seed=1)], strict=True):
-        plain = camtools.explain(model, image, **settings)
+        plain = camtools.explain(model, image, pipeline="cam", **settings)
         assert one.map.equal(plain.map) and one.label == plain.label
     with warnings.catch_warnings():
         warnings.simplefilter("error")
