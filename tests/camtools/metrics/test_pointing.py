@@ -293,7 +293,7 @@ def test_bad_arguments_are_named():
                 InputError, match=rf"{kind.__name__}\(tolerance={value!r}\): tolerance must be a finite number"
             ):
                 kind(tolerance=value)
-    with pytest.raises(InputError, match=r"PointingGame\(average='macro'\): expected 'pairs' or 'classes'"):
+    with pytest.raises(InputError, match=r"PointingGame\(average='macro'\): average must be 'pairs' or 'classes'"):
         PointingGame(average="macro")
     with pytest.raises(InputError, match=r"PointingMAP\(interpolation='auc'\): expected 'area'"):
         PointingMAP(interpolation="auc")
