@@ -20,7 +20,7 @@ from camtools.datasets.selection import Selection
 from camtools.errors import InputError
 from camtools.files import locked
 from camtools.heads.headed import HeadedModel
-from camtools.model.cam_model import unwrapped, wrap
+from camtools.model.cam_model import unwrapped
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.presets import preset
 from camtools.progress import progress_bar
@@ -31,7 +31,14 @@ from camtools.training.data import TrainingSet
 from camtools.training.logs import EpochRow, Logs
 from camtools.training.recipe import Recipe
 from camtools.training.registry import make_recipe
-from camtools.training.start import ClassFit, fit_classes, labels_are_shares, starting_model, training_preprocess
+from camtools.training.start import (
+    ClassFit,
+    class_count,
+    fit_classes,
+    labels_are_shares,
+    starting_model,
+    training_preprocess,
+)
 from camtools.training.trainer import Trainer, accelerated
 from camtools.training.validation import LAST, LOSS, Validation, check_best, read_pipelines
 
@@ -118,7 +125,7 @@ def finetune(
     check_best(method.config.best, val_set is not None)
     train, val = Selection(train_set), None if val_set is None else Selection(val_set)
     loaded = starting_model(model, weights, transform, class_names)
-    fit = fit_classes(train, len(wrap(loaded.model).class_weights), loaded.class_names)
+    fit = fit_classes(train, class_count(loaded.model), loaded.class_names)
     data = TrainingSet(train, fit.index)
     shares = labels_are_shares(method, data)
     method.check(data.labels, fit.names)

@@ -88,7 +88,9 @@ class Recipe:
         Raises:
             ModelError: The method does not fit the model.
         """
-        return replace_head(model, self.head(), classes=classes, output_stride=self.config.output_stride)
+        config = self.config
+        place = {name: getattr(config, name) for name in ("output_stride", "dilate", "cut_after", "conv")}
+        return replace_head(model, self.head(), classes=classes, **place)
 
     def fast_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """Return the parameters whose rate is `head_lr_factor` times as high: what lies behind the feature map."""
