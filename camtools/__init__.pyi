@@ -1,6 +1,7 @@
 from . import classes as classes
 from . import datasets as datasets
 from . import evaluation as evaluation
+from . import exports as exports
 from . import heads as heads
 from . import images as images
 from . import metrics as metrics
@@ -15,6 +16,7 @@ from .errors import CamtoolsError, InputError, ModelError, PipelineError, Target
 from .evaluation import EvaluationResult, evaluate
 from .explainer import Explainer, explain
 from .explanation import Explanation
+from .exports import export, results_frame
 from .images.preprocess import Preprocess
 from .loading import load_model
 from .model.cam_model import CamModel, wrap
@@ -46,9 +48,11 @@ __all__ = [
     "WeightsError",
     "evaluate",
     "explain",
+    "export",
     "finetune",
     "load_model",
     "preset",
+    "results_frame",
     "segment",
     "wrap",
 ]

@@ -1,11 +1,12 @@
-"""Arguments that are numbers or flags: the one place that says what was expected of them.
+"""Arguments that are numbers, flags or literals: the one place that says what was expected of them.
 
-All take the argument's name and value, and `owner` and `error` by name: whose argument it is, such as "CREAM", for
+Checks take the argument's name and value, and `owner` and `error` by name: whose argument it is, such as "CREAM", for
 "CREAM(delta=2): delta must be ..." instead of "delta=2: expected ..."; and the error to raise.
 """
 
 from __future__ import annotations
 
+import ast
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
@@ -64,6 +65,14 @@ def flag(name: str, value: Any, *, owner: str = "", error: _Error = InputError) 
     if not isinstance(value, bool):
         _refuse(name, value, "True or False", owner, error)
     return value
+
+
+def literal(text: str) -> Any:
+    """Return the Python literal that a text reads like; the text itself where it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all that it is documented to raise
+        return text
 
 
 def _is(value: Any, kind: type) -> bool:

@@ -2,22 +2,20 @@
 
 forward = engine.forward(inputs)            # logits and features, from one run of the model
 states = engine.maps(forward, targets)      # a state per pipeline, maps on the feature grid
-for rows in groups(geometries):             # images of one geometry share the work on their pixels
-    done = on_pixels(pipeline, states[0], rows, geometry.resize)
+
+`camtools.pipeline.pixels` takes them from there to the images' pixels.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from camtools.checks import whole
@@ -25,7 +23,6 @@ from camtools.classes.names import checked_names
 from camtools.errors import CamtoolsError, InputError, ModelError
 from camtools.images.batches import Batch, is_ready_batch, read_batches, ready_batches
 from camtools.images.enlarged import enlarged
-from camtools.images.geometry import Geometry
 from camtools.images.preprocess import Preprocess, Transform, as_transform
 from camtools.model.activations import Activations
 from camtools.model.cam_model import CamModel, unwrapped, wrap
@@ -33,10 +30,10 @@ from camtools.model.device import on_device, to_model
 from camtools.model.guard import untouched
 from camtools.model.outputs import Activation, probabilities
 from camtools.pipeline.pipeline import Pipeline
+from camtools.pipeline.pixels import plain
 from camtools.pipeline.trace import TraceStep
-from camtools.steps.base import Resize, State
+from camtools.steps.base import State
 
-_VALUES = 1 << 24  # map values at image size that are worked on together
 NONE_LARGER: Mapping[float, Tensor] = MappingProxyType({})
 
 
@@ -98,9 +95,12 @@ class Engine:
             transform = adapter.data_config(inner)
         self.transform: Transform = Preprocess.imagenet() if transform is None else as_transform(transform)
         self.class_names = adapter.class_names(inner) if class_names is None else checked_names(class_names)
-        scales = {pipeline.scale for pipeline in self.pipelines}
-        # How many levels of the pyramid the pipelines look at, by the scale of the input that they want.
-        self._levels = {s: max(p.needs_pyramid for p in self.pipelines if p.scale == s) for s in sorted(scales)}
+        # How many levels of the pyramid the pipelines look at, and at how many of these they want gradients, by the
+        # scale of the input that they want.
+        self._levels: dict[float, tuple[int, int]] = {}
+        for scale in sorted({pipeline.scale for pipeline in self.pipelines}):
+            own = [pipeline for pipeline in self.pipelines if pipeline.scale == scale]
+            self._levels[scale] = max(p.needs_pyramid for p in own), max(p.needs_gradients for p in own)
         self._taken: dict[tuple[int, ...], bool] = {}
 
     @property
@@ -169,11 +169,12 @@ class Engine:
         inner = unwrapped(self.model)
         with torch.inference_mode(False), torch.no_grad():
             taken = {scale: to_model(x, inner) for scale, x in larger.items() if self._takes(x)}
-            levels = max((count for scale, count in self._levels.items() if scale not in taken), default=0)
+            own = [counts for scale, counts in self._levels.items() if scale not in taken]
+            levels, gradients = (max(column, default=0) for column in zip(*own, strict=True)) if own else (0, 0)
             with untouched(inner):
-                activations = self.model.activations(to_model(inputs, inner), levels)
+                activations = self.model.activations(to_model(inputs, inner), levels, gradients)
                 _check_scores(activations.logits, names)
-                others = {scale: self.model.activations(x, self._levels[scale]) for scale, x in taken.items()}
+                others = {scale: self.model.activations(x, *self._levels[scale]) for scale, x in taken.items()}
         return Forward(activations, others)
 
     def maps(self, forward: Forward, targets: Tensor, trace: list[TraceStep] | None = None) -> list[State]:
@@ -192,12 +193,14 @@ class Engine:
         """
         starts: dict[float, State] = {}
         states = []
-        for pipeline in self.pipelines:
-            scale = pipeline.scale if pipeline.scale in forward.larger else 1.0
-            if scale not in starts:
-                starts[scale] = _start(forward.larger.get(scale, forward.activations), targets)
-            with _plain(starts[scale].require("features", self).device):
-                states.append(pipeline.features(starts[scale], trace))
+        back = any(pipeline.needs_gradients for pipeline in self.pipelines)
+        with untouched(unwrapped(self.model)) if back else nullcontext():
+            for pipeline in self.pipelines:
+                scale = pipeline.scale if pipeline.scale in forward.larger else 1.0
+                if scale not in starts:
+                    starts[scale] = _start(forward.larger.get(scale, forward.activations), targets)
+                with plain(starts[scale].require("features", self).device):
+                    states.append(pipeline.features(starts[scale], trace))
         return states
 
     def scores(self, forward: Forward) -> Tensor:
@@ -231,68 +234,12 @@ class Engine:
         return self._taken[shape]
 
 
-def on_pixels(
-    pipeline: Pipeline,
-    state: State,
-    rows: Sequence[int],
-    resize: Resize,
-    images: Sequence[Image.Image] | None = None,
-    trace: list[TraceStep] | None = None,
-) -> State:
-    """Run a pipeline's steps on the pixels of images that share a geometry.
-
-    Args:
-        pipeline: The pipeline.
-        state: Of the whole batch, from `Engine.maps`.
-        rows: Which images of the batch, b of them.
-        resize: Takes maps from the feature grid to the pixels.
-        images: These images, RGB and of one size, for steps that look at them; None where no step does.
-        trace: A list to which the maps after every step are appended.
-
-    Returns:
-        The state of these images with `maps`, `masks` (b, K', H, W) and `thresholds` (b, K').
-    """
-    state = state.rows(rows).replace(resize=resize)
-    device = state.require("maps", pipeline).device
-    with _plain(device):
-        if images is not None:
-            pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
-            state = state.replace(images=pixels.permute(0, 3, 1, 2).to(device, torch.float32) / 255)
-        return pipeline.image(state, trace)
-
-
-def groups(keys: Sequence[Hashable], most: int | None = None) -> list[list[int]]:
-    """Return the positions of equal keys together, ascending, in the order of their first; at most `most` per group."""
-    positions: dict[Hashable, list[int]] = {}
-    for position, key in enumerate(keys):
-        positions.setdefault(key, []).append(position)
-    size = most or len(keys)
-    return [group[start : start + size] for group in positions.values() for start in range(0, len(group), size)]
-
-
-def at_once(geometries: Sequence[Geometry], classes: int) -> int:
-    """Return how many images' maps are taken to pixels together: 64 MB of each tensor, or one image.
-
-    Args:
-        geometries: Of a batch's images.
-        classes: Maps per image.
-    """
-    largest = max((height * width for height, width in (geometry.size for geometry in geometries)), default=1)
-    return max(1, _VALUES // (largest * classes))
-
-
-@contextmanager
-def _plain(device: torch.device) -> Iterator[None]:
-    """No gradients, no inference mode, and no autocast: half precision has too few levels for a map."""
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield
-
-
 def _start(source: Activations, targets: Tensor) -> State:
     """Return where pipelines start, in float32 from here on."""
     with torch.inference_mode(False), torch.no_grad():
         weights = source.weights(targets).detach().float()
-        return State(source.features.detach().float(), weights, labels=targets, pyramid=source.pyramid)
+        features, back = source.features.detach().float(), source.backward
+        return State(features, weights, labels=targets, pyramid=source.pyramid, backward=back)
 
 
 def _runs_on(model: CamModel, shape: tuple[int, ...]) -> bool:

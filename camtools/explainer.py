@@ -13,10 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from camtools.boxes import SPECK, boxes_from_masks
 from camtools.checks import flag
 from camtools.classes.targets import Target, check_top_k, class_indices, is_list, per_image
-from camtools.engine import Engine, at_once, groups, on_pixels
+from camtools.engine import Engine
 from camtools.errors import InputError
 from camtools.explanation import Explanation
 from camtools.heads.box_regressor import BoxRegressor, whole_pixels
@@ -25,10 +24,14 @@ from camtools.images.preprocess import Transform, display_image
 from camtools.images.read import read_images
 from camtools.model.cam_model import CamModel
 from camtools.model.outputs import Activation
+from camtools.notebook import ResultList
 from camtools.pipeline.pipeline import Pipeline
+from camtools.pipeline.pixels import on_pixels, portions
 from camtools.pipeline.presets import as_pipeline
 from camtools.pipeline.trace import Cut, TraceStep
+from camtools.progress import progress_bar
 from camtools.steps.base import Step
+from camtools.steps.peaks import part_boxes
 
 Targets = Target | Sequence[Target | Sequence[Target]] | Tensor | None
 ClassList = list[Any] | tuple[Any, ...]
@@ -52,6 +55,7 @@ class Explainer:
         activation: How logits become `score`: "softmax", or "sigmoid" for multi-label models.
         trace: Whether explanations keep the map after every step, see `Explanation.trace`.
         boxes_from: A `BoxRegressor` whose box takes the place of those around the mask's parts; None keeps these.
+        progress: Whether a call shows a bar, on a terminal or in a notebook.
 
     Raises:
         ModelError: No module, or no adapter knows it.
@@ -72,8 +76,9 @@ class Explainer:
         activation: Activation = "softmax",
         trace: bool = False,
         boxes_from: BoxRegressor | None = None,
+        progress: bool = False,
     ) -> None:
-        self.trace = flag("trace", trace)
+        self.trace, self.progress = flag("trace", trace), flag("progress", progress)
         if boxes_from is not None and not callable(getattr(boxes_from, "boxes_of", None)):
             raise InputError(f"boxes_from={boxes_from!r}: expected a camtools.heads.BoxRegressor, or None")
         self.pipeline = as_pipeline(pipeline)
@@ -145,11 +150,15 @@ class Explainer:
         inputs, single = read_images(images)
         targets = per_image(target, len(inputs), single)
         batches = self.engine.batches(images, targets, single)
-        per_class = [explanations for batch in batches for explanations in self._explain(batch, top_k)]
+        per_class: list[list[Explanation]] = []
+        with progress_bar(len(inputs), "Images", self.progress) as advance:
+            for batch in batches:
+                per_class += self._explain(batch, top_k)
+                advance(len(batch.images))
         if top_k is None and not any(map(is_list, targets)):
-            first = [explanations[0] for explanations in per_class]
+            first = ResultList(explanations[0] for explanations in per_class)
             return first[0] if single else first
-        return per_class[0] if single else per_class
+        return ResultList(per_class[0]) if single else ResultList[list[Explanation]](map(ResultList, per_class))
 
     @overload
     def stream(self, images: Iterable[Any], target: Target | None = None) -> Iterator[Explanation]: ...
@@ -197,36 +206,47 @@ class Explainer:
         [state] = engine.maps(forward, targets, grid_trace if trace else None)
         scores = engine.scores(forward).gather(1, targets).tolist()
         labels, decomposition = targets.tolist(), forward.activations.decomposition
-        explanations: list[list[Explanation]] = [[] for _ in batch.images]
         geometries = [ready.geometry for ready in batch.images]
-        for rows in groups(geometries, at_once(geometries, targets.shape[1])):
+        found: dict[tuple[int, int], dict[str, Any]] = {}  # what was found on the pixels, by image and class
+        for rows, part in portions(geometries, targets.shape[1]):
             shown = self._shown(batch, rows) if self.pipeline.needs_image else None
             pixel_trace: list[TraceStep] = []
             resize = batch.images[rows[0]].geometry.resize
-            done = on_pixels(self.pipeline, state, rows, resize, shown, pixel_trace if trace else None)
-            maps, raw, masks, limits = (done.require(f, self) for f in ("maps", "raw_maps", "masks", "thresholds"))
-            boxes, thresholds = iter(boxes_from_masks(masks, SPECK)), limits.tolist()
+            done = on_pixels(self.pipeline, state.classes(part), rows, resize, shown, pixel_trace if trace else None)
+            maps, limits = (done.require(field, self) for field in ("maps", "thresholds"))
+            parts, thresholds = iter(part_boxes(done, self.pipeline.peaks)), limits.tolist()
             for row, i in enumerate(rows):
-                for k, label in enumerate(labels[i]):
-                    early, cut = Cut(k), Cut(k)  # a step on the grid has a row for each of the batch's images
-                    explanation = Explanation(
-                        label=label,
-                        name=engine.name(label),
-                        score=scores[i][k],
-                        map=cut(maps, row),
-                        raw_map=cut(raw, row),
-                        threshold=thresholds[row][k],
-                        mask=cut(masks, row),
-                        boxes=next(boxes),
-                        exact=decomposition.exact,
-                        layer=decomposition.layer,
-                        logits=forward.logits[i].detach().clone(),
-                        input_image=batch.images[i].input_image,
-                        transform=engine.transform,
-                        pipeline=self.pipeline_name,
-                        trace=early.steps(grid_trace, i) + cut.steps(pixel_trace, row),
-                    )
-                    explanations[i].append(explanation)
+                for own, k in enumerate(range(part.start, part.stop)):
+                    cut, own_parts = Cut(own), next(parts)
+                    found[i, k] = {
+                        "boxes": own_parts.boxes,
+                        "box_scores": scores[i][k] * own_parts.peaks,
+                        "threshold": thresholds[row][own],
+                        "kept": cut(maps, row) if trace or self.pipeline.needs_image else None,
+                        "trace": cut.steps(pixel_trace, row),
+                    }
+        explanations: list[list[Explanation]] = [[] for _ in batch.images]
+        grids, raw = state.require("maps", self), state.require("raw_maps", self)
+        for i, k in sorted(found):
+            cut, on_image = Cut(k), found[i, k]
+            explanation = Explanation(
+                label=labels[i][k],
+                name=engine.name(labels[i][k]),
+                score=scores[i][k],
+                grid_map=cut(grids, i),
+                raw_map=cut(raw, i),
+                geometry=geometries[i],
+                pixel_steps=self.pipeline.pixel_steps,
+                peaks=self.pipeline.peaks,
+                exact=decomposition.exact,
+                layer=decomposition.layer,
+                logits=forward.logits[i].detach().clone(),
+                input_image=batch.images[i].input_image,
+                transform=engine.transform,
+                pipeline=self.pipeline_name,
+                **on_image | {"trace": cut.steps(grid_trace, i) + on_image["trace"]},
+            )
+            explanations[i].append(explanation)
         if self.boxes_from is not None:
             explanations = _with_boxes(explanations, self.boxes_from, batch.images)
         return [per_class[:count] for per_class, count in zip(explanations, counts, strict=True)]
@@ -249,6 +269,7 @@ class _Options(TypedDict, total=False):
     activation: Activation
     trace: bool
     boxes_from: BoxRegressor | None
+    progress: bool
 
 
 @overload
@@ -291,6 +312,7 @@ def explain(
     activation: Activation = "softmax",
     trace: bool = False,
     boxes_from: BoxRegressor | None = None,
+    progress: bool = False,
 ) -> Explanation | list[Explanation] | list[list[Explanation]]:
     """Say where a classifier sees a class: map, mask and boxes, from one forward.
 
@@ -310,6 +332,7 @@ def explain(
         activation: How logits become `score`: "softmax", or "sigmoid" for multi-label models.
         trace: Whether to keep the map after every step, for `Explanation.plot_trace`.
         boxes_from: A `BoxRegressor` that the boxes come from, see `Explainer`.
+        progress: Whether to show a bar, on a terminal or in a notebook.
 
     Returns:
         One `Explanation` for a single image and class; a list for several classes or several images; a list of
@@ -335,6 +358,7 @@ def explain(
         activation=activation,
         trace=trace,
         boxes_from=boxes_from,
+        progress=progress,
     )
     return explainer(image, target=target, top_k=top_k)
 
@@ -346,6 +370,6 @@ def _with_boxes(
     shares = regressor.boxes_of([ready.input_image for ready in images])
     boxes = [whole_pixels(share[None], ready.input_image.size) for share, ready in zip(shares, images, strict=True)]
     return [
-        [replace(explanation, boxes=box) for explanation in per_class]
+        [replace(exp, boxes=box, box_scores=torch.full((len(box),), exp.score)) for exp in per_class]
         for per_class, box in zip(explanations, boxes, strict=True)
     ]

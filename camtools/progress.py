@@ -1,9 +1,10 @@
-"""The progress bar of everything that takes long: on stderr, with a rate, and nothing where that is no terminal."""
+"""The progress bar of everything that takes long, with a rate: on a terminal's stderr, or in a notebook."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Protocol
 
 from rich.console import Console
@@ -20,7 +21,7 @@ class Advance(Protocol):
 
 @contextmanager
 def progress_bar(total: int, label: str, shown: bool = True, unit: str = "images") -> Iterator[Advance]:
-    """Show a bar on stderr, where that is a terminal.
+    """Show a bar on stderr, where that is a terminal, or below a notebook's cell (with ipywidgets).
 
     Args:
         total: Units to do; 0 shows nothing.
@@ -33,7 +34,8 @@ def progress_bar(total: int, label: str, shown: bool = True, unit: str = "images
     """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
-    hidden = not shown or not console.is_terminal or total == 0
+    seen = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+    hidden = not shown or not seen or total == 0
     with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
         task = bar.add_task(label, total=total)
 

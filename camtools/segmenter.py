@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from camtools.checks import number, share
 from camtools.classes.names import resolve_target
 from camtools.classes.targets import Target, class_indices, is_list
-from camtools.engine import Engine, Forward, at_once, groups, on_pixels
+from camtools.engine import Engine, Forward
 from camtools.errors import InputError, TargetError
 from camtools.images.batches import Batch, check_iterable, read_batches
 from camtools.images.preprocess import display_image
 from camtools.images.read import read_images
 from camtools.model.outputs import Activation
+from camtools.notebook import ResultList
 from camtools.pipeline.pipeline import Pipeline
+from camtools.pipeline.pixels import at_once, groups, on_pixels
 from camtools.pipeline.presets import as_pipeline
 from camtools.segmentation import Segmentation
 from camtools.steps import CRF
@@ -132,7 +134,7 @@ class Segmenter:
         wanted = _per_image(classes, len(inputs), single)
         batches = self.engine.batches(images, wanted, single)
         segmentations = [segmentation for batch in batches for segmentation in self._segment(batch)]
-        return segmentations[0] if single else segmentations
+        return segmentations[0] if single else ResultList(segmentations)
 
     def stream(self, images: Iterable[Any], classes: Target | Sequence[Target] | None = None) -> Iterator[Segmentation]:
         """Segment images one after another without keeping them: for more than fit in memory.
@@ -168,7 +170,7 @@ class Segmenter:
         geometries = [ready.geometry for ready in batch.images]
         for rows in groups(geometries, at_once(geometries, targets.shape[1])):
             most = max(1, *(counts[i] for i in rows))
-            shares, maps, limits = self._on_pixels(batch, _first(state, most), rows, [counts[i] for i in rows])
+            shares, maps, limits = self._on_pixels(batch, state.classes(slice(most)), rows, [counts[i] for i in rows])
             winners = shares.argmax(1)
             values = torch.cat([torch.zeros_like(targets[rows, :1]), targets[rows, :most] + 1], 1)
             masks = values.gather(1, winners.flatten(1)).view_as(winners)
@@ -190,6 +192,7 @@ class Segmenter:
                     input_image=batch.images[i].input_image,
                     transform=engine.transform,
                     pipeline=self.pipeline_name,
+                    peaks=self.pipeline.peaks,
                     crf=None if self.crf is None else repr(self.crf),
                 )
         return [segmentations[i] for i in range(len(batch.images))]
@@ -310,12 +313,6 @@ def _refined(crf: CRF, unary: Tensor, images: Tensor) -> Tensor:
     if crf.on_lattice(unary):
         return lattice.infer(unary[:, None], images, *kernels)[:, 0]
     return infer(unary[:, None], images, *kernels, crf.scale)[:, 0]
-
-
-def _first(state: State, most: int) -> State:
-    """Return the state with its first classes only."""
-    fields = {name: getattr(state, name) for name in ("weights", "maps", "raw_maps", "labels")}
-    return state.replace(**{name: value if value is None else value[:, :most] for name, value in fields.items()})
 
 
 def _per_image(classes: Any, count: int, single: bool) -> list[list[Any] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,10 +13,35 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 REPO = Path(__file__).resolve().parent.parent
+
+# Of the fuzz tests; here, because `--hypothesis-profile` is read before their own folder is.
+settings.register_profile(
+    "short",
+    max_examples=10,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.register_profile("long", settings.get_profile("short"), max_examples=2000, derandomize=False, print_blob=True)
+settings.load_profile("short")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the profile `long` a seed where none is asked for, so that it can be printed."""
+    if config.option.hypothesis_profile == "long" and config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = str(random.SystemRandom().randrange(2**32))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Name the seed of the fuzz tests; "0" in the profile `short`, whose examples are always the same."""
+    return f"fuzz: --hypothesis-seed={config.option.hypothesis_seed or 0}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -137,7 +163,7 @@ class TinyNet(nn.Module):
         return self.fc(self.pool(self.relu(self.conv(x))).flatten(1))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tiny() -> Callable[..., TinyNet]:
     """Builds a `TinyNet(num_classes=3, channels=4)` with random weights, the same at every call, in eval mode."""
 

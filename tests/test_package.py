@@ -22,7 +22,8 @@ def python(run_python, monkeypatch):
     return run_python
 
 
-def test_version_is_said_once_everywhere(project):
+def test_version_is_said_once_everywhere(project, repo):
+    assert f"\nversion: {project['version']}\n" in (repo / "CITATION.cff").read_text()
     assert version("camtools") == project["version"]
     assert getattr(camtools, "__version__", project["version"]) == project["version"]
 
@@ -31,7 +32,7 @@ def test_metadata(project):
     data = metadata("camtools")
     assert data["License-Expression"] == "Apache-2.0"
     assert data["Requires-Python"] == ">=3.11"
-    assert set(data.get_all("Provides-Extra")) == {"test", "crf", "bench", "docs"}
+    assert set(data.get_all("Provides-Extra")) == set(project["optional-dependencies"])
 
 
 def ours(group):
@@ -92,7 +93,10 @@ print(*names)
     done = python("-c", code)
     assert done.stderr == ""
     names, heavy = done.stdout.splitlines()
-    assert names.split() == ["demo", "evaluate", "explain", "finetune", "models", "segment", "reproduce"]
+    assert names.split() == [
+        *("demo", "doctor", "evaluate", "explain", "export-results", "finetune", "models", "segment"),
+        "reproduce",
+    ]
     assert heavy == "[]"
 
 

@@ -61,9 +61,15 @@ def evaluate(
             help="Judge the maps DIR/<image_id>.npy instead of a model's; NAME=DIR gives a name. May be repeated.",
         ),
     ] = None,
-    report: Annotated[
-        bool, typer.Option(help="Whether --out gets a table, threshold curves and contact sheets as well.")
+    sheets: Annotated[
+        bool,
+        typer.Option(
+            "--sheets/--no-sheets",
+            " /--no-report",
+            help="Whether --out gets a table, threshold curves and contact sheets as well.",
+        ),
     ] = True,
+    report: options.Report = None,
     bootstrap: Annotated[int, typer.Option(min=0, metavar="N", help="Replicates for the intervals; 0: none.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the replicates.")] = 0,
     mean: options.Mean = None,
@@ -91,9 +97,11 @@ def evaluate(
 
     Exit codes: 0 done, 1 some images failed, 2 wrong use, 130 interrupted.
     """
+    if report and model is None:
+        raise typer.BadParameter("needs --model: its maps are made from the model's grids", param_hint="--report")
     if (model is None) == (not scoremaps):
         raise typer.BadParameter("give --model or --scoremaps, one of them", param_hint="--model")
-    with common.exit_codes():
+    with common.exit_codes(out):
         with common.stdout_to_stderr():
             from camtools.evaluation import evaluate as run
             from camtools.evaluation.processes import leads, several
@@ -125,7 +133,7 @@ def evaluate(
                 seed=seed,
                 **given,
             )
-            if out is not None and report and leads():
+            if out is not None and sheets and leads():
                 from camtools.datasets import open_dataset
                 from camtools.evaluation.report import model_maps, saved_maps, write_report
 
@@ -135,6 +143,12 @@ def evaluate(
                     known = {name: given[name] for name in ("transform", "device", "protocol")}
                     maps = model_maps(network, pipelines, **known)
                 write_report(result, out, open_dataset(data), maps)
+            if report is not None and network is not None and leads():
+                from camtools.datasets import open_dataset
+                from camtools.evaluation.report import write_page
+
+                known = {name: given[name] for name in ("transform", "device", "protocol", "class_names", "activation")}
+                write_page(result, report, open_dataset(data), network, pipelines, batch_size=batch_size, **known)
         if not leads():  # exits with 0: launchers end all when one fails, and the leader may still be writing
             return
         if output is options.Format.JSON:

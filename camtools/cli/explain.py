@@ -34,6 +34,8 @@ def explain(
         ),
     ] = None,
     out: options.Out = None,
+    export: options.Export = None,
+    report: options.Report = None,
     resume: options.Resume = False,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -46,8 +48,8 @@ def explain(
 ) -> None:
     """Explain images: where in each does a class lie?
 
-    Results go to --out as overlay and mask (PNG), map (.npy) and manifest.json. Images that fail are listed on stderr
-    and in --out/manifest.json; the others are done all the same.
+    Results go to --out as overlay (JPEG), mask (PNG), map (.npz, on the feature grid) and manifest.json. Images that
+    fail are listed on stderr and in --out/manifest.json; the others are done all the same.
 
     Running again with the same --out computes everything anew and replaces each image's result as a whole;
     --resume leaves out what is done, and refuses where --out holds results of another model or other settings.
@@ -59,14 +61,15 @@ def explain(
     model_args = dict(model_arg or ())
     source = {"model": model, "weights": weights, "model_args": model_args, "mean": mean, "std": std, "size": size}
     settings = {"pipeline": pipeline, "target": target, "top_k": top_k, "threshold": threshold}
-    _Explaining(source, settings, out, resume)(paths, class_names, device, batch_size, output)
+    exports = [*(export or ()), *([f"report:{report}"] if report else ())]
+    _Explaining(source, settings, out, resume, exports)(paths, class_names, device, batch_size, output)
 
 
 class _Explaining(Run):
     """An entry's "classes" are those that were explained, a dictionary each."""
 
     doing = "Explaining"
-    columns = "Class", "Score", "Box (x0, y0, x1, y1)", "Map"
+    columns = "Class", "Score", "Box (x0, y0, x1, y1)", "Box score", "Boxes", "Map"
 
     def prepare(self, loaded: Any, **known: Any) -> None:
         from camtools.classes.names import resolve_target
@@ -94,4 +97,6 @@ class _Explaining(Run):
     def rows(self, entry: dict[str, Any]) -> Iterator[list[str]]:
         for result in entry["classes"]:
             maps = "exact" if result["exact"] else "linearised"
-            yield [class_cell(result), f"{result['score']:.3f}", box_cell(result["box"]), maps]
+            sure = result.get("box_scores", [])  # results of earlier versions have none
+            box = [box_cell(result["box"]), f"{sure[0]:.3f}" if sure else "", str(len(result["boxes"]))]
+            yield [class_cell(result), f"{result['score']:.3f}", *box, maps]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from camtools.errors import InputError
+from camtools.files import shortened
 
 # What folders, and patterns without a suffix, are searched for; a file named itself is read whatever its suffix.
 SUFFIXES = frozenset(
@@ -31,10 +32,12 @@ class Job:
     Attributes:
         path: The image, as the user would write it.
         folder: Folder of its results, relative to the output folder, with forward slashes.
+        file: The image, relative to what was named, with forward slashes: what exports call it.
     """
 
     path: Path
     folder: str
+    file: str
 
 
 def natural_key(path: Path | str) -> list[list[tuple[int, int, str]]]:
@@ -67,7 +70,8 @@ def find_jobs(paths: Sequence[str], out: Path | None = None) -> list[Job]:
         for file in matches:
             files.setdefault(_resolved(file), file)
     ordered = sorted(files.values(), key=natural_key)
-    return [Job(path, folder) for path, folder in zip(ordered, _folders(ordered, roots), strict=True)]
+    places = _places(ordered, roots)
+    return [Job(*job) for job in zip(ordered, _folders(places), map(str, places), strict=True)]
 
 
 def _expand(text: str, out: Path | None) -> tuple[Path, list[Path]]:
@@ -124,21 +128,27 @@ def _resolved(path: Path) -> Path:
         return path.absolute()
 
 
-def _folders(files: Sequence[Path], roots: Iterable[Path]) -> list[str]:
-    """Name a result folder for each image, without collisions."""
+def _places(files: Sequence[Path], roots: Iterable[Path]) -> list[PurePosixPath]:
+    """Return the images' paths relative to the closest folder that holds all that was named."""
     try:
         base = Path(os.path.commonpath([str(root.resolve()) for root in roots]))
     except ValueError:  # different drives
         base = Path()
-    places = [_relative(file, base) for file in files]
-    plain = [str(PurePosixPath(*place.parts[:-1], place.stem or place.name)) for place in places]
+    return [_relative(file, base) for file in files]
+
+
+def _folders(places: Sequence[PurePosixPath]) -> list[str]:
+    """Name a result folder for each image, without collisions."""
+    plain = [
+        str(PurePosixPath(*map(shortened, place.parts[:-1]), shortened(place.stem or place.name))) for place in places
+    ]
     counts = Counter(name.casefold() for name in plain)
     above = {str(parent).casefold() for name in plain for parent in PurePosixPath(name).parents}
     names: list[str] = []
     taken = {"manifest.json"}
     for place, name in zip(places, plain, strict=True):
         if counts[name.casefold()] > 1 or name.casefold() in above:
-            name += place.suffix.lower().replace(".", "-")
+            name += shortened(place.suffix.lower().replace(".", "-"), 30)
         unique, number = name, 2
         while unique.casefold() in taken or (number > 2 and unique.casefold() in above):
             unique, number = f"{name}-{number}", number + 1

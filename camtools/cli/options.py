@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from camtools.checks import literal
 
 
 def parse_numbers(text: str) -> tuple[float, ...]:
@@ -46,10 +47,7 @@ def parse_model_arg(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise typer.BadParameter(f"{text!r} is not KEY=VALUE")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
+    return key, literal(value)
 
 
 class Format(StrEnum):
@@ -103,6 +101,21 @@ Out = Annotated[
         metavar="DIR",
         help="Where results go, a folder per image, and manifest.json over all. A result that is there already is "
         "replaced as a whole. Left out, nothing is written.",
+    ),
+]
+Export = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TARGET",
+        help="Write results in another format too: coco.json, labels.csv, results.parquet, label-studio.json, "
+        "yolo:DIR, voc:DIR or fiftyone:NAME; or FORMAT:PLACE. May be repeated.",
+    ),
+]
+Report = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE.html",
+        help="Write a page for the browser: every image with its classes, and a slider that moves the threshold.",
     ),
 ]
 Resume = Annotated[

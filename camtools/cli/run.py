@@ -19,7 +19,7 @@ from camtools.cli.images import Job, find_jobs
 from camtools.cli.options import Format
 from camtools.cli.results import MANIFEST, fingerprint, finished, save_image
 from camtools.errors import InputError, ModelError
-from camtools.files import locked, write_json
+from camtools.files import locked, parse_json, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,8 +36,11 @@ class Run(abc.ABC):
         source: The model, as `load` takes it.
         settings: What decides the results, as the user wrote it; kept in the manifest and compared by --resume.
         out: The output folder; None where nothing is written.
+        export_to: What --export names.
+        class_names: Names of the model's classes; None where they are not known.
         made_by: Fingerprint of settings and weights, kept with every result: --resume keeps only what it made.
-        results: One per image: "source", "folder" (relative to `out`) and what `entry` returns, in the images' order.
+        results: One per image: "source", "file" (see `Job`), "folder" (relative to `out`) and what `entry` returns, in
+            the images' order.
         failed: One per image: "source" and "error".
         fresh: How many images were done in this run.
         interrupted: Whether Ctrl-C ended it.
@@ -46,10 +49,25 @@ class Run(abc.ABC):
     doing: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]
 
-    def __init__(self, source: dict[str, Any], settings: dict[str, Any], out: Path | None, resume: bool) -> None:
+    def __init__(
+        self,
+        source: dict[str, Any],
+        settings: dict[str, Any],
+        out: Path | None,
+        resume: bool,
+        exports: Sequence[str] = (),
+    ) -> None:
+        if exports and resume:
+            raise typer.BadParameter(
+                "does not go with --resume, which leaves results out: 'camtools export-results OUT ...' exports all of "
+                "them afterwards",
+                param_hint="--export",
+            )
         if resume and out is None:
             raise typer.BadParameter("needs --out, where the earlier results are", param_hint="--resume")
         self.source, self.out, self.resume = source, out, resume
+        self.export_to = exports
+        self.class_names: Sequence[str] | None = None
         self.made_by = ""
         self.settings = json.loads(json.dumps(source | settings, default=str))  # as the manifest gives them back
         self.results: list[dict[str, Any]] = []
@@ -69,17 +87,24 @@ class Run(abc.ABC):
             batch_size: Images per forward.
             output: What to print.
         """
-        with common.exit_codes():
+        with common.exit_codes(self.out):
             jobs = find_jobs(paths, self.out)
             with common.stdout_to_stderr():
+                from camtools.exports import Exports
+
+                self.exports = Exports(self.export_to)
                 self.open_out()
                 with locked(self.out):
                     loaded = common.load(**self.source, class_names=class_names)
                     known = {"transform": loaded.preprocess, "class_names": loaded.class_names}
                     self.made_by = fingerprint(self.settings, loaded.model, loaded.class_names)
                     self.prepare(loaded, device=common.pick_device(device), batch_size=batch_size, **known)
+                    self.class_names = self.exports.class_names = loaded.class_names
                     start = time.perf_counter()
-                    self.over(jobs, batch_size)
+                    with self.exports:
+                        self.over(jobs, batch_size)
+                        if self.interrupted:
+                            self.exports.discard()
             self.show(output)
             failed = [(failure["source"], failure["error"]) for failure in self.failed]
             before = len(self.results) - self.fresh
@@ -145,12 +170,17 @@ class Run(abc.ABC):
         self._write({})
 
     def _chunk(self, chunk: list[tuple[Job, Image.Image | Exception]]) -> dict[Job, dict[str, Any]]:
-        """Do and save one batch; images that fail are noted."""
+        """Do, save and export one batch; images that fail are noted."""
+        from camtools.exports import ImageExport
         from camtools.images.batches import read_ahead
 
         done = list(self._each(self._sound(chunk)))
         with closing(read_ahead(self._save, done)) as entries:
-            return dict(self._sound(zip((job for job, _ in done), entries, strict=True)))
+            saved = dict(self._sound(zip((job for job, _ in done), entries, strict=True)))
+        for job, results in done:
+            if job in saved:
+                self.exports.add(ImageExport(job.file, results, job.folder))
+        return saved
 
     def _sound(self, outcomes: Any) -> list[tuple[Job, Any]]:
         """Return what came out well; note the images that cannot be read or saved."""
@@ -193,7 +223,7 @@ class Run(abc.ABC):
         return entry
 
     def _entry(self, job: Job, documents: list[dict[str, Any]]) -> dict[str, Any]:
-        place = {"source": str(job.path), "folder": None if self.out is None else job.folder}
+        place = {"source": str(job.path), "file": job.file, "folder": None if self.out is None else job.folder}
         return place | self.entry(documents)
 
     def _done(self, job: Job) -> dict[str, Any] | None:
@@ -222,7 +252,7 @@ class Run(abc.ABC):
         if not self.resume or not manifest.exists():
             return
         try:
-            before = json.loads(manifest.read_text(encoding="utf-8"))["settings"]
+            before = parse_json(manifest.read_text(encoding="utf-8"))["settings"]
             pairs = {key: (before.get(key), self.settings.get(key)) for key in before | self.settings}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{manifest} is not a manifest of camtools, so --resume cannot go by it.") from error
@@ -235,7 +265,7 @@ class Run(abc.ABC):
 
     def _write(self, more: dict[str, Any]) -> None:
         if self.out is not None:
-            write_json(self.to_dict() | more, self.out / MANIFEST)
+            write_json(self.to_dict() | {"class_names": self.class_names} | more, self.out / MANIFEST)
 
     def show(self, output: Format) -> None:
         """Print the results on stdout: a table for people, or the manifest's document."""

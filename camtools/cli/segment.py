@@ -57,6 +57,7 @@ def segment(
     ] = None,
     crf: Annotated[bool, typer.Option("--crf", help="Refine all classes together by a CRF over the pixels.")] = False,
     out: options.Out = None,
+    export: options.Export = None,
     resume: options.Resume = False,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -83,7 +84,7 @@ def segment(
     source = {"model": model, "weights": weights, "model_args": model_args, "mean": mean, "std": std, "size": size}
     settings = {"command": "segment", "pipeline": pipeline, "target": classes, "background": background}
     settings |= {"min_score": min_score, "activation": activation.value, "crf": crf}
-    _Segmenting(source, settings, out, resume)(paths, class_names, device, batch_size, output)
+    _Segmenting(source, settings, out, resume, export or ())(paths, class_names, device, batch_size, output)
 
 
 class _Segmenting(Run):

@@ -24,6 +24,7 @@ from camtools.datasets.images import fit_boxes, read_annotated, resize_masks
 from camtools.datasets.lists import FolderLayout, folder, read_text, relative_name
 from camtools.datasets.record import Record
 from camtools.errors import InputError
+from camtools.files import parse_json
 
 _LAYOUT = FolderLayout(
     "COCO",
@@ -75,7 +76,7 @@ class COCO(ListedDataset):
         places = [path.parent / name, path.parent.parent / name] if images is None else [folder(images)]
         self._images = _LAYOUT.first(places, "folder of images")
         try:
-            data = json.loads(read_text(path))
+            data = parse_json(read_text(path))
             input_images = {int(entry["id"]): entry for entry in data["images"]}
             categories = sorted((int(entry["id"]), str(entry["name"])) for entry in data["categories"])
             objects: dict[int, list[_Annotation]] = {key: [] for key in input_images}

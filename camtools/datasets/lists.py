@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from camtools import files
 from camtools.classes.names import imagenet_names, load_names
 from camtools.errors import CamtoolsError, InputError
 
@@ -74,11 +75,13 @@ def read_text(path: Path) -> str:
         InputError: It is missing, unreadable or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return files.read_text(path)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error}): expected a text file of the data set") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): expected a file of the data set") from error
+        raise InputError(
+            f"{path} cannot be read ({error.strerror or error}): expected a file of the data set"
+        ) from error
 
 
 def read_rows(

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -114,7 +115,7 @@ class VOC(ListedDataset):
         boxes = as_boxes([item.box for item in objects]) - torch.tensor([1.0, 1.0, 0.0, 0.0])
         return size, labels, boxes, torch.tensor([item.difficult for item in objects], dtype=torch.bool)
 
-    def _instances(self, record_id: str, image: Image.Image | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def _instances(self, record_id: str, image: Image.Image | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the class values and the instance values, (H, W) each; checked against the image where given."""
         paths = (self._base / kind / f"{record_id}.png" for kind in ("SegmentationClass", "SegmentationObject"))
         classes, objects = (read_levels(path, palette=True, image=image) for path in paths)
@@ -143,7 +144,7 @@ VOCdevkit/VOC{year}/
 
 
 def _with_instances(
-    labels: list[int], boxes: Tensor, difficult: Tensor, classes: np.ndarray, objects: np.ndarray
+    labels: list[int], boxes: Tensor, difficult: Tensor, classes: NDArray[Any], objects: NDArray[Any]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Give every object its instance's pixels, and every instance left over an object.
 

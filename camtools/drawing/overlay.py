@@ -28,6 +28,7 @@ def draw_overlay(
     *,
     threshold: float | None = None,
     key: str | None = None,
+    notes: Sequence[str] = (),
 ) -> Image.Image:
     """Blend a map over an image and draw boxes and a caption; with a legend where there is something to say.
 
@@ -42,6 +43,7 @@ def draw_overlay(
         colormap: Name of a matplotlib colour map; "inferno" is perceptually uniform and readable in grey.
         threshold: What the map was compared with; marked on the legend's colour bar.
         key: What the legend says of the boxes. Where this and `threshold` are None there is no legend.
+        notes: What is written at the boxes after the first.
 
     Returns:
         A new RGB image of the same size. With a legend it is larger: the legend is on white below the image, or
@@ -56,6 +58,8 @@ def draw_overlay(
     width = max(1, round(side / 150))
     for box in boxes:
         draw_box(draw, box, BOX, width)
+    for box, words in zip(boxes[1:], notes, strict=True):
+        _caption(draw, canvas.size, box, words, max(10.0, side / 30))
     shown = _caption(draw, canvas.size, boxes[0] if boxes else (0, 0, 0, 0), text, max(10.0, side / 22))
     if threshold is None and key is None:
         return canvas

@@ -24,7 +24,7 @@ from camtools.evaluation.results import EvaluationResult
 from camtools.evaluation.runner import ModelRunner, Runner
 from camtools.evaluation.scoremaps import MapRunner, map_folders
 from camtools.evaluation.statistics import Measured, check_metrics, summarise
-from camtools.evaluation.store import Failure, Store, merged
+from camtools.evaluation.store import Failure, Store, forget, merged
 from camtools.files import locked
 from camtools.images.preprocess import Preprocess
 from camtools.model.cam_model import CamModel, unwrapped
@@ -32,6 +32,7 @@ from camtools.model.guard import untouched
 from camtools.pipeline.text import named_pipelines
 from camtools.progress import progress_bar
 
+CALIBRATION = "calibration"  # folder of its batches
 _MOST_CLASSES = 200  # of multi-label data, whose maps are all made for every image
 _LOOKED_AT = 8  # images, to see whether a data set has masks
 
@@ -125,9 +126,10 @@ def evaluate(
     with locked(folder if group.leads else None):
         start = time.perf_counter()
         measured, failed, count, settings = measure(data, folder, "Evaluating")
-        calibration = None
+        calibration, below = None, None if folder is None else folder / CALIBRATION
+        if others is None and fresh and below is not None and group.leads:
+            forget(below)
         if others is not None:
-            below = None if folder is None else folder / "calibration"
             calibration, _, more, theirs = measure(others, below, "Calibrating")
             settings |= {"calibration": theirs["data"]}
             count += more

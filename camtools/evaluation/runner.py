@@ -17,7 +17,7 @@ from torch import Tensor
 
 from camtools.classes.matching import ClassMap
 from camtools.datasets.selection import Selection
-from camtools.engine import Engine, groups
+from camtools.engine import Engine
 from camtools.errors import CamtoolsError
 from camtools.evaluation.protocol import Protocol
 from camtools.evaluation.rows import Detections, Ranked, Rows, join_detections
@@ -27,6 +27,7 @@ from camtools.evaluation.store import Failure, Shard
 from camtools.images.batches import read_ahead
 from camtools.model.outputs import probabilities
 from camtools.pipeline.pipeline import Pipeline
+from camtools.pipeline.pixels import groups
 from camtools.steps.base import State
 
 _SCORED_BESIDE = 2  # batches
@@ -213,10 +214,12 @@ class ModelRunner(Runner):
             own = [targets[b].tolist().index(truth.label) for b, (_, truth) in zip(owners, pairs, strict=True)]
             if pairs:
                 rows = score_rows(done.scores[owners, own], pairs, masks=self.masks)
-                parts.append(with_own(rows, done.masks[owners, own], done.thresholds[owners, own], pairs))
+                boxes = [done.parts[b][k].boxes for b, k in zip(owners, own, strict=True)]
+                parts.append(with_own(rows, done.masks[owners, own], boxes, done.thresholds[owners, own], pairs))
             if self.multilabel:
-                each = zip(done.scores, done.masks, samples, targets, scores[members], strict=True)
-                detections += [ranked_detections(s, m, sample, t, p[t]) for s, m, sample, t, p in each]
+                each = zip(done.scores, done.parts, samples, targets, scores[members], strict=True)
+                size = done.masks.shape[-2:]
+                detections += [ranked_detections(s, found, size, sample, t, p[t]) for s, found, sample, t, p in each]
         if not parts:
             return None, detections
         place = {sample.index: b for b, sample in enumerate(batch.samples)}

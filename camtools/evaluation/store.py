@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from camtools.evaluation.rows import (
     table_rows,
 )
 from camtools.evaluation.statistics import Measured
-from camtools.files import replacing, write_json
+from camtools.files import parse_json, replacing, write_json
 
 SETTINGS, SHARDS = "run.json", "shards"
 _ROWS, _DETECTIONS = ".rows.parquet", ".detections.parquet"
@@ -128,8 +129,7 @@ class Store:
         shards, known = folder / SHARDS, folder / SETTINGS
         try:
             if fresh:
-                shutil.rmtree(shards, ignore_errors=True)
-                known.unlink(missing_ok=True)
+                forget(folder)
             shards.mkdir(parents=True, exist_ok=True)
             if known.exists():
                 _compare(known, settings)
@@ -140,6 +140,14 @@ class Store:
             write_json(settings, known)
         except OSError as error:
             raise InputError(f"{folder} cannot be used as the output folder: {error}. Name another --out") from error
+
+
+def forget(folder: Path) -> None:
+    """Remove a run's finished batches, and their folder where nothing else is in it."""
+    shutil.rmtree(folder / SHARDS, ignore_errors=True)
+    (folder / SETTINGS).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def merged(shards: Iterable[Shard], pipelines: tuple[str, ...]) -> tuple[Measured, list[Failure]]:
@@ -194,7 +202,7 @@ def _read(path: Path, *, rows: bool = True) -> Shard:
     import pyarrow.parquet as pq
 
     try:
-        images = json.loads(pq.read_schema(path).metadata[_IMAGES])
+        images = parse_json(pq.read_schema(path).metadata[_IMAGES])
         done, failed = images["done"], [(index, name, error) for index, name, error in images["failed"]]
         if not rows:
             return Shard(done, failed)
@@ -207,7 +215,7 @@ def _read(path: Path, *, rows: bool = True) -> Shard:
 
 def _compare(path: Path, settings: dict[str, Any]) -> None:
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = parse_json(path.read_text(encoding="utf-8"))
         assert isinstance(before, dict)
     except (ValueError, AssertionError) as error:
         raise InputError(f"{path} is not a run of camtools evaluate: name another --out, or use --fresh") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 
 from camtools.checkpoints import fit, read_checkpoint
 from camtools.errors import CamtoolsError, ModelError, WeightsError
+from camtools.files import parse_json
 from camtools.heads.body import strip
 from camtools.heads.cut import take_out_after
 from camtools.heads.dropout import ADL
@@ -26,7 +26,7 @@ from camtools.model.output_stride import set_output_stride
 from camtools.sources import find_source
 
 PROBE_TOLERANCE = 0.05
-_NAME = re.compile(r"scenes|[a-z_]+/[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # no scheme, no path, no module:function
+_NAME = re.compile(r"lite0|scenes|[a-z_]+/[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # no scheme, no path, no module:function
 _WORD = re.compile(r"[A-Za-z0-9_]{0,64}")
 _LARGEST = 1 << 16  # sizes beyond it have to be those of a tensor in the file
 
@@ -52,7 +52,7 @@ def headed_config(path: str | Path) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        config = json.loads(text)
+        config = parse_json(text)
     except ValueError:
         config = None
     if not isinstance(config, dict):

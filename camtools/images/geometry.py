@@ -7,7 +7,7 @@ the rightmost, and pixel i has its centre at i + 0.5 (half-pixel centres, `align
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -81,6 +81,26 @@ class Geometry:
             0.5 * scale + offset >= 0 and (side - 0.5) * scale + offset <= seen
             for side, seen, scale, offset in zip(self.size, self.input_size, self.scale, self.offset, strict=True)
         )
+
+    @property
+    def seen(self) -> tuple[int, int, int, int]:
+        """The pixels of the original that the network sees, those whose centre its input covers: x0, y0, x1, y1."""
+        sides = []
+        for side, taken, scale, offset in zip(self.size, self.input_size, self.scale, self.offset, strict=True):
+            first, last = math.ceil(-offset / scale - 0.5), math.floor((taken - offset) / scale - 0.5)
+            sides.append((max(0, first), min(side, last + 1)))
+        (y0, y1), (x0, x1) = sides
+        return x0, y0, x1, y1
+
+    def at(self, size: tuple[int, int]) -> Geometry:
+        """The same input seen from another rendering of the image.
+
+        Args:
+            size: (height, width) in pixels that the image has there.
+        """
+        ratios = (mine / other for mine, other in zip(self.size, size, strict=True))
+        scale = tuple(scale * ratio for scale, ratio in zip(self.scale, ratios, strict=True))
+        return replace(self, size=size, scale=(scale[0], scale[1]))
 
     @property
     def visible_box(self) -> tuple[float, float, float, float]:

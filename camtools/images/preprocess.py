@@ -1,13 +1,13 @@
 """From an image to the model's input, with the geometry that takes its map back to the original pixels.
 
 `Preprocess` is what timm and torchvision do, `as_transform` makes a transform of whatever the caller preprocesses with,
-`adjust` changes some of what is known, and `display_image` goes the way back.
+and `display_image` goes the way back.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, cast, get_args
 
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from camtools.errors import InputError, ModelError
+from camtools.errors import InputError
 from camtools.images.geometry import Geometry
 from camtools.images.measured import MeasuredTransform
 from camtools.images.read import InputImage
@@ -277,8 +277,8 @@ def display_image(image: InputImage, preprocess: Transform | None = None) -> Ima
         image: From `camtools.images.read`.
         preprocess: What the caller's tensors were, presumably, normalised with; only a `Preprocess` knows its mean.
     """
-    if image.image is not None:
-        return image.image
+    if image.tensor is None:
+        return image.pixels()
     pixels = _ready(image).detach().float().cpu()
     if isinstance(preprocess, Preprocess) and preprocess.channels == len(pixels):
         restored = pixels * _per_channel(preprocess.std) + _per_channel(preprocess.mean)
@@ -305,50 +305,3 @@ def _per_channel(values: tuple[float, ...]) -> Tensor:
 
 def _is_torchvision_preset(value: object) -> bool:
     return type(value).__name__ == "ImageClassification" and type(value).__module__.startswith("torchvision.transforms")
-
-
-def adjust(
-    preprocess: Preprocess | Callable[..., Any] | None,
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-    size: tuple[int, int] | None = None,
-) -> Preprocess | Callable[..., Any] | None:
-    """Change some of a model's preprocessing.
-
-    Args:
-        preprocess: What is known; None takes ImageNet's usual where there is something to change.
-        mean: Of images in [0, 1], one number or one per channel.
-        std: In the same unit.
-        size: The input's (height, width) in pixels; the resize before the crop changes in proportion.
-
-    Raises:
-        ModelError: `preprocess` is a transform of somebody's own, which cannot be changed from outside; or a number is
-            missing or impossible.
-    """
-    if mean is None and std is None and size is None:
-        return preprocess
-    if preprocess is not None and not isinstance(preprocess, Preprocess):
-        raise ModelError("mean, std and size cannot change the transform that the function returned: change it there.")
-    known = preprocess or Preprocess.imagenet()
-    given = {name: values for name, values in (("mean", mean), ("std", std)) if values is not None}
-    changes: dict[str, Any] = {name: _channel_values(name, values, known.channels) for name, values in given.items()}
-    if size is not None:
-        changes["input_size"] = size
-        if known.resize is not None and known.input_size is not None:
-            # Scaled by as much as the crop after it; a crop that is not square is covered, never padded.
-            sides = known.resize if isinstance(known.resize, tuple) else (known.resize, known.resize)
-            resize = tuple(
-                max(1, round(r * new / old)) for r, new, old in zip(sides, size, known.input_size, strict=True)
-            )
-            short = isinstance(known.resize, int) and resize[0] == resize[1]
-            changes |= {"resize": resize[0]} if short else {"resize": resize, "crop_mode": known.crop_mode}
-    return replace(known, **changes)
-
-
-def _channel_values(name: str, values: float | Sequence[float], channels: int) -> tuple[float, ...]:
-    numbers = (float(values),) if isinstance(values, int | float) else tuple(float(value) for value in values)
-    if len(numbers) not in (1, channels):
-        raise ModelError(f"{name} needs 1 or {channels} numbers, one per channel, but has {len(numbers)}: {numbers}.")
-    if name == "std" and min(numbers) <= 0:
-        raise ModelError(f"std must be positive, but is {numbers}.")
-    return numbers * channels if len(numbers) == 1 else numbers

@@ -15,6 +15,7 @@ from typing import Any, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -33,7 +34,8 @@ class InputImage:
     """One image, either still to be preprocessed (`image`) or ready for the model (`tensor`); never both.
 
     Attributes:
-        image: RGB, 8 bits, upright (EXIF rotation applied); None for a ready tensor.
+        image: RGB, 8 bits, upright (EXIF rotation applied); None for a ready tensor, and where `pixels` is still to
+            read it.
         tensor: Floating (C, H, W), normalised as the model expects, on the caller's device; None for an image.
         source: The path it came from, None if there was none.
         size: (height, width) in pixels; the size of its explanations.
@@ -43,6 +45,24 @@ class InputImage:
     tensor: Tensor | None
     source: str | None
     size: tuple[int, int]
+
+    def pixels(self) -> Image.Image:
+        """Return the image, RGB; read from `source` where it is not at hand.
+
+        Raises:
+            InputError: It is a ready tensor, or its file is gone, cannot be read or has another size by now.
+        """
+        if self.image is not None:
+            return self.image
+        if self.tensor is not None or self.source is None:
+            raise InputError("this image has no pixels: it came as a ready tensor, or was saved without a file's name")
+        image = read_image(self.source)
+        if image.image is None or image.size != self.size:
+            raise InputError(
+                f"{self.source} has {image.size[1]} x {image.size[0]} pixels, {self.size[1]} x {self.size[0]} when it "
+                "was explained: expected the same file. Explain it anew"
+            )
+        return image.image
 
 
 class InputImages(Sequence[InputImage]):
@@ -57,7 +77,7 @@ class InputImages(Sequence[InputImage]):
 
     def __init__(
         self,
-        items: Sequence[Any] | Tensor | np.ndarray,
+        items: Sequence[Any] | Tensor | NDArray[Any],
         *,
         channels: int | None = None,
         indices: range | None = None,
@@ -107,6 +127,8 @@ def read_images(x: Any, *, channels: int | None = None) -> tuple[InputImages, bo
                 f"or give it to Explainer.stream(...)"
             )
         return InputImages([x], channels=channels, single=True), True
+    if batch and isinstance(x, Tensor):
+        check_dense(x, "the batch")
     if len(x) == 0:
         shape = f" of shape {tuple(x.shape)}" if hasattr(x, "shape") else ""
         raise InputError(f"got an empty {type(x).__name__}{shape}: expected at least one image, pass one or more")
@@ -227,7 +249,7 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _unknown_range_to_uint8(values: np.ndarray, mode: str, where: str) -> np.ndarray:
+def _unknown_range_to_uint8(values: NDArray[Any], mode: str, where: str) -> NDArray[Any]:
     """Scale a PIL image of mode "I;16", "I" or "F", (H, W), to 8 bits; see `read_image` for the range taken."""
     if mode.startswith("I;16"):
         peak = 65535
@@ -243,7 +265,7 @@ def _unknown_range_to_uint8(values: np.ndarray, mode: str, where: str) -> np.nda
     return np.rint(values.astype(np.float64) * (255 / peak)).astype(np.uint8)
 
 
-def _array_to_uint8(array: np.ndarray, where: str) -> np.ndarray:
+def _array_to_uint8(array: NDArray[Any], where: str) -> NDArray[Any]:
     """Check an array and give it as uint8 (H, W) or (H, W, 3 or 4)."""
     shape = f"{where} is an array of shape {array.shape}"
     if array.ndim not in (2, 3):
@@ -274,11 +296,22 @@ def _array_to_uint8(array: np.ndarray, where: str) -> np.ndarray:
     return np.ascontiguousarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
-def _from_tensor(tensor: Tensor, channels: int | None, where: str) -> InputImage:
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
-        raise InputError(f"{where} is a sparse, nested or meta tensor: expected one with its values. Make it dense")
+def check_dense(tensor: Tensor, where: str) -> None:
+    """Check that a tensor has its values, and in a type that can be computed with.
+
+    Raises:
+        InputError: It is sparse, nested, quantized or on the meta device, or of 8-bit floats.
+    """
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        raise InputError(
+            f"{where} is a sparse, nested, quantized or meta tensor: expected one with its values. Make it dense"
+        )
     if tensor.is_floating_point() and tensor.element_size() < 2:
         raise InputError(f"{where} is a tensor of dtype {tensor.dtype}: expected float16 or wider. Convert it")
+
+
+def _from_tensor(tensor: Tensor, channels: int | None, where: str) -> InputImage:
+    check_dense(tensor, where)
     shape = f"{where} is a tensor of shape {tuple(tensor.shape)}"
     if tensor.ndim != 3:
         hint = "Add the channels: tensor.unsqueeze(0)" if tensor.ndim == 2 else "Pass a batch (B, C, H, W) on its own"

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from camtools.classes.targets import Targets
-from camtools.errors import ModelError
+from camtools.errors import InputError, ModelError
 from camtools.images.preprocess import Preprocess
+from camtools.images.read import check_dense
 from camtools.model.activations import Activations
 from camtools.model.adapter import Adapter, FeatureSpec, find_adapter
+from camtools.model.backward import Backward
 from camtools.model.capture import Capture
 from camtools.model.decomposition import Decomposition, classifier_weights, linear_head
 from camtools.model.guard import call_eagerly, lock_of, untouched
@@ -174,29 +176,39 @@ class CamModel(nn.Module):
         noise = torch.randn((1, *size), generator=torch.Generator().manual_seed(0))
         return noise.to(reference.device, reference.dtype)
 
-    def activations(self, x: Tensor, pyramid: int = 0) -> Activations:
+    def activations(self, x: Tensor, pyramid: int = 0, gradients: int = 0) -> Activations:
         """Run one forward and return logits, features and class weights together.
 
         Args:
             x: Model inputs, (B, 3, H, W), normalised as the model expects.
             pyramid: How many of the network's earlier, finer stages to return as well, the coarsest first; fewer where
-                it has fewer. They are found on one image, by watching a forward.
+                it has fewer. They are found on one image, by watching a forward. In a network that has one grid from
+                end to end they are outputs of blocks at 3/4, 1/2 and 1/4 of the depth.
+            gradients: At how many of these `Activations.backward` has to give gradients; 0 for none, at most `pyramid`.
 
         Raises:
+            InputError: `x` is no batch of dense tensors.
             ModelError: The model has no map, or returns no class scores.
         """
+        if not isinstance(x, Tensor):
+            raise InputError(f"the input is of type {type(x).__name__}: expected a tensor (B, C, H, W)")
+        check_dense(x, "the input")
+        if x.dim() != 4 or x.is_complex():
+            raise InputError(
+                f"the input is {tuple(x.shape)} {x.dtype}: expected (B, C, H, W); one image is image[None]"
+            )
         model = unwrapped(self.model)
         with lock_of(model):
-            return self._activations(model, x, pyramid)
+            return self._activations(model, x, pyramid, gradients)
 
-    def _activations(self, model: nn.Module, x: Tensor, pyramid: int) -> Activations:
+    def _activations(self, model: nn.Module, x: Tensor, pyramid: int, gradients: int) -> Activations:
         training = any(module.training for module in model.modules() if type(module) not in _STEADY)
         known = self._located.decomposition if self._located else None
         if training and (known is None or (known.exact and self._claim(known) is None)):
             self.locate(x)  # here dropout and batch statistics would blur the check
-        return self._run(model, x, check=not training, pyramid=pyramid)
+        return self._run(model, x, check=not training, pyramid=pyramid, gradients=gradients)
 
-    def _run(self, model: nn.Module, x: Tensor, *, check: bool, pyramid: int = 0) -> Activations:
+    def _run(self, model: nn.Module, x: Tensor, *, check: bool, pyramid: int = 0, gradients: int = 0) -> Activations:
         if self._located and self._located.size and min(x.shape[-2:]) > min(self._located.size):
             self._located = None  # so small an input may have hidden where the features are: look again
         levels = self._levels(model, x)[:pyramid] if pyramid else ()
@@ -210,13 +222,15 @@ class CamModel(nn.Module):
             spec, size = (before.spec, before.size) if before else self._found(model, x)
             exact = before is not None and before.decomposition.exact
             unchecked = before.decomposition if before and not check else None
-            with PyramidCapture(model, levels) as capture:
+            with PyramidCapture(model, levels, gradients) as capture:
                 activations = self._forward(model, spec, x, unchecked, cut=not exact)
-            if exact and not activations.decomposition.exact:  # the head was changed since, or looked so at one size
-                spec, size = self._found(model, x)
-                activations = self._forward(model, spec, x, unchecked, cut=True)
+                if exact and not activations.decomposition.exact:  # the head was changed, or looked so at one size
+                    spec, size = self._found(model, x)
+                    activations = self._forward(model, spec, x, unchecked, cut=True)
             self._located = _Located(spec, activations.decomposition, size, before.levels if before else None)
-            return replace(activations, pyramid=capture.tensors((x.shape[2], x.shape[3]))) if levels else activations
+            stages = capture.stages((x.shape[2], x.shape[3]))
+            backward = replace(activations.backward, stages=stages[:gradients])
+            return replace(activations, pyramid=tuple(stage.tensor for stage in stages), backward=backward)
 
     def _found(self, model: nn.Module, x: Tensor) -> tuple[FeatureSpec, tuple[int, int] | None]:
         """Ask the adapter where the features are, and say at what size it looked where that was a small one.
@@ -291,21 +305,22 @@ class CamModel(nn.Module):
         with capture:
             logits = class_scores(call_eagerly(model, x), x.shape[0])
         size = (x.shape[-2], x.shape[-1])
-        features = to_nchw(capture.features, spec.layout, size, spec.prefix_tokens)
-        if spec.activation is not None:
-            features = spec.activation(features)
+        with torch.enable_grad():  # stays on the graph, where there is one
+            last = to_nchw(capture.features, spec.layout, size, spec.prefix_tokens)
+            features = last if spec.activation is None else spec.activation(last)
         if unchecked is None:
             decomposition = self._decompose(model, spec, features.detach(), logits.detach())
         else:
             decomposition = replace(unchecked, grid=(features.shape[2], features.shape[3]))
         claim = classifier_weights(model, spec, features) if decomposition.exact else None
         weight = claim and (claim[0].clone() if claim[0].is_inference() else claim[0])
+        backward = Backward(features if decomposition.exact else last, ())
         captured, scores = capture.features, logits
         if not torch.is_grad_enabled():  # the head's graph, if there is one, is ours and not the caller's
             features, logits = features.detach(), logits.detach()
         if decomposition.exact:  # and is not needed
             captured, scores = features, logits
-        return Activations(logits, features, decomposition, captured, scores, spec, weight, size)
+        return Activations(logits, features, decomposition, backward, captured, scores, spec, weight, size)
 
     def _decompose(self, model: nn.Module, spec: FeatureSpec, features: Tensor, logits: Tensor) -> Decomposition:
         head = linear_head(model, spec, features, logits)

@@ -89,12 +89,24 @@ def _parse_steps(text: str) -> Pipeline:
         return Pipeline([_parse_step(node) for node in tree.elts])
     except CamtoolsError:
         raise
-    except (SyntaxError, ValueError, TypeError, AssertionError) as error:
+    except (SyntaxError, ValueError, TypeError, AssertionError, MemoryError, RecursionError) as error:
         known = ", ".join(_known())
         raise PipelineError(
             f"{text!r} is neither presets nor steps ({error}). Write presets with commas ({', '.join(PRESETS)}), or "
             f"steps, such as 'NWC,IVR(45)', of: {known}."
         ) from error
+
+
+def parse_step(text: str) -> Step:
+    """Read one step as it prints: a call of a class in `camtools.steps` with literal arguments.
+
+    Raises:
+        PipelineError: It is something else.
+    """
+    try:
+        return _parse_step(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, TypeError) as error:
+        raise PipelineError(f"{text!r} is no step of camtools ({error}), such as 'MinMax()'.") from error
 
 
 def _parse_step(node: ast.expr) -> Step:

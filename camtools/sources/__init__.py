@@ -9,22 +9,32 @@ from camtools.errors import ModelError
 from camtools.plugins import load_plugin, plugins
 from camtools.sources.base import Built, LoadedModel, Source
 from camtools.sources.function import FunctionSource
-from camtools.sources.scenes import NAME as SCENES
+from camtools.sources.lite0 import Lite0Source
 from camtools.sources.scenes import ScenesSource
 
-__all__ = ["Built", "FunctionSource", "LoadedModel", "ScenesSource", "Source", "find_source", "known_models"]
+__all__ = [
+    "Built",
+    "FunctionSource",
+    "Lite0Source",
+    "LoadedModel",
+    "ScenesSource",
+    "Source",
+    "find_source",
+    "known_models",
+]
 
 GROUP = "camtools.sources"
-FORMS = "{libraries}, package.module:function, path/FILE.py:function, or scenes"
+OWN = {"lite0": Lite0Source, "scenes": ScenesSource}
+FORMS = "{libraries}, package.module:function, path/FILE.py:function, lite0, or scenes"
 
 
 def find_source(spec: str, model_args: dict[str, Any] | None = None, size: tuple[int, int] | None = None) -> Source:
     """Return the source that a model's name points to, without building anything.
 
     Args:
-        spec: "LIBRARY/NAME" such as "timm/resnet50", "package.module:function", "path/FILE.py:function", or "scenes".
-            Libraries are found through the entry point group `camtools.sources`, whose objects are classes that take
-            (spec, name, args, size).
+        spec: "LIBRARY/NAME" such as "timm/resnet50", "package.module:function", "path/FILE.py:function", "lite0" or
+            "scenes". Libraries are found through the entry point group `camtools.sources`, whose objects are classes
+            that take (spec, name, args, size).
         model_args: Keyword arguments for the constructor or function.
         size: The input's (height, width) where it is not the model's own; only models of a fixed size need to know.
 
@@ -33,8 +43,8 @@ def find_source(spec: str, model_args: dict[str, Any] | None = None, size: tuple
     """
     args = dict(model_args or {})
     library, slash, name = spec.partition("/")
-    if spec == SCENES:
-        return ScenesSource(args)
+    if spec in OWN:
+        return OWN[spec](args)
     is_file = ".py:" in spec or spec.endswith(".py")
     if slash and not is_file:
         for point in plugins(GROUP):
@@ -47,8 +57,8 @@ def find_source(spec: str, model_args: dict[str, Any] | None = None, size: tuple
 
 
 def known_models() -> list[str]:
-    """Return the full names of all models that the installed sources list."""
-    return [f"{point.name}/{name}" for point in plugins(GROUP) for name in load_plugin(point).known()]
+    """Return the full names of all models that the installed sources list, and of camtools' own."""
+    return [*OWN, *(f"{point.name}/{name}" for point in plugins(GROUP) for name in load_plugin(point).known())]
 
 
 def _guess(spec: str) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 from torch import nn
 
 from camtools.errors import CamtoolsError, ModelError
-from camtools.images.preprocess import Preprocess, adjust
+from camtools.images.adjusted import adjust
+from camtools.images.preprocess import Preprocess
 from camtools.sources.base import Built, Source
 
 RETURNS = (

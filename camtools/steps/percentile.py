@@ -53,7 +53,8 @@ def check_percentile(value: object, owner: str, *, below_100: bool = False) -> N
     Raises:
         PipelineError: `value` is not a number in [0, 100], or in [0, 100) with `below_100`.
     """
-    if isinstance(value, Real) and 0 <= float(value) <= 100 and not (below_100 and value == 100):
+    inside = isinstance(value, Real) and 0 <= value <= 100  # type: ignore[operator]  # reals are ordered
+    if inside and not (below_100 and value == 100):
         return
     allowed = "0 <= percentile < 100" if below_100 else "0 <= percentile <= 100"
     hint = " It is in percent: 90, not 0.9." if isinstance(value, Real) else ""

@@ -39,7 +39,8 @@ class Sigmoid(Step):
     normalises = True
 
     def __init__(self, bias: Sequence[float] | None = None) -> None:
-        if bias is not None and not all(isinstance(number, Real) and math.isfinite(number) for number in bias):
+        numbers = isinstance(bias, Sequence) and all(isinstance(b, Real) and math.isfinite(b) for b in bias)
+        if bias is not None and not numbers:
             raise PipelineError(f"Sigmoid(bias={bias!r}): bias must be finite numbers, one per class, or None.")
         self.bias = None if bias is None else tuple(float(number) for number in bias)
 
@@ -71,7 +72,9 @@ class Sigmoid(Step):
                 )
             scores = maps + maps.new_tensor(self.bias)[labels][..., None, None]
         sound = maps.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
-        return state.replace(maps=scores.sigmoid().where(sound, maps.new_zeros(())))
+        # In float32 the last bit depends on a value's place in memory; MPS has nothing wider.
+        values = (scores if scores.device.type == "mps" else scores.double()).sigmoid().float()
+        return state.replace(maps=values.where(sound, maps.new_zeros(())))
 
 
 class ScoreThreshold(Step):

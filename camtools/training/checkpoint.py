@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from camtools.errors import InputError, WeightsError
-from camtools.files import replacing, write_json
+from camtools.files import parse_json, replacing, write_json
 from camtools.training.logs import CSV_FILE, EVENTS
 
 STATE, SETTINGS_FILE, IMAGE_FILE = "state.pt", "config.json", "examples.png"
@@ -73,7 +73,7 @@ class TrainingFolder:
                 "or choose another (out=)"
             )
         state = read_state(self.path / STATE, device)
-        before, now = json.loads(state["settings"]), json.loads(json.dumps(settings))
+        before, now = parse_json(state["settings"]), json.loads(json.dumps(settings))
         different = [
             f"{key} was {before.get(key, 'absent')!r}, is {now.get(key, 'absent')!r}"
             for key in {**before, **now}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
 import math
@@ -13,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from camtools.checks import literal
 from camtools.errors import InputError
 from camtools.evaluation.statistics import metric_name
 
@@ -225,10 +225,7 @@ def _read(text: str, kind: Any) -> Any:
         return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(plain.lower(), text)
     if str in kinds:
         return plain
-    try:
-        return ast.literal_eval(plain)
-    except (ValueError, SyntaxError):
-        return text
+    return literal(plain)
 
 
 def _checked(setting: dataclasses.Field[Any], kind: Any, value: Any) -> Any:

@@ -13,7 +13,8 @@ from torch import nn
 from camtools.classes.matching import match_classes
 from camtools.datasets.selection import Selection
 from camtools.errors import InputError, TargetError
-from camtools.images.preprocess import Preprocess, adjust, as_transform
+from camtools.images.adjusted import adjust
+from camtools.images.preprocess import Preprocess, as_transform
 from camtools.loading import load_model
 from camtools.model.adapter import find_adapter
 from camtools.model.cam_model import unwrapped, wrap

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from camtools import InputError, PipelineError
-from camtools.checks import flag, number, share, whole
+from camtools.checks import flag, literal, number, share, whole
 
 
 def test_what_passes_comes_back_as_pythons_own():
@@ -52,3 +52,9 @@ def test_the_owner_is_named_and_the_error_chosen():
     assert str(error.value) == "CREAM(steps=9): steps must be a whole number of at least 1 and at most 8."
     with pytest.raises(InputError, match=r"^trace=1: expected True or False$"):
         flag("trace", 1)
+
+
+@pytest.mark.parametrize("text", ["same", "", "1 +", "[" * 5000, "-" * 5000 + "1", "9" * 5000, "{[]: 1}", "\0"])
+def test_what_is_no_literal_stays_text(text):
+    assert literal(text) == text
+    assert (literal("0.5"), literal("(1, 2)"), literal("None")) == (0.5, (1, 2), None)

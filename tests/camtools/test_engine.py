@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from camtools import InputError, ModelError, Pipeline, Preprocess, preset, wrap
-from camtools.engine import Engine, groups, on_pixels
+from camtools.engine import Engine
+from camtools.pipeline.pixels import groups, on_pixels
 from camtools.steps import NWC, MinMax
 
 X = torch.randn(4, 3, 16, 20, generator=torch.Generator().manual_seed(3))

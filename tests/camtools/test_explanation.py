@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,16 @@ from PIL import Image
 
 import camtools
 from camtools import Explainer, InputError, Preprocess
+from camtools.boxes import SPECK, boxes_from_masks
 from camtools.drawing.legend import Key
 from camtools.explanation import Explanation
+from camtools.images.geometry import Geometry
 from camtools.images.read import read_image
 from camtools.model.outputs import probabilities
+from camtools.steps import ScoreThreshold, Sigmoid
 
 PLAIN = Preprocess(input_size=(8, 8), resize=(8, 8))
-FILES = ["manifest.json", "map.npy", "mask.png", "overlay.png"]
+FILES = ["manifest.json", "map.npz", "mask.png", "overlay.jpg"]
 
 
 def explanation(name="red kite", height=40, width=60, parts=((30, 5, 50, 25), (2, 30, 12, 38)), source=None, seed=0):
@@ -31,11 +35,12 @@ def explanation(name="red kite", height=40, width=60, parts=((30, 5, 50, 25), (2
         label=3,
         name=name,
         score=0.87654,
-        map=values,
+        grid_map=values,  # on a grid as fine as the image
         raw_map=values[:5, :6] - 0.5,
         threshold=0.5,
-        mask=values > 0.5,
+        geometry=Geometry.identity((height, width)),
         boxes=torch.tensor(parts, dtype=torch.int64).reshape(-1, 4),
+        box_scores=torch.tensor([0.875, 0.5])[: len(parts)],
         exact=True,
         layer="layer4",
         logits=torch.arange(5.0),
@@ -104,6 +109,9 @@ def test_to_dict_goes_through_json(exp):
         "score": 0.87654,
         "box": [30, 5, 50, 25],
         "boxes": [[30, 5, 50, 25], [2, 30, 12, 38]],
+        "cut": [False, False],
+        "seen": [0, 0, 60, 40],
+        "box_scores": [0.875, 0.5],
         "threshold": 0.5,
         "exact": True,
         "layer": "layer4",
@@ -115,16 +123,16 @@ def test_to_dict_goes_through_json(exp):
 
 
 def test_cpu_copies_nothing_on_the_cpu(exp):
-    assert exp.cpu().map is exp.map and exp.cpu().label == 3
+    assert exp.cpu().grid_map is exp.grid_map and exp.cpu().label == 3
 
 
 @pytest.mark.gpu
 def test_explanations_on_a_gpu(exp, cuda, tmp_path):
-    moved = Explanation(**{**vars(exp), **{key: getattr(exp, key).to(cuda) for key in ("map", "raw_map", "mask")}})
-    assert moved.cpu().map.device.type == "cpu" and torch.equal(moved.cpu().mask, exp.mask)
+    moved = Explanation(**{**vars(exp), **{key: getattr(exp, key).to(cuda) for key in ("grid_map", "raw_map")}})
+    assert moved.map.is_cuda and moved.cpu().map.device.type == "cpu" and torch.equal(moved.cpu().mask, exp.mask)
     assert np.array_equal(np.asarray(moved.overlay()), np.asarray(exp.overlay()))
     assert moved.to_coco() == exp.to_coco()
-    assert np.array_equal(np.load(moved.save(tmp_path) / "map.npy"), exp.map.numpy())
+    assert torch.equal(Explanation.load(moved.save(tmp_path)).map, exp.map)
 
 
 def test_probabilities():
@@ -212,9 +220,9 @@ def test_to_coco_is_a_data_set_of_one_image(exp, tmp_path):
     assert [a["id"] for a in data["annotations"]] == [100, 101]
     assert [a["bbox"] for a in data["annotations"]] == [[30, 5, 20, 20], [2, 30, 10, 8]]
     assert [a["area"] for a in data["annotations"]] == [400, 80]
-    for annotation in data["annotations"]:
+    for annotation, (x0, y0, x1, y1) in zip(data["annotations"], exp.boxes.tolist(), strict=True):
         assert (annotation["image_id"], annotation["category_id"], annotation["iscrowd"]) == (7, 4, 0)
-        assert annotation["score"] == 0.87654
+        assert annotation["score"] == pytest.approx(0.87654 * float(exp.map[y0:y1, x0:x1].max()))
     plain = exp.to_coco(category_id=0)
     assert plain["images"][0]["file_name"] == "1"
     assert plain["categories"][0]["id"] == plain["annotations"][0]["category_id"] == 0
@@ -227,15 +235,21 @@ def test_to_coco_is_a_data_set_of_one_image(exp, tmp_path):
 
 def check_saved(exp, directory):
     """All four files are there, and say what the explanation says."""
-    values = np.load(directory / "map.npy")
-    assert values.dtype == np.float32 and np.array_equal(values, exp.map.numpy())
     with Image.open(directory / "mask.png") as mask:
-        assert mask.mode == "L" and np.array_equal(np.asarray(mask), exp.mask.numpy() * np.uint8(255))
-    with Image.open(directory / "overlay.png") as overlay:
-        assert np.array_equal(np.asarray(overlay), np.asarray(exp.overlay()))
+        assert mask.mode == "1" and np.array_equal(np.asarray(mask), exp.mask.numpy())
+    with Image.open(directory / "overlay.jpg") as overlay:
+        assert (
+            np.abs(np.asarray(overlay).astype(float) - np.asarray(exp.overlay(size=1280))).mean() < 15
+        )  # noise as a JPEG
     manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest.pop("files") == {"overlay": "overlay.png", "mask": "mask.png", "map": "map.npy"}
+    assert manifest.pop("files") == {"overlay": "overlay.jpg", "mask": "mask.png", "map": "map.npz"}
+    assert manifest.pop("rebuild")["pixel_steps"] == [repr(step) for step in exp.pixel_steps]
     assert manifest == exp.to_dict()
+    loaded = Explanation.load(directory)
+    assert loaded.to_dict() == exp.to_dict() and repr(loaded) == repr(exp)
+    for field in ("map", "mask", "grid_map", "raw_map", "logits", "boxes"):
+        one, other = getattr(loaded, field), getattr(exp, field)
+        assert one.dtype == other.dtype and torch.equal(one, other), field
 
 
 @pytest.mark.parametrize("kind", [str, lambda path: path])
@@ -288,7 +302,7 @@ def full(*args, **kwargs):
 def breaking(monkeypatch, step):
     """Make one step of saving fail."""
     if step == "map":
-        monkeypatch.setattr(np, "save", full)
+        monkeypatch.setattr(np, "savez", full)
     elif step in ("overlay", "mask"):
         save = Image.Image.save
 
@@ -302,7 +316,7 @@ def breaking(monkeypatch, step):
     else:
         method, name = {
             "manifest": ("write_text", "manifest.json"),
-            "first move": ("replace", "overlay.png"),
+            "first move": ("replace", "overlay.jpg"),
             "second move": ("replace", "mask.png"),
             "last move": ("replace", "manifest.json"),
         }[step]
@@ -354,7 +368,7 @@ def test_an_interruption_leaves_the_older_explanation(exp, tmp_path, monkeypatch
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(np, "save", interrupt)
+    monkeypatch.setattr(np, "savez", interrupt)
     for place in ("out", "new"):
         with pytest.raises(KeyboardInterrupt):
             exp.save(tmp_path / place)
@@ -405,14 +419,14 @@ def test_a_directory_that_refuses(exp, tmp_path, monkeypatch, failing):
 
 
 def test_links_in_the_place_of_files_are_replaced_not_followed(exp, tmp_path):
-    elsewhere = tmp_path / "elsewhere.npy"
+    elsewhere = tmp_path / "elsewhere.npz"
     elsewhere.write_text("mine")
     out = tmp_path / "out"
     out.mkdir()
-    (out / "map.npy").symlink_to(elsewhere)
+    (out / "map.npz").symlink_to(elsewhere)
     (out / "mask.png").symlink_to(tmp_path / "nothing there")
     check_saved(exp, exp.save(out))
-    assert elsewhere.read_text() == "mine" and not (out / "map.npy").is_symlink()
+    assert elsewhere.read_text() == "mine" and not (out / "map.npz").is_symlink()
 
 
 def test_what_explain_returns_can_be_saved(make_tiny, tmp_path):
@@ -422,3 +436,94 @@ def test_what_explain_returns_can_be_saved(make_tiny, tmp_path):
         check_saved(exp, exp.save(tmp_path / str(i)))
     with torch.no_grad():
         check_saved(found[0][0], found[0][0].save(tmp_path / "again"))
+
+
+# The map on the grid, and what is made of it ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pipeline", [*camtools.PRESETS, [Sigmoid(bias=[0.1, -2, 0, 1, 3]), ScoreThreshold(0.5)]])
+def test_what_is_made_later_is_what_the_boxes_were_drawn_around(make_tiny, pipeline, tmp_path):
+    """In a batch and alone, cropped and whole, and from the files: the same bits."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((70, 90), (48, 48), (70, 90), (33, 101))]
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    found = Explainer(make_tiny(5), pipeline, transform=Preprocess(input_size=(32, 32), resize=36))(paths, top_k=3)
+    traced = Explainer(make_tiny(5), pipeline, transform=Preprocess(input_size=(32, 32), resize=36), trace=True)
+    for of_image, again in zip(found, traced(paths, top_k=3), strict=True):
+        for exp, whole in zip(of_image, again, strict=True):
+            assert torch.equal(exp.map, whole.trace[-1].map) and torch.equal(exp.mask, whole.trace[-1].mask)
+            assert exp.boxes.tolist() == boxes_from_masks(exp.mask, SPECK)[0].tolist() == whole.boxes.tolist()
+            check_saved(exp, exp.save(tmp_path / "out"))
+
+
+def test_maps_are_made_when_asked_for_and_not_kept(make_tiny):
+    explainer = Explainer(make_tiny(5), "cam", transform=PLAIN)
+    found = explainer([np.full((600, 800, 3), value, np.uint8) for value in range(4)])
+    sizes = [value.nbytes for exp in found for value in vars(exp).values() if isinstance(value, torch.Tensor)]
+    assert sum(sizes) < 1000
+    assert found[0].map is found[0].map and found[0].map.shape == (600, 800)
+
+
+def test_an_overlay_of_another_size(exp):
+    assert exp.overlay(legend=False, size=1000).size == (60, 40)
+    small = exp.overlay(legend=False, size=30, alpha=0)
+    assert small.size == (30, 20)
+    green = (np.asarray(small) == (80, 255, 120)).all(-1)
+    assert green[3:12, 15].all() and green[11, 15:25].all() and not green[:, :15].any()  # (30, 5, 50, 25) halved
+    assert exp.map_at((20, 30)).shape == (20, 30)
+    with pytest.raises(InputError, match="size=0"):
+        exp.overlay(size=0)
+
+
+def test_what_is_asked_for_is_saved_and_an_older_results_files_go(exp, tmp_path):
+    exp.save(tmp_path, ["overlay", "mask", "map", "crops"], overlay_size=30, overlay_format="png")
+    assert names(tmp_path) == ["crop-1.png", "crop-2.png", "manifest.json", "map.npz", "mask.png", "overlay.png"]
+    for number, box in enumerate(exp.boxes.tolist(), 1):
+        assert np.array_equal(Image.open(tmp_path / f"crop-{number}.png"), exp.image.crop(box))
+    assert np.array_equal(Image.open(tmp_path / "overlay.png"), exp.overlay(size=30))
+    exp.save(tmp_path, ["mask"])
+    assert names(tmp_path) == ["manifest.json", "mask.png"]
+    exp.save(tmp_path, [])
+    assert names(tmp_path) == ["manifest.json"]
+    for options, message in [
+        ({"files": ["maps"]}, r"files=\['maps'\]: expected a list of any of 'overlay', 'mask', 'map', 'crops'"),
+        ({"files": "map"}, r"files='map': expected a list"),
+        ({"overlay_size": 0}, r"overlay_size=0"),
+        ({"overlay_format": "gif"}, r"overlay_format='gif': expected 'jpg' or 'png'"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            exp.save(tmp_path, **options)
+
+
+def test_what_cannot_be_loaded(exp, tmp_path):
+    for make in (lambda: None, lambda: exp.save(tmp_path, ["mask"])):
+        make()
+        with pytest.raises(InputError, match="holds no whole explanation with its map"):
+            Explanation.load(tmp_path)
+    document = json.loads((exp.save(tmp_path) / "manifest.json").read_text())
+    document["rebuild"]["pixel_steps"] = ["Mine(3)"]
+    (tmp_path / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"'Mine\(3\)' is no step of camtools"):
+        Explanation.load(tmp_path)
+
+
+def test_the_image_of_a_loaded_explanation_is_its_file(tmp_path):
+    file = tmp_path / "image.png"
+    Image.new("RGB", (60, 40), (10, 20, 30)).save(file)
+    loaded = Explanation.load(explanation(source=file).save(tmp_path / "out"))
+    assert loaded.image.getpixel((0, 0)) == (10, 20, 30)
+    Image.new("RGB", (30, 40)).save(file)
+    with pytest.raises(InputError, match=r"has 30 x 40 pixels, 60 x 40 when it was explained"):
+        loaded.overlay()
+    with pytest.raises(InputError, match="this image has no pixels"):
+        Explanation.load(explanation().save(tmp_path / "out")).overlay()
+
+
+def test_boxes_at_the_border_of_what_was_seen_are_marked():
+    exp = explanation(parts=((20, 5, 40, 25), (21, 30, 30, 38)))
+    assert exp.cut == (False, False) and exp.seen == (0, 0, 60, 40)
+    crop = Geometry.from_resize_crop((40, 60), (40, 60), (40, 20))  # columns 20 to 40
+    exp = replace(exp, geometry=crop)
+    assert exp.cut == (True, False) and exp.seen == (20, 0, 40, 40)

@@ -1,5 +1,6 @@
 """Files are written whole or not at all."""
 
+import json
 import os
 import signal
 import stat
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from camtools.errors import InputError
-from camtools.files import LOCK, clear, locked, replacing, write_json, write_text
+from camtools.files import LOCK, clear, locked, parse_json, replacing, write_json, write_text
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("write failed"), KeyError("x")])
@@ -103,3 +104,9 @@ def test_a_folder_belongs_to_one_run_until_it_ends_or_is_killed(tmp_path, popen)
 def test_a_run_that_writes_nothing_locks_nothing():
     with locked(None):
         pass
+
+
+def test_a_document_nested_too_deeply_is_damaged_like_any_other():
+    assert parse_json(b'{"a": [1]}') == {"a": [1]}
+    with pytest.raises(json.JSONDecodeError, match="nested too deeply"):
+        parse_json("[" * 50_000)

@@ -11,8 +11,9 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from camtools.classes.names import imagenet_names
 from camtools.errors import ModelError, WeightsError
+from camtools.images.adjusted import adjust
 from camtools.images.measured import MeasuredTransform
-from camtools.images.preprocess import Preprocess, adjust
+from camtools.images.preprocess import Preprocess
 from camtools.images.read import read_image
 from camtools.loading import load_model
 from camtools.sources import FunctionSource, find_source

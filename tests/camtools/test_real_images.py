@@ -164,7 +164,7 @@ def test_overlays_show_the_photograph_and_the_box(classifier, dogs, tmp_path):
     shapes = {exp.size[0] > exp.size[1] for exp in explainer.stream(file for file, _, _ in dogs)}
     assert shapes == {True, False}  # tall ones and wide ones
     for i, exp in enumerate(explainer.stream(file for file, _, _ in dogs)):
-        with Image.open(exp.save(tmp_path / str(i)) / "overlay.png") as overlay:
+        with Image.open(exp.save(tmp_path / str(i), overlay_format="png") / "overlay.png") as overlay:
             shown = np.asarray(overlay).astype(int)
         x0, y0, x1, y1 = exp.box.tolist()
         line = (shown == (80, 255, 120)).all(-1)

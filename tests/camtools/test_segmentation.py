@@ -365,11 +365,11 @@ def test_more_classes_than_a_byte_are_numbered_in_their_order():
 def test_saved_files_come_back(tmp_path):
     found = segment(Colours(), TWO, **OPTIONS)
     folder = found.save(tmp_path / "new" / "two")
-    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "mask.png", "overlay.png"]
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "mask.png", "overlay.jpg"]
     assert np.array_equal(np.asarray(Image.open(folder / "mask.png")), found.mask.numpy())
     assert Image.open(folder / "mask.png").mode == "P"
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest == {**found.to_dict(), "files": {"overlay": "overlay.png", "mask": "mask.png"}}
+    assert manifest == {**found.to_dict(), "files": {"overlay": "overlay.jpg", "mask": "mask.png"}}
     blue = manifest["classes"][0]
     assert (blue["value"], blue["label"], blue["name"], blue["pixels"]) == (3, 2, "blue", 240)
     assert (blue["box"], blue["boxes"]) == ([10, 18, 30, 30], [[10, 18, 30, 30]])

@@ -120,7 +120,7 @@ def value_noise(stream: Stream, x: Floats, y: Floats, cells: int) -> Floats:
     return top * (1 - fy) + bottom * fy
 
 
-def _cell(position: Floats, cells: int) -> tuple[np.ndarray, Floats]:
+def _cell(position: Floats, cells: int) -> tuple[NDArray[np.int64], Floats]:
     """Return the lattice cell of a position in [0, 1], and a smoothed place within it."""
     scaled = np.clip(position, 0, 1) * cells
     index = np.minimum(np.floor(scaled), cells - 1).astype(np.int64)

@@ -1,7 +1,8 @@
-"""Reports of an evaluation: tables, threshold curves and contact sheets, as objects and as files."""
+"""Reports of an evaluation: tables, curves, contact sheets and a page for the browser, as objects and as files."""
 
 from camtools.evaluation.report.curve import curve_figure, plot_curve
 from camtools.evaluation.report.maps import MapOf, explainer_map, model_maps, saved_maps
+from camtools.evaluation.report.page import write_page
 from camtools.evaluation.report.sheet import change_sheet, contact_sheet
 from camtools.evaluation.report.table import markdown, table
 from camtools.evaluation.report.write import write_report
@@ -17,5 +18,6 @@ __all__ = [
     "plot_curve",
     "saved_maps",
     "table",
+    "write_page",
     "write_report",
 ]

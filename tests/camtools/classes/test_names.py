@@ -162,3 +162,8 @@ def test_timm_names_come_from_the_model_or_its_subset_of_imagenet():
 
 def test_timm_names_of_another_count_are_not_used():
     assert timm_names(Metadata(3, ["cat", "dog"])) is None
+
+
+def test_a_number_of_any_length_is_no_class():
+    with pytest.raises(TargetError, match="There is no class named"):
+        resolve_target("9" * 5000, ["ant", "bee"])

@@ -109,6 +109,24 @@ def test_the_files(place):
     assert plain.exit_code == 0 and not list((place / "plain").glob("*.png"))
 
 
+def test_the_page_has_what_was_expected_beside_what_was_predicted(place):
+    """The data set calls the first image's class another, so that the model is wrong."""
+    table = place / "pics.csv"
+    table.write_text(table.read_text().replace("0.png,red", "0.png,blue"))
+    assert run("--report", "page.html", "--pipeline", "cam,rcam", "--protocol", "native").exit_code == 0
+    text = (place / "page.html").read_text("utf-8")
+    cards = [json.loads(card) for card in re.findall(r'class="card">(.*)</script>', text)]
+    assert [card["file"] for card in cards] == [f"{number}.png" for number in range(9)]
+    panels = [(panel["name"], panel["role"], panel["pipeline"]) for panel in cards[0]["panels"]]
+    assert [panel[:2] for panel in panels] == 2 * [("blue", "expected"), ("red", "predicted")]
+    assert len({panel[2] for panel in panels}) == 2
+    first = table.read_text().splitlines()[1].split(",")[2:6]
+    assert cards[0]["expected"] == [{"label": 2, "name": "blue", "boxes": [[float(side) for side in first]]}]
+    assert [panel["name"] for panel in cards[1]["panels"]] == ["green", "green"]
+    result = run("--report", "page.html", "--scoremaps", "maps", model=False)
+    assert result.exit_code == 2 and "--report" in result.stderr
+
+
 def test_images_that_fail_are_listed(place):
     (place / "pics" / "4.png").write_bytes(b"no image")
     result = run("--out", "out", "--format", "json")
@@ -151,7 +169,7 @@ def test_maps_from_files(place):
         (["--metric", "acc"], "expected some of MaxBoxAcc"),
         (["--metric", "PxAP"], "no truth for PxAP"),
         (["--calibrate", "boxfolder:nowhere"], "'nowhere' is not a folder"),
-        (["--out", "nets.py"], "nets.py cannot be used as the output folder"),
+        (["--out", "nets.py"], "nets.py cannot be written: it is a file"),
         (["--device", "nowhere"], "Device 'nowhere' cannot be used"),
         (["--activation", "tanh"], "activation='tanh'"),
         (["--scoremaps", "pics"], "give --model or --scoremaps, one of them"),
@@ -168,8 +186,8 @@ def test_wrong_use_is_one_line_and_exit_code_2(place, args, words):
 
 
 def test_more_wrong_use(place):
-    result = run(data="pics")
-    assert (result.exit_code, "'pics' is no data set" in result.stderr) == (2, True)
+    result = run(data="nowhere")
+    assert (result.exit_code, "'nowhere' is no data set" in result.stderr) == (2, True)
     result = run("--scoremaps", "pics", "--scoremaps", "pics", model=None)
     assert (result.exit_code, "two folders are named 'pics'" in result.stderr) == (2, True)
     (place / "names.txt").write_text("a\nb\nc\n")
@@ -183,7 +201,7 @@ from pathlib import Path
 import pyarrow.parquet
 import camtools.evaluation.report
 import camtools.explainer
-from camtools.cli import main
+from camtools.__main__ import main
 
 def command(name, *arguments):
     for number, suffix in (1, "stdout"), (2, "stderr"):

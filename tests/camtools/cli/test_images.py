@@ -49,6 +49,11 @@ def test_same_names_in_several_folders_do_not_collide(tree):
     assert pairs("a/bird1.jpg", "b") == [("a/bird1.jpg", "a/bird1"), ("b/bird1.jpg", "b/bird1")]
 
 
+def test_exports_call_images_by_their_paths_below_what_was_named(tree):
+    assert [job.file for job in find_jobs(["a"])] == ["bird1.jpg", "bird2.JPG", "bird10.jpg", "deep/er/bird1.png"]
+    assert [job.file for job in find_jobs(["a/bird1.jpg", "b"])] == ["a/bird1.jpg", "b/bird1.jpg"]
+
+
 def test_same_names_with_several_suffixes_do_not_collide(tree):
     assert pairs("c") == [("c/x.jpg", "x-jpg"), ("c/x.png", "x-png"), ("c/x.y.png", "x.y")]
 

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from torchvision.transforms.v2.functional import center_crop
 from camtools.errors import InputError
 from camtools.images.geometry import Geometry, centre_offset
 from camtools.images.measured import measure_geometry
+from camtools.images.preprocess import Preprocess
+from camtools.images.read import read_image
 
 DTYPES = [(torch.float32, 1e-5), (torch.float64, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)]
 SIDES = list(itertools.product([1, 2, 7, 10, 11, 12, 13, 256, 341], [1, 4, 7, 224, 225]))
@@ -204,3 +207,25 @@ def test_unmeasurable(step, message):
 def test_too_small_to_measure():
     with pytest.raises(InputError, match="7 x 20: it is too small, expected at least 8"):
         measure_geometry(v2.Compose(TO_TENSOR), (7, 20))
+
+
+@pytest.mark.parametrize("size", [(30, 50), (224, 224), (375, 500), (61, 7)])
+@pytest.mark.parametrize("transform", [Preprocess(), Preprocess((96, 64), (100, 120)), Preprocess((50, 50), None)])
+def test_what_is_seen_is_where_the_map_is_not_the_minimum(size, transform):
+    geometry = transform(read_image(np.zeros((*size, 3), np.uint8)))[1]
+    x0, y0, x1, y1 = geometry.seen
+    maps = 1 + torch.rand(1, 1, 5, 5)
+    maps[0, 0, 2, 2] = 0  # the least, which unseen pixels get; seen ones do not reach it
+    above = geometry.resize(maps)[0, 0] > 0
+    seen = torch.zeros(size, dtype=torch.bool)
+    seen[y0:y1, x0:x1] = True
+    assert not above[~seen].any() and above[seen].float().mean() > 0.9
+    assert geometry.covers_all == ((x0, y0, x1, y1) == (0, 0, size[1], size[0]))
+
+
+def test_the_same_input_from_a_smaller_rendering():
+    geometry = Geometry.from_resize_crop((300, 400), (256, 341), (224, 224))
+    half = geometry.at((150, 200))
+    assert half.size == (150, 200) and half.scale == (2 * geometry.scale[0], 2 * geometry.scale[1])
+    box = torch.tensor([[10.0, 20.0, 100.0, 90.0]])
+    torch.testing.assert_close(half.boxes_to_input(box), geometry.boxes_to_input(2 * box))

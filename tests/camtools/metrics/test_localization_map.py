@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torchmetrics import MetricCollection
+from voc_reference import devkit
 
 from camtools.errors import InputError
 from camtools.metrics import LocalizationMAP, localization_average_precision
@@ -26,51 +27,6 @@ def scene(count=30, classes=4, seed=0, ties=True):
         difficult = torch.tensor(generator.random(m) < 0.25)
         target.append({"boxes": torch.tensor(truth), "labels": torch.tensor(labels), "difficult": difficult})
     return preds, target
-
-
-def devkit(preds, target, label, minimum=0.5, extra=1.0, points=False):
-    """VOCevaldet.m in plain Python: one detection after the other."""
-    rows = [
-        (score, index, box)
-        for index, pred in enumerate(preds)
-        for box, score, own in zip(
-            pred["boxes"].tolist(), pred["scores"].tolist(), pred["labels"].tolist(), strict=True
-        )
-        if own == label
-    ]
-    rows.sort(key=lambda row: -row[0])  # stable
-    truth, taken, objects = {}, set(), 0
-    for index, true in enumerate(target):
-        own = true["labels"] == label
-        truth[index] = list(zip(true["boxes"][own].tolist(), true["difficult"][own].tolist(), strict=True))
-        objects += sum(not hard for _, hard in truth[index])
-    outcome = []
-    for _, index, (x0, y0, x1, y1) in rows:
-        best, chosen = -1.0, None
-        for number, ((u0, v0, u1, v1), hard) in enumerate(truth[index]):
-            width = min(x1, u1) - max(x0, u0) + extra
-            height = min(y1, v1) - max(y0, v0) + extra
-            if width > 0 and height > 0:
-                area = (x1 - x0 + extra) * (y1 - y0 + extra) + (u1 - u0 + extra) * (v1 - v0 + extra)
-                overlap = width * height / (area - width * height)
-                if overlap > best:
-                    best, chosen = overlap, (index, number, hard)
-        if best >= minimum:
-            if not chosen[2]:
-                outcome.append(chosen not in taken)
-                taken.add(chosen)
-        else:
-            outcome.append(False)
-    right, wrong = np.cumsum(outcome), np.cumsum(np.logical_not(outcome))
-    if objects == 0:
-        return None
-    recall, precision = right / objects, right / np.maximum(right + wrong, 1)
-    if points:
-        return 100 * np.mean([max(precision[recall >= k / 10 - 1e-12], default=0.0) for k in range(11)])
-    steps = np.concatenate([[0], recall, [1]])
-    envelope = np.maximum.accumulate(np.concatenate([[0], precision, [0]])[::-1])[::-1]
-    where = np.flatnonzero(steps[1:] != steps[:-1])
-    return 100 * ((steps[where + 1] - steps[where]) * envelope[where + 1]).sum()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -261,26 +217,38 @@ def test_box_iou():
 @pytest.mark.parametrize(
     ("preds", "target", "message"),
     [
-        ([one([BOX], [0.5])], [], "preds has 1 images and target 0: give one of each"),
+        ([one([BOX], [0.5])], [], "preds: got 1 for 0 images of the truth; give one"),
         ([one([BOX])], [one([BOX])], r"preds\[0\]: expected a dict with .*'scores'\], and there is no 'scores'"),
         ([one([BOX], [0.5])], [{"boxes": []}], r"target\[0\]: expected a dict with .*there is no 'labels'"),
         ([one([BOX], [0.5])], [torch.tensor(BOX)], r"target\[0\]: expected a dict"),
-        ([one([BOX[:3]], [0.5])], [one([])], r"preds\[0\]\['boxes'\]: expected shape \(n, 4\).* got \(1, 3\)"),
+        ([one([BOX[:3]], [0.5])], [one([])], r"preds\[0\]\['boxes'\]: expected \(N, 4\).* got \(1, 3\)"),
         (
             [one([BOX], [0.5, 0.1])],
             [one([])],
-            r"preds\[0\]\['scores'\]: expected shape \(1,\), one per box, got \(2,\)",
+            r"preds\[0\]\['scores'\]: expected 1 numbers, one for each of the boxes, got shape \(2,\)",
         ),
-        ([one([BOX], [0.5], [1, 1])], [one([])], r"preds\[0\]\['labels'\]: expected shape \(1,\)"),
-        ([one([BOX], [0.5], [1.5])], [one([])], r"preds\[0\]\['labels'\]: expected integers.*float32"),
-        ([one([BOX], [float("nan")])], [one([])], r"preds\[0\]: a box or a score is NaN"),
-        ([one([[float("nan")] * 4], [0.5])], [one([])], r"preds\[0\]: a box or a score is NaN"),
+        ([one([BOX], [0.5], [1, 1])], [one([])], r"preds\[0\]\['labels'\]: expected 1 class indices.*got \(2,\)"),
+        (
+            [one([BOX], [0.5], [1.5])],
+            [one([])],
+            r"preds\[0\]\['labels'\]: expected 1 class .*float32 with 1.5",
+        ),
+        ([one([BOX], [float("nan")])], [one([])], r"preds\[0\]\['scores'\]: .* with a NaN; leave such out"),
+        (
+            [one([[float("nan")] * 4], [0.5])],
+            [one([])],
+            r"preds\[0\]\['boxes'\]\[0\] is \[nan.*leave out what",
+        ),
         (
             [one([], [])],
             [one([BOX], difficult=torch.ones(1))],
-            r"target\[0\]\['difficult'\]: expected bool, got .*float",
+            r"target\[0\]\['difficult'\]: expected bool of shape \(1,\), one per box, got .*float",
         ),
-        ([one([], [])], [one([BOX, [9, 9, 5, 5]])], r"target\[0\]\['boxes'\]\[1\] is \[9.*expected x0 <= x1.*width"),
+        (
+            [one([], [])],
+            [one([BOX, [9, 9, 5, 5]])],
+            r"target\[0\]\['boxes'\]\[1\] is \[9.*x0 <= x1.*width",
+        ),
     ],
 )
 def test_bad_input_is_named(preds, target, message):

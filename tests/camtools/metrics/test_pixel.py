@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from pixel_reference import THRESHOLDS, normalised, reference_ious, reference_pxap
 from torchmetrics import MetricCollection
 
 from camtools.errors import InputError
 from camtools.metrics import PeakIoU, PxAP, mask_ious, peak_iou, pixel_average_precision, scoremaps
 from camtools.metrics.pixel import truth_masks
-
-THRESHOLDS = np.arange(0, 1, 0.001)
 
 
 def batch(count=6, height=20, width=24, ignored=True):
@@ -17,42 +16,6 @@ def batch(count=6, height=20, width=24, ignored=True):
         masks[index, 3 + index : 12 + index, 4 : 10 + index] = True
     maps = torch.rand(count, height, width) + 0.4 * masks
     return maps, masks, torch.rand(count, height, width) < 0.2 if ignored else None
-
-
-def normalised(score_map):
-    """The reference's normalisation, in NumPy."""
-    values = np.asarray(score_map, dtype=np.float64)
-    if np.isnan(values).any() or values.min() == values.max():
-        return np.zeros_like(values)
-    values = values - values.min()
-    return values / values.max()
-
-
-def reference_pxap(maps, masks, ignore):
-    """The protocol with NumPy's histograms: bins [0, .001) ... [.999, 1), [1, 2), [2, 3]."""
-    edges = np.append(THRESHOLDS, [1.0, 2.0, 3.0])
-    on, off = np.zeros(1002), np.zeros(1002)
-    for score_map, mask, left_out in zip(maps, masks, ignore, strict=True):
-        scores, mask = normalised(score_map), np.asarray(mask)
-        on += np.histogram(scores[mask], bins=edges)[0]
-        off += np.histogram(scores[~mask & ~np.asarray(left_out)], bins=edges)[0]
-    kept_on, kept_off = on[::-1].cumsum(), off[::-1].cumsum()
-    with np.errstate(invalid="ignore"):
-        precision = kept_on / (kept_on + kept_off)
-    steps = np.diff(kept_on / on.sum())
-    return 100 * (precision[1:] * steps)[(kept_on + kept_off)[1:] > 0].sum()
-
-
-def reference_ious(maps, masks, ignore):
-    """Mean IoU at each of the 1,000 thresholds, one by one."""
-    per_image = []
-    for score_map, mask, left_out in zip(maps, masks, ignore, strict=True):
-        levels = (normalised(score_map) * 255).astype(np.uint8)
-        mask = np.asarray(mask)
-        counted = mask | ~np.asarray(left_out)
-        kept = [(levels > int(tau * levels.max())) & counted for tau in THRESHOLDS]
-        per_image.append([(k & mask).sum() / (k | mask).sum() for k in kept])
-    return np.mean(per_image, axis=0)
 
 
 # --- PxAP
@@ -260,7 +223,7 @@ MASK = torch.zeros(2, 4, 4, dtype=torch.bool)
 @pytest.mark.parametrize(
     ("masks", "ignore", "message"),
     [
-        (MASK[:1], None, "masks: got 1 for 2 maps; give one for each map, in the same order."),
+        (MASK[:1], None, "masks: got 1 for 2 maps; give one for each of them, in order."),
         (MASK, [None], "ignore: got 1 for 2 maps"),
         (MASK[:, 0], None, r"masks: expected \(B, h, w\), got \(2, 4\)\. Join the objects"),
         (MASK.float(), None, "masks: expected a bool mask .*float32. Compare values first: mask > 0."),
@@ -268,8 +231,8 @@ MASK = torch.zeros(2, 4, 4, dtype=torch.bool)
         ([MASK[0], MASK], None, r"masks\[1\]: .* 2 dimensions, got \(2, 4, 4\)"),
         ([MASK[0], MASK[0, :0]], None, r"masks\[1\]: expected a bool mask with at least one pixel"),
         (MASK, [None, MASK[0].int()], r"ignore\[1\]: expected a bool mask"),
-        ("mask", None, "masks: expected a bool tensor .* got str"),
-        (None, None, "masks: expected a bool tensor .* got NoneType"),
+        ("mask", None, "masks: expected a list with an entry for each image, got 'mask'"),
+        (None, None, "masks: expected a list with an entry for each image, got None"),
     ],
 )
 def test_bad_masks_are_named(kind, masks, ignore, message):

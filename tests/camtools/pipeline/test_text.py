@@ -45,6 +45,8 @@ def test_objects():
         "NWC,,IVR(",
         "IVR(45, **{'a': 1})",
         "IVR(1, 2, 3)",
+        "IVR(" * 300,
+        "-" * 5000 + "1",
     ],
 )
 def test_nothing_else_is_run(text):
