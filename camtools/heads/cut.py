@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -86,6 +85,21 @@ def take_out_after(model: nn.Module, spec: FeatureSpec, example: Tensor) -> None
     _take_out(model, cut.after - cut.before - _ancestors(spec.layer))
 
 
+def modules_before(model: nn.Module, layer: str, example: Tensor) -> list[str]:
+    """Return the names of a layer and of all that runs before it, whole containers at once.
+
+    Args:
+        model: The network; left as it was.
+        layer: Dotted name.
+        example: One input.
+
+    Raises:
+        ModelError: The layer does not run, or more than once.
+    """
+    cut = _watch(model, FeatureSpec(layer), example)
+    return _outer(cut.before - cut.after - _ancestors(layer))
+
+
 def take_out_before(model: nn.Module, layer: str, example: Tensor) -> Tensor:
     """Take a layer and all that runs before it out of a network, in place: it then begins with that layer's output.
 
@@ -148,8 +162,14 @@ def _ancestors(layer: str) -> set[str]:
     return {".".join(parts[:count]) for count in range(1, len(parts))}
 
 
+def _outer(names: set[str]) -> list[str]:
+    return sorted(name for name in names if not _ancestors(name) & names)
+
+
 def _take_out(model: nn.Module, names: set[str]) -> None:
-    """Put identities in the place of modules, whole containers at once."""
-    outer: Sequence[str] = [name for name in names if not _ancestors(name) & names]
-    for name in outer:
-        model.set_submodule(name, nn.Identity())
+    """Put identities in the place of modules, whole containers at once; forward hooks stay."""
+    for name in _outer(names):
+        identity = nn.Identity()
+        for hooks in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
+            setattr(identity, hooks, getattr(model.get_submodule(name), hooks))
+        model.set_submodule(name, identity)

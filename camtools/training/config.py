@@ -80,6 +80,21 @@ class TrainConfig:
         0.0, "Decay of the weights' moving average, which then is the result; 0: none.", least=0, most=1
     )
     freeze_bn: bool = option(False, "Whether batch normalisation keeps its statistics.")
+    freeze: str | None = option(
+        None, "Name of a layer up to which the network stays as it is, weights and statistics; none: all of it learns."
+    )
+    views: int = option(
+        0,
+        "Augmented versions that there are of each image, of which an epoch takes one at random; 0: new ones every "
+        "epoch. With freeze, the frozen part runs once for each of them.",
+        least=0,
+    )
+    cache: str | None = option(
+        "",
+        "Folder where the outputs of a frozen part are kept in half precision, for any number of runs with the same "
+        "views; empty: in the run's own; none: the frozen part runs at every step.",
+        affects=False,
+    )
     output_stride: int | None = option(
         None, "Pixels between positions of the feature map: the last stages keep their resolution.", choices=(8, 16, 32)
     )

@@ -44,6 +44,7 @@ class MinMaxCamRecipe(Recipe):
 
     name = "minmaxcam"
     Config = MinMaxCamConfig
+    needs_images = True
 
     def check(self, labels: Labels, names: Sequence[str]) -> None:
         """Check that there are enough classes for a batch, and that nothing mixes classes or updates."""
