@@ -104,10 +104,10 @@ def test_hide_and_seek_hides_whole_cells():
 
 
 def test_cells_of_hide_and_seek_in_pixels():
-    transform = training_transform(TrainConfig(augment=("has",), has_cell=3, input_size=8, has_grid=1), UNIT)
+    transform = training_transform(TrainConfig(augment=("has",), has_cell=6, input_size=16, has_grid=1), UNIT)
     with seeded(2):
         x = transform(Image.new("RGB", (8, 8), (255, 255, 255)))
-    cells = [cell for rows in x[0].split(3, 0) for cell in rows.split(3, 1)]  # sides 3, 3 and 2
+    cells = [cell for rows in x[0].split(6, 0) for cell in rows.split(6, 1)]  # sides 6, 6 and 4
     assert len(cells) == 9 and all(len(cell.unique()) == 1 for cell in cells)
     assert 0 < sum(float(cell.max()) for cell in cells) < 9
 
