@@ -18,6 +18,7 @@ from camtools.steps.pas import PaS
 from camtools.steps.peaks import Peaks
 from camtools.steps.range_threshold import RangeThreshold
 from camtools.steps.sigmoid import ScoreThreshold, Sigmoid
+from camtools.steps.wildcat_maps import WildcatMaps
 
 __all__ = [
     "CAM",
@@ -42,4 +43,5 @@ __all__ = [
     "State",
     "Step",
     "UnitFeatures",
+    "WildcatMaps",
 ]
