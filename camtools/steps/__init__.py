@@ -10,6 +10,7 @@ from camtools.steps.crf import CRF
 from camtools.steps.edge_level import EdgeLevel
 from camtools.steps.enlarge import Enlarge
 from camtools.steps.fixed_threshold import FixedThreshold
+from camtools.steps.generated import Generated
 from camtools.steps.gradient import Gradient
 from camtools.steps.ivr import IVR
 from camtools.steps.minmax import MinMax
@@ -32,6 +33,7 @@ __all__ = [
     "EdgeLevel",
     "Enlarge",
     "FixedThreshold",
+    "Generated",
     "Gradient",
     "MinMax",
     "PaS",
