@@ -5,6 +5,7 @@ from camtools.steps.adaptive_threshold import AdaptiveThreshold
 from camtools.steps.affinity import Affinity
 from camtools.steps.base import Stage, State, Step
 from camtools.steps.cam import CAM
+from camtools.steps.centre import Centre
 from camtools.steps.cream import CREAM, UnitFeatures
 from camtools.steps.crf import CRF
 from camtools.steps.edge_level import EdgeLevel
@@ -30,6 +31,7 @@ __all__ = [
     "AbsoluteNegative",
     "AdaptiveThreshold",
     "Affinity",
+    "Centre",
     "EdgeLevel",
     "Enlarge",
     "FixedThreshold",

@@ -20,7 +20,10 @@ from camtools.evaluation.evaluator import evaluate
 from camtools.evaluation.results import EvaluationResult
 from camtools.files import replacing, write_text
 from camtools.pipeline.pipeline import Pipeline
+from camtools.steps.centre import Centre
 from camtools.steps.cream import CREAM
+from camtools.steps.fixed_threshold import FixedThreshold
+from camtools.steps.minmax import MinMax
 from camtools.training.finetuner import finetune
 from camtools_recipes.reproduce import PLAN_FILE, RecipeRun
 from camtools_recipes.reproduce_report import BARS_FILE, CSV_FILE, TABLE_FILE, bars, csv, markdown, report_lines
@@ -198,7 +201,9 @@ def readings(row: str, pipeline: Pipeline) -> Mapping[str, Any]:
         centred = CREAM(step.bank, step.iterations, step.sigma, step.delta, add_cam=False, centre=True)
         others = {"z alone": Pipeline([cam, alone, *rest]), "z, centred": Pipeline([cam, centred, *rest])}
         return {"cream": pipeline, **others}  # its weights are those of gap
-    return READINGS if row not in ("bas",) else {row: pipeline, **READINGS}
+    if row == BASE:
+        return {**READINGS, "centre": Pipeline([Centre(), MinMax(), FixedThreshold(0.5)])}  # the floor of them all
+    return {row: pipeline, **READINGS} if row == "bas" else READINGS
 
 
 def write_cub_report(folder: str | Path, runs: Sequence[RecipeRun]) -> list[Path]:

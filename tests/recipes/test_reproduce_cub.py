@@ -49,7 +49,13 @@ def test_a_table_of_what_is_done(root, tmp_path, capsys):
     assert [run.recipe for run in runs] == ["gap", "cream"]
     write_cub_report(tmp_path, runs)
     table = (tmp_path / "table.md").read_text()
-    for row in ("| `gap` | cam |", "| `gap` | best |", "| `cream` | cream |", "| `cream` | z, centred |"):
+    for row in (
+        "| `gap` | cam |",
+        "| `gap` | best |",
+        "| `gap` | centre |",
+        "| `cream` | cream |",
+        "| `cream` | z, centred |",
+    ):
         assert row in table
     assert (tmp_path / "bars.png").exists() and len(list((tmp_path / "frozen").glob("*/features.f16"))) == 1
     capsys.readouterr()
