@@ -299,7 +299,8 @@ class _Finetuning:
         model = copy.deepcopy(self._model())
         model.load_state_dict(self.best["state"])
         self.recipe.load_state_dict(self.best["recipe"])
-        model = self.recipe.finished(model.to(self.home).eval())
+        model.to(self.home, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        model = self.recipe.finished(model.eval())
         if self.before is not None and self.validation is not None and self.folder.written is not None:
             image = self.validation.before_and_after(self.before, model)
             if image is not None:
