@@ -138,6 +138,13 @@ def open_dataset(
     Raises:
         InputError: There is no such name or option, or the data set cannot be opened.
     """
+    try:
+        return _opened(spec, {"transform": transform, "target": target})
+    except OSError as error:  # a name that no file can have, a folder that may not be looked into
+        raise InputError(f"the data {spec!r} cannot be opened: {error.strerror or error}") from error
+
+
+def _opened(spec: str, common: Mapping[str, Any]) -> RecordDataset:
     name, colon, rest = (guessed := _guess(spec)).partition(":")
     if guessed != spec:
         _say(spec, guessed)
@@ -163,4 +170,4 @@ def open_dataset(
     missing = [key for key in source.required if key not in options]
     if missing:
         raise InputError(f"{spec!r} lacks {missing[0]}=...: expected {source.usage}")
-    return source.build(path, **source.fixed, **options, transform=transform, target=target)
+    return source.build(path, **source.fixed, **options, **common)

@@ -65,6 +65,12 @@ def test_wrong_specifications(spec, message):
         open_dataset(spec)
 
 
+@pytest.mark.parametrize("kind", ["", "boxfolder:", "cub:", "coco:", "imagefolder:"])
+def test_names_that_no_file_can_have(kind):
+    with pytest.raises(InputError, match=r"the data '.*a' cannot be opened: File name too long"):
+        open_dataset(kind + 300 * "a")
+
+
 def test_a_source_of_ones_own(birds, monkeypatch):
     monkeypatch.setattr("camtools.datasets.spec.DATA_SOURCES", dict(DATA_SOURCES))
 
