@@ -62,7 +62,7 @@ def pick_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def exit_codes(out: Path | None = None, *, folder: bool = True) -> Iterator[None]:
-    """Turn what camtools raises on purpose into one line and exit code 2, and Ctrl-C into exit code 130.
+    """Turn what camtools raises on purpose, and files' errors, into one line and exit code 2, and Ctrl-C into exit code 130.
 
     Args:
         out: Where results will go, which is tried before anything else is done; None where nothing is written.
@@ -74,6 +74,9 @@ def exit_codes(out: Path | None = None, *, folder: bool = True) -> Iterator[None
         yield
     except CamtoolsError as error:
         complain(error)
+        raise typer.Exit(WRONG_USE) from error
+    except OSError as error:  # of the place, not of the program: a name that no file can have, say
+        complain(f"{error.strerror or error}{f': {error.filename!r}' if error.filename else ''}")
         raise typer.Exit(WRONG_USE) from error
     except KeyboardInterrupt as error:
         typer.echo("Interrupted.", err=True)

@@ -478,3 +478,8 @@ def test_a_second_run_in_the_same_folder_is_told_so_and_a_terminated_one_leaves_
     assert process.returncode == 143 and "Traceback" not in stderr
     assert not list(place.glob("out/**/.*"))
     assert run("pics/red.png", "--out", "out").exit_code == 0
+
+
+def test_names_that_no_file_can_have(place):
+    result = run(300 * "a", "--out", "out")
+    assert (result.exit_code, result.stderr) == (2, f"Error: File name too long: '{300 * 'a'}'\n")
