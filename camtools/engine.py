@@ -22,17 +22,26 @@ from camtools.classes.names import checked_names
 from camtools.errors import CamtoolsError, InputError, ModelError
 from camtools.images.batches import Batch, is_ready_batch, read_batches, ready_batches
 from camtools.images.enlarged import enlarged
-from camtools.images.preprocess import Preprocess, Transform, as_transform
+from camtools.images.preprocess import Preprocess, Transform, as_transform, with_display
 from camtools.model.activations import Activations
 from camtools.model.cam_model import CamModel, unwrapped, wrap
 from camtools.model.device import on_device, to_model
 from camtools.model.guard import untouched
-from camtools.model.outputs import Activation, probabilities
+from camtools.model.inputs import assumed_transform
+from camtools.model.outputs import Activation, Output, probabilities
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.pixels import plain
 from camtools.pipeline.trace import TraceStep
 from camtools.steps.base import State
 
+GUESSED = (
+    "{0} does not say how images are made ready for it: its preprocessing is a guess, {1}. If it is right, say so, "
+    "which silences this; else give the model's own: transform=camtools.{2}"
+)
+ONE_OUTPUT = (
+    "{0} has one output, taken for the logit of class 1 against class 0. If that is right, say so, which silences "
+    "this: activation='sigmoid', or class_names of two. If it is a number such as an age: activation='none'"
+)
 NONE_LARGER: Mapping[float, Tensor] = MappingProxyType({})
 
 
@@ -63,8 +72,13 @@ class Engine:
         device: Where to run; a model that lives elsewhere is copied there, never moved. None stays with the model.
         transform: The model's preprocessing; None asks the model, and takes ImageNet's where that does not tell.
         class_names: Names of the classes in order; None asks the model.
-        activation: How logits become scores: "softmax", or "sigmoid" for multi-label models.
+        activation: How logits become scores: "softmax"; "sigmoid" for multi-label models and single logits; "none"
+            for numbers that are no logits. None goes by the model: "sigmoid" where it ends in one, or has one output.
         batch_size: Images per forward.
+        output: Which of the model's outputs holds the class scores; see `camtools.wrap`.
+        forward_args: What forward takes after the images; see `camtools.wrap`.
+        forward_kwargs: Likewise, by name.
+        display: Which channels are drawn, one or three; None draws the first three.
 
     Raises:
         ModelError: No module, or no adapter knows it.
@@ -80,20 +94,30 @@ class Engine:
         device: str | torch.device | None = None,
         transform: Any = None,
         class_names: Sequence[str] | None = None,
-        activation: Activation = "softmax",
+        activation: Activation | None = None,
         batch_size: int = 32,
+        output: Output = None,
+        forward_args: Sequence[Any] = (),
+        forward_kwargs: Mapping[str, Any] | None = None,
+        display: Any = None,
     ) -> None:
-        if activation not in ("softmax", "sigmoid"):
-            raise InputError(f"activation={activation!r}: expected 'softmax' or 'sigmoid'")
+        if activation not in (None, "softmax", "sigmoid", "none"):
+            raise InputError(f"activation={activation!r}: expected 'softmax' or 'sigmoid', or 'none' for no logits")
         self.batch_size = whole("batch_size", batch_size, most=1 << 16)
         self.activation = activation
         self.pipelines = tuple(pipelines)
-        self.model: CamModel = wrap(on_device(model, device))
-        adapter, inner = self.model.adapter, unwrapped(self.model)
-        if transform is None:
-            transform = adapter.data_config(inner)
-        self.transform: Transform = Preprocess.imagenet() if transform is None else as_transform(transform)
-        self.class_names = adapter.class_names(inner) if class_names is None else checked_names(class_names)
+        call: Any = {"output": output, "forward_args": forward_args, "forward_kwargs": forward_kwargs}
+        self.model: CamModel = wrap(on_device(model, device), **call)
+        own = self.model.preprocess if transform is None else as_transform(transform)
+        self.transform: Transform = assumed_transform() if own is None else own
+        if display is not None:
+            self.transform = with_display(self.transform, display)
+        if activation is None and callable(told := getattr(self.model.adapter, "activation", None)):
+            self.activation = told(unwrapped(self.model))
+        self._named = class_names is not None
+        names = self.model.adapter.class_names(unwrapped(self.model)) if class_names is None else class_names
+        self.class_names = checked_names(names) if self._named else names
+        self._warned = False
         scales = {pipeline.scale for pipeline in self.pipelines}
         # How many levels of the pyramid the pipelines look at, by the scale of the input that they want.
         self._levels = {s: max(p.needs_pyramid for p in self.pipelines if p.scale == s) for s in sorted(scales)}
@@ -116,7 +140,7 @@ class Engine:
             InputError: An image cannot be used; batches of those before it have been yielded by then.
         """
         if is_ready_batch(images, self.transform):
-            return ready_batches(images, targets, self.batch_size)
+            return ready_batches(images, targets, self.batch_size, self.transform)
         numbered = [(None, images)] if single else enumerate(images)
         return read_batches(numbered, targets, self.transform, self.batch_size)
 
@@ -126,6 +150,9 @@ class Engine:
         Raises:
             ModelError: See `forward`.
         """
+        assumed = self.transform.assumed if isinstance(self.transform, Preprocess) else ""
+        if assumed and any(ready.input_image.image is not None for ready in batch.images):
+            self._warn(GUESSED.format(self.about, assumed, self.transform))
         inputs = to_model(batch.tensor, unwrapped(self.model))
         images = [ready.input_image for ready in batch.images]
         larger = {scale: enlarged(images, inputs, self.transform, scale) for scale in self.scales}
@@ -154,12 +181,8 @@ class Engine:
                 f"the device ran out of memory with {len(inputs)} images per forward: give a smaller batch_size"
             ) from error
         except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:  # the model's own complaint
-            takes = "x".join(map(str, self.model.example().shape[1:]))
-            raise InputError(
-                f"{self.about} can't be run on inputs of {'x'.join(map(str, inputs.shape[1:]))} "
-                f"({type(error).__name__}: {str(error).partition(chr(10))[0]}): expected what it takes, by its "
-                f"configuration {takes} (channels, height, width). Give it such inputs, or a transform that makes them"
-            ) from error
+            usual = "Give it such inputs, or a transform that makes them"
+            raise self.model.misfit(inputs, error) or self.model.refusal(inputs, error, usual) from error
 
     def _forward(self, inputs: Tensor, larger: Mapping[float, Tensor], names: Sequence[str] | None) -> Forward:
         inner = unwrapped(self.model)
@@ -167,10 +190,26 @@ class Engine:
             taken = {scale: to_model(x, inner) for scale, x in larger.items() if self._takes(x)}
             levels = max((count for scale, count in self._levels.items() if scale not in taken), default=0)
             with untouched(inner):
-                activations = self.model.activations(to_model(inputs, inner), levels)
+                activations = self.settled(self.model.activations(to_model(inputs, inner), levels))
                 _check_scores(activations.logits, names)
-                others = {scale: self.model.activations(x, self._levels[scale]) for scale, x in taken.items()}
+                larger_ones = ((s, self.model.activations(x, self._levels[s])) for s, x in taken.items())
+                others = {scale: self.settled(found) for scale, found in larger_ones}
         return Forward(activations, others)
+
+    def settled(self, found: Activations) -> Activations:
+        """Make two classes of one logit, and settle what is known of scores and names once the classes are counted."""
+        one = found.logits.shape[1] == 1 and self.activation != "none"
+        if one:
+            if self.activation is None and found.activation != "sigmoid" and not self._named:
+                self._warn(ONE_OUTPUT.format(self.about))
+            found = found.two_classes()
+            if self.class_names is not None and len(self.class_names) == 1:
+                self.class_names = [f"not {self.class_names[0]}", self.class_names[0]]
+        if self.activation is None or (one and self.activation == "softmax"):
+            self.activation = found.activation
+        if not self._named and self.class_names is not None and len(self.class_names) != found.logits.shape[1]:
+            self.class_names = None  # of a part of the model, whose classes the model does not return
+        return found
 
     def maps(self, forward: Forward, targets: Tensor, trace: list[TraceStep] | None = None) -> list[State]:
         """Run every pipeline's steps on the feature grid.
@@ -198,7 +237,19 @@ class Engine:
 
     def scores(self, forward: Forward) -> Tensor:
         """Return the scores of all classes, (B, K) float32 in [0, 1]."""
-        return probabilities(forward.logits, self.activation)
+        return probabilities(forward.logits, self.activation or "softmax")
+
+    def shares(self, forward: Forward) -> tuple[float, ...] | None:
+        """Return how much of each class's logit is in its map, (K,), as far as that is known; see `Decomposition`."""
+        share = self.model.decomposition.share
+        classes = forward.logits.shape[1]
+        return share * 2 if share is not None and 2 * len(share) == classes == 2 else share
+
+    def _warn(self, words: str) -> None:
+        """Warn once of what is guessed about the model."""
+        if not self._warned:
+            self._warned = True
+            warnings.warn(words, stacklevel=2)
 
     def name(self, index: int) -> str:
         """Return a class's name; its index as text where no names are known."""
@@ -210,7 +261,7 @@ class Engine:
     @property
     def about(self) -> str:
         """The model's class and the adapter that knows it, for messages."""
-        return f"{type(unwrapped(self.model)).__name__} ({self.model.adapter.name})"
+        return self.model.about
 
     def _takes(self, larger: Tensor) -> bool:
         """Whether the model can be run on inputs of this shape, tried once each; warns where it can't."""
@@ -243,7 +294,7 @@ def _runs_on(model: CamModel, shape: tuple[int, ...]) -> bool:
             model.activations(inputs)
     except (torch.OutOfMemoryError, KeyboardInterrupt):
         raise
-    except (ModelError, RuntimeError, AssertionError, ValueError, TypeError, IndexError):
+    except (CamtoolsError, RuntimeError, AssertionError, ValueError, TypeError, IndexError):
         return False
     return True
 

@@ -22,6 +22,8 @@ from camtools.drawing.trace import draw_trace
 from camtools.errors import InputError, PipelineError
 from camtools.images.geometry import Geometry
 from camtools.images.read import InputImage
+from camtools.model.decomposition import ALMOST_ALL
+from camtools.model.outputs import Activation
 from camtools.pipeline.pixels import map_on_pixels, plain
 from camtools.pipeline.text import parse_step
 from camtools.pipeline.trace import TraceStep
@@ -42,7 +44,7 @@ class Explanation(HasBoxes, ImageResult):
     Attributes:
         label: Class index.
         name: Class name; the index as text where no names are known.
-        score: The model's probability for the class, in [0, 1].
+        score: The model's probability for the class, in [0, 1]; its output itself with `activation="none"`.
         grid_map: What `map` is made of: the pipeline's map before it was taken to the image's pixels, (h, w) float32,
             on the feature grid or on that of an earlier stage.
         raw_map: The class map before normalisation, signed, at feature resolution, (h, w) float32.
@@ -54,6 +56,9 @@ class Explanation(HasBoxes, ImageResult):
         pixel_steps: The pipeline's steps that make `map` of the resized `grid_map`.
         kept: `map` itself, where these steps look at the image and take long, or there is a trace; else None.
         trace: The map after every step, in order; empty unless asked for by `trace=True`.
+        activation: What made the score of the logit: "softmax", "sigmoid" or "none".
+        share: How much of the class's logit goes by way of the positions that the map is made of, in [0, 1], found on
+            the first image that the model was shown; None where that is not known. See `camtools.model.Decomposition`.
         exact, layer, logits, input_image, transform, pipeline: See `camtools.result.ImageResult`.
     """
 
@@ -68,6 +73,8 @@ class Explanation(HasBoxes, ImageResult):
     pixel_steps: tuple[Step, ...] = ()
     kept: Tensor | None = None
     trace: tuple[TraceStep, ...] = ()
+    activation: Activation = "softmax"
+    share: float | None = None
 
     kinds = ("overlay", "mask", "map", "crops")
     usual = ("overlay", "mask", "map")
@@ -178,7 +185,8 @@ class Explanation(HasBoxes, ImageResult):
     @property
     def caption(self) -> str:
         """Name and score, as they are written on images."""
-        return f"{self.name} {self.score:.1%}"
+        score = f"{self.score:.4g}" if self.activation == "none" else f"{self.score:.1%}"
+        return f"{self.name} {score}"
 
     def choose(self, boxes: Boxes) -> Tensor:
         """Return the boxes to draw, (n, 4).
@@ -298,6 +306,8 @@ class Explanation(HasBoxes, ImageResult):
     def __repr__(self) -> str:
         box = "none" if self.box is None else str(tuple(self.box.tolist()))
         kind = "exact" if self.exact else "linearised"
+        if self.share is not None and self.share < ALMOST_ALL:
+            kind += f" map of {self.share:.0%} of the logit"
         return (
             f"Explanation({self.label} {self.name!r}, score={self.score:.3f}, box={box} of {len(self.boxes)}, "
             f"map={self.size[0]} x {self.size[1]} from {self.raw_map.shape[0]} x {self.raw_map.shape[1]}, {kind} at "

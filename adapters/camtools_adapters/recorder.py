@@ -76,6 +76,19 @@ class Recorder:
                 kept[place] = note
         return kept
 
+    def borders(self, seen: Seen) -> list[Seen]:
+        """Return where a tensor can be taken hold of: as it is named, then as the output of modules inside that one."""
+        inner = [
+            note
+            for note in self.notes
+            if note.tensor is seen.tensor
+            and note.side == "output"
+            and note.call == self.calls[note.layer, note.side]
+            and seen.side == "output"
+            and (note.layer.startswith(f"{seen.layer}.") or (not seen.layer and note.layer))
+        ]
+        return [seen, *sorted(inner, key=lambda note: note.layer.count("."))]
+
     def vector_scores(self) -> Iterator[Tensor]:
         """Yield scalars of the vectors on the way to the logits, the last first.
 

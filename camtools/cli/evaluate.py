@@ -76,9 +76,8 @@ def evaluate(
     std: options.Std = None,
     size: options.Size = None,
     class_names: options.ClassNames = None,
-    activation: Annotated[
-        str, typer.Option(metavar="softmax|sigmoid", help="How logits become scores; sigmoid for multi-label models.")
-    ] = "softmax",
+    logits: options.Logits = None,
+    activation: options.Activation = None,
     model_arg: options.ModelArgs = None,
     device: options.Device = "auto",
     batch_size: options.BatchSize = 32,
@@ -115,7 +114,7 @@ def evaluate(
                 shared = several() and device in ("auto", "cuda")  # of these each process takes its own later
                 given |= {"transform": loaded.preprocess, "protocol": protocol}
                 given |= {"device": device if shared else common.pick_device(device)}
-                given |= {"class_names": loaded.class_names, "activation": activation}
+                given |= {"class_names": loaded.class_names, "activation": activation, "output": logits}
             result = run(
                 network,
                 data,

@@ -41,6 +41,8 @@ def explain(
     std: options.Std = None,
     size: options.Size = None,
     class_names: options.ClassNames = None,
+    logits: options.Logits = None,
+    activation: options.Activation = None,
     model_arg: options.ModelArgs = None,
     device: options.Device = "auto",
     batch_size: options.BatchSize = 32,
@@ -61,6 +63,7 @@ def explain(
     model_args = dict(model_arg or ())
     source = {"model": model, "weights": weights, "model_args": model_args, "mean": mean, "std": std, "size": size}
     settings = {"pipeline": pipeline, "target": target, "top_k": top_k, "threshold": threshold}
+    settings |= {"output": logits, "activation": activation}
     exports = [*(export or ()), *([f"report:{report}"] if report else ())]
     _Explaining(source, settings, out, resume, exports)(paths, class_names, device, batch_size, output)
 
@@ -81,7 +84,8 @@ class _Explaining(Run):
 
             number = re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e-?\d+)?\s*", threshold, re.IGNORECASE)  # else a file
             pipeline = calibrated(pipeline, float(threshold) if number else threshold)
-        self.explainer = Explainer(loaded.model, pipeline, **known)
+        called = {name: self.settings[name] for name in ("output", "activation")}
+        self.explainer = Explainer(loaded.model, pipeline, **called, **known)
         self.targets = [resolve_target(name, loaded.class_names) for name in target or ()]
         if len(set(self.targets)) < len(self.targets):
             raise TargetError(f"--target names a class twice: {', '.join(target)} are classes {self.targets}.")

@@ -50,6 +50,11 @@ def parse_model_arg(text: str) -> tuple[str, Any]:
     return key, literal(value)
 
 
+def parse_place(text: str) -> int | str:
+    """Read a position such as "1", or a key."""
+    return int(text) if re.fullmatch(r"-?\d+", text.strip()) else text.strip()
+
+
 class Format(StrEnum):
     """How results are printed."""
 
@@ -121,6 +126,24 @@ Report = Annotated[
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Leave out images whose result in --out is whole and newer than the image."),
+]
+Logits = Annotated[
+    Any,
+    typer.Option(
+        "--output",
+        metavar="N|KEY",
+        parser=parse_place,
+        help="Which of the model's outputs holds the class scores: a position from 0, or a key. Left out, it is "
+        "looked for.",
+    ),
+]
+Activation = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="How logits become scores: softmax; sigmoid for multi-label models and single logits; none for a number "
+        "that is no logit. Left out, it goes by the model's output.",
+    ),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Images per forward.")]

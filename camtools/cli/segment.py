@@ -44,8 +44,10 @@ def segment(
         typer.Option(metavar="P", help="Without --class: look for classes above this score (0.2, with sigmoid 0.5)."),
     ] = None,
     activation: Annotated[
-        Activation, typer.Option(help="Scores of one class per image, or of any number (sigmoid).")
-    ] = Activation.SOFTMAX,
+        Activation | None,
+        typer.Option(help="Scores of one class per image, or of any number (sigmoid). Left out, the model's own."),
+    ] = None,
+    logits: options.Logits = None,
     pipeline: Annotated[str, typer.Option(metavar="NAME", help="Preset: cam, rcam, adaptive, ...")] = "rcam",
     background: Annotated[
         Any,
@@ -83,7 +85,7 @@ def segment(
     model_args = dict(model_arg or ())
     source = {"model": model, "weights": weights, "model_args": model_args, "mean": mean, "std": std, "size": size}
     settings = {"command": "segment", "pipeline": pipeline, "target": classes, "background": background}
-    settings |= {"min_score": min_score, "activation": activation.value, "crf": crf}
+    settings |= {"min_score": min_score, "activation": activation and activation.value, "crf": crf, "output": logits}
     _Segmenting(source, settings, out, resume, export or ())(paths, class_names, device, batch_size, output)
 
 
@@ -97,7 +99,7 @@ class _Segmenting(Run):
         from camtools.classes.names import resolve_target
         from camtools.segmenter import BACKGROUND, Segmenter
 
-        chosen = {name: self.settings[name] for name in ("min_score", "activation", "crf")}
+        chosen = {name: self.settings[name] for name in ("min_score", "activation", "crf", "output")}
         background = {None: BACKGROUND, "pipeline": None}.get(self.settings["background"], self.settings["background"])
         self.segmenter = Segmenter(loaded.model, self.settings["pipeline"], background=background, **chosen, **known)
         target = self.settings["target"]

@@ -94,11 +94,12 @@ def replace_head(
     own = weight.shape[0]
     count = own if classes is None else whole("classes", classes, error=ModelError)
     if class_names is None and count == own:
-        class_names = adapter.class_names(inner)
+        told = adapter.class_names(inner)
+        class_names = told if told is not None and len(told) == count else None
     if class_names is not None and len(class_names) != count:
         raise ModelError(f"class_names has {len(class_names)} names: expected {count}, one per class. Correct them")
     if preprocess is None:
-        preprocess = adapter.data_config(inner)
+        preprocess = cam_model.preprocess
     made = _made(head, channels, count)
     spec = cam_model.spec
     linear = None if spec.classifier is None or spec.pool == "identity" else inner.get_submodule(spec.classifier)

@@ -35,16 +35,18 @@ class InputImage:
 
     Attributes:
         image: RGB, 8 bits, upright (EXIF rotation applied); None for a ready tensor, and where `pixels` is still to
-            read it.
+            read it. Of `values` the first three channels, or the first in grey.
         tensor: Floating (C, H, W), normalised as the model expects, on the caller's device; None for an image.
         source: The path it came from, None if there was none.
         size: (height, width) in pixels; the size of its explanations.
+        values: (H, W, C) float32 in [0, 1] of an image with other channels than a photo's; else None.
     """
 
     image: Image.Image | None
     tensor: Tensor | None
     source: str | None
     size: tuple[int, int]
+    values: np.ndarray | None = None
 
     def pixels(self) -> Image.Image:
         """Return the image, RGB; read from `source` where it is not at hand.
@@ -145,7 +147,8 @@ def read_image(x: Any, *, channels: int | None = None, index: int | None = None)
         x: A path (str or `os.PathLike`); a PIL image of any mode; a numpy array (H, W), (H, W, 1), (H, W, 3) or
             (H, W, 4) of uint8, uint16, bool, or float in [0, 1]; a uint8 tensor (C, H, W), C 1, 3 or 4;
             or a floating tensor (C, H, W), taken as ready for the model and left as it is.
-        channels: The C that the model expects of ready tensors; None accepts any.
+        channels: The C that the model expects. Of ready tensors None accepts any; arrays (H, W, C) and uint8 tensors
+            (C, H, W) may have it beside 1, 3 and 4.
         index: The element of the caller's batch, for the messages.
 
     Returns:
@@ -164,6 +167,8 @@ def read_image(x: Any, *, channels: int | None = None, index: int | None = None)
     if isinstance(x, Tensor):
         return _from_tensor(x, channels, where)
     if isinstance(x, np.ndarray):
+        if _is_other(channels) and x.ndim == 3:
+            return _from_values(x, channels, where)
         return _from_image(Image.fromarray(_array_to_uint8(x, where)), None)
     raise InputError(f"{where} is of type {type(x).__name__}: {_EXPECTED}. Convert it to one of these")
 
@@ -312,6 +317,8 @@ def _from_tensor(tensor: Tensor, channels: int | None, where: str) -> InputImage
         )
     ready = tensor.is_floating_point()
     expected = ((channels,) if channels is not None else ()) if ready else (1, 3, 4)
+    if not ready and _is_other(channels):
+        return _from_values(tensor.permute(1, 2, 0).cpu().numpy(), channels, where)
     if expected and tensor.shape[0] not in expected:
         wanted = f"{channels}, as the model takes" if ready else "1, 3 or 4"
         hint = "Permute it: tensor.permute(2, 0, 1)" if tensor.shape[2] in expected else "Select or repeat channels"
@@ -321,6 +328,28 @@ def _from_tensor(tensor: Tensor, channels: int | None, where: str) -> InputImage
         return InputImage(image=None, tensor=tensor, source=None, size=(tensor.shape[1], tensor.shape[2]))
     array = tensor.permute(1, 2, 0).cpu().numpy()
     return _from_image(Image.fromarray(_array_to_uint8(array, where)), None)
+
+
+def _is_other(channels: int | None) -> bool:
+    """Whether a model takes what is no photo: neither grey nor RGB."""
+    return channels not in (None, 1, 3)
+
+
+def _from_values(array: np.ndarray, channels: int | None, where: str) -> InputImage:
+    """Take an array (H, W, C) of any channels, checked as others are; 16-bit values and floats keep their precision."""
+    if array.shape[2] != channels:
+        raise InputError(
+            f"{where} has shape {array.shape} (rows, columns, channels), so {array.shape[2]} channels: expected "
+            f"{channels}, as the model takes. Select or add channels"
+        )
+    _array_to_uint8(array.reshape(array.shape[0], -1), where)  # raises for what is no image
+    if array.dtype.kind == "f":
+        values = np.clip(array, 0, 1).astype(np.float32)
+    else:
+        values = (array / (65535 if array.dtype == np.uint16 else 1 if array.dtype == bool else 255)).astype(np.float32)
+    shown = _array_to_uint8(values[..., :3] if array.shape[2] >= 3 else values[..., 0], where)
+    image = _from_image(Image.fromarray(shown), None)
+    return InputImage(image.image, None, None, image.size, values)
 
 
 def _from_image(image: Image.Image, source: str | None) -> InputImage:

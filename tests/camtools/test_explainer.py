@@ -316,10 +316,10 @@ def test_scores_and_logits_are_the_models_own(make_tiny):
 
 def test_a_model_with_a_single_score():
     image = painted(64, 64, (20, 30, 40, 44))
-    exp = camtools.explain(Colours(1), image, pipeline=HALF, transform=plain((32, 32)))
+    exp = camtools.explain(Colours(1), image, pipeline=HALF, transform=plain((32, 32)), activation="sigmoid")
     mean = 20 * 14 / 64**2
-    assert (exp.label, exp.box.tolist()) == (0, [20, 30, 40, 44])
-    assert exp.logits.tolist() == pytest.approx([mean], abs=1e-3)
+    assert (exp.label, exp.box.tolist()) == (1, [20, 30, 40, 44])
+    assert exp.logits.tolist() == pytest.approx([-mean, mean], abs=1e-3)
     assert exp.score == pytest.approx(1 / (1 + np.exp(-mean)), abs=1e-3)
 
 
