@@ -1,16 +1,16 @@
-"""The connected parts of masks: as boxes, for a whole batch at once (`boxes_from_masks`), and as COCO annotations."""
+"""The parts of masks: as boxes, for a whole batch at once, and as COCO annotations."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 from camtools.checks import number
 from camtools.errors import InputError
@@ -20,6 +20,59 @@ IntArray = NDArray[np.int64]
 SPECK = 0.01
 """Share of the largest part's pixels below which explanations leave a part out: masks that follow an image's texture
 have dozens of parts of a few pixels."""
+
+
+class PartBoxes(NamedTuple):
+    """The boxes of one mask's parts, N of them, on the CPU.
+
+    Attributes:
+        boxes: (N, 4) int64, in the order and form of `boxes_from_masks`.
+        peaks: The map's maximum in each part, (N,) float32.
+        firsts: The topmost and then leftmost pixel of each part, (N, 2) int64: x, y.
+    """
+
+    boxes: Tensor
+    peaks: Tensor
+    firsts: Tensor
+
+
+def boxes_from_parts(parts: Tensor, maps: Tensor, least: float = 0.0, overlap: float = 1.0) -> list[PartBoxes]:
+    """Return one box for each part of each mask, and how high the map rises in it.
+
+    A part is an 8-connected component of pixels with the same number: touching pixels of two numbers are two parts.
+
+    Args:
+        parts: (..., H, W) of whole numbers, 0 outside the masks, as `State.parts`; or bool masks, whose parts are their
+            connected components.
+        maps: Likewise, float: what the masks were made from.
+        least: Parts with a smaller share of their mask's largest part's pixels get no box, in [0, 1].
+        overlap: Non-maximum suppression: boxes whose IoU with a box of a higher peak of their mask is larger than this
+            are left out, in [0, 1]; of equal peaks the first stays. 1 leaves out none.
+
+    Returns:
+        One for each mask, in row-major order over the leading dimensions.
+
+    Raises:
+        InputError: `parts` is no such tensor, `maps` has another shape, or a number is not in its range.
+    """
+    number("least", least, "[0, 1]")
+    number("overlap", overlap, "[0, 1]")
+    if not isinstance(parts, Tensor) or parts.is_floating_point() or parts.is_complex() or parts.dim() < 2:
+        got = f"{tuple(parts.shape)} {parts.dtype}" if isinstance(parts, Tensor) else type(parts).__name__
+        raise InputError(f"boxes_from_parts needs bool masks or numbered parts of shape (..., H, W), got {got}.")
+    if maps.shape != parts.shape:
+        raise InputError(
+            f"boxes_from_parts needs maps of the parts' shape {tuple(parts.shape)}, got {tuple(maps.shape)}."
+        )
+    count, owner, *columns = _parts(parts, least, maps)
+    boxes, peaks, firsts = map(torch.from_numpy, columns)
+    of = torch.from_numpy(owner)
+    if overlap < 1 and len(boxes):
+        kept = batched_nms(boxes.double(), peaks.double(), of, overlap).sort().values
+        of, boxes, peaks, firsts = of[kept], boxes[kept], peaks[kept], firsts[kept]
+    sizes = of.bincount(minlength=count).tolist()
+    split = (column.split(sizes) for column in (boxes, peaks, firsts))
+    return [PartBoxes(*(own.clone() for own in row)) for row in zip(*split, strict=True)]  # as below
 
 
 def boxes_from_masks(masks: Tensor, least: float = 0.0) -> list[Tensor]:
@@ -48,77 +101,91 @@ def boxes_from_masks(masks: Tensor, least: float = 0.0) -> list[Tensor]:
             f"boxes_from_masks needs a bool tensor of shape (..., H, W), got {got}. Compare scores with a threshold "
             "first: maps > threshold."
         )
-    *leading, height, width = masks.shape
-    count = int(np.prod(leading, dtype=np.int64))
-    # A row of background before each mask and a column after it keep rows and masks apart in the flat order.
-    padded = np.zeros((count, height + 1, width + 1), dtype=bool)
-    padded[:, 1:, :width] = masks.detach().cpu().numpy().reshape(count, height, width)
-    flat = padded.ravel()
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1  # where runs of foreground start and end, in turn
-    starts, ends = changes[0::2], changes[1::2]
-    component, order = _components(starts, ends, width + 1)
-    boxes, owner, area = _boxes(starts[order], ends[order], component[order], height + 1, width + 1)
-    largest = np.zeros(count, dtype=np.int64)
-    np.maximum.at(largest, owner, area)
-    kept = area >= least * largest[owner]
-    boxes, owner = boxes[kept], owner[kept]
+    count, owner, boxes, *_ = _parts(masks, least)
     sizes = np.bincount(owner, minlength=count).tolist()
-    return [part.clone() for part in torch.from_numpy(boxes).split(sizes)]  # no tensor keeps the whole batch alive
+    return [own.clone() for own in torch.from_numpy(boxes).split(sizes)]  # no tensor keeps the whole batch alive
 
 
-def _components(starts: IntArray, ends: IntArray, stride: int) -> tuple[IntArray, IntArray]:
-    """Return each run's component, and the order that puts a component's runs together, topmost and leftmost first."""
-    # A run touches a range of the next row's runs: those that end at or after its start and start at or before its end.
-    first = np.searchsorted(ends, starts + stride, side="left")
-    count = np.maximum(np.searchsorted(starts, ends + stride, side="right") - first, 0)
-    offsets = np.concatenate([[0], np.cumsum(count)])
-    touched = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], count)
-    graph = csr_array((np.ones(len(touched), dtype=np.int8), touched, offsets), shape=(len(starts), len(starts)))
-    component = connected_components(graph, directed=False)[1]
-    return component, np.argsort(component, kind="stable")
-
-
-def _boxes(
-    starts: IntArray, ends: IntArray, component: IntArray, rows: int, stride: int
-) -> tuple[IntArray, IntArray, IntArray]:
-    """Return the boxes (N, 4) of runs sorted by component, each box's mask and pixels, in the final order."""
-    heads = np.flatnonzero(np.diff(component, prepend=-1))  # each component's first run
-    row, left = np.divmod(starts, stride)
-    lengths = ends - starts
+def _parts(
+    parts: Tensor, least: float, maps: Tensor | None = None
+) -> tuple[int, IntArray, IntArray, NDArray[np.float32], IntArray]:
+    """Return how many masks there are, and of their parts, in the final order, mask, box, peak and first pixel."""
+    *leading, height, width = parts.shape
+    count, rows, stride = int(np.prod(leading, dtype=np.int64)), height + 1, width + 1
+    numbers = _padded(parts)
+    # Where runs of one number start and end; those of background are left out.
+    starts = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
+    ends = np.append(starts[1:], len(numbers))
+    kept = numbers[starts] != 0
+    starts, ends = starts[kept], ends[kept]
+    component = _components(starts, ends, numbers[starts], stride)
+    order = np.argsort(component, kind="stable")  # a component's runs together, topmost and leftmost first
+    heads = np.flatnonzero(np.diff(component[order], prepend=-1))  # each component's first run
+    row, left = np.divmod(starts[order], stride)
+    lengths = (ends - starts)[order]
+    peaks = np.zeros(len(heads), dtype=np.float32)
+    if maps is not None and len(starts):
+        edges = np.stack([starts, ends], axis=1).ravel()
+        peaks = np.maximum.reduceat(np.maximum.reduceat(_padded(maps.float()), edges)[::2][order], heads)
     area = np.add.reduceat(lengths, heads)
     x0 = np.minimum.reduceat(left, heads)
     x1 = np.maximum.reduceat(left + lengths, heads)
     mask, y0 = np.divmod(row[heads], rows)
     y1 = np.maximum.reduceat(row, heads) - mask * rows  # counted from the row of background
-    final = np.lexsort((starts[heads], -area, mask))
-    return np.stack([x0, y0 - 1, x1, y1], axis=1)[final], mask[final], area[final]
+    largest = np.zeros(count, dtype=np.int64)
+    np.maximum.at(largest, mask, area)
+    final = np.lexsort((starts[order][heads], -area, mask))
+    final = final[(area >= least * largest[mask])[final]]
+    boxes, firsts = np.stack([x0, y0 - 1, x1, y1], axis=1), np.stack([left[heads], y0 - 1], axis=1)
+    return count, mask[final], boxes[final], peaks[final], firsts[final]
 
 
-def coco_annotations(mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Return one annotation per connected part (8-neighbourhood), the one with the most pixels first.
+def _padded(images: Tensor) -> NDArray[Any]:
+    """Return images (..., H, W) in one flat row, zeros in a row before each and a column after it keeping all apart."""
+    *_, height, width = images.shape
+    flat = images.detach().cpu().numpy().reshape(-1, height, width) if images.numel() else np.zeros((0, height, width))
+    padded = np.zeros((len(flat), height + 1, width + 1), dtype=flat.dtype)
+    padded[:, 1:, :width] = flat
+    return padded.ravel()
 
-    Parts with less than a hundredth of that one's pixels are left out, as in `Explanation.boxes`.
+
+def _components(starts: IntArray, ends: IntArray, numbers: NDArray[Any], stride: int) -> IntArray:
+    """Return each run's component."""
+    # A run touches a range of the next row's runs: those that end at or after its start and start at or before its end.
+    first = np.searchsorted(ends, starts + stride, side="left")
+    count = np.maximum(np.searchsorted(starts, ends + stride, side="right") - first, 0)
+    upper = np.repeat(np.arange(len(starts)), count)
+    lower = np.arange(len(upper)) + np.repeat(first - np.cumsum(count) + count, count)
+    same = numbers[upper] == numbers[lower]
+    pairs = (upper[same], lower[same])
+    graph = coo_array((np.ones(len(pairs[0]), dtype=np.int8), pairs), shape=(len(starts), len(starts)))
+    component: IntArray = connected_components(graph, directed=False)[1]
+    return component
+
+
+def coco_annotations(parts: Tensor, found: PartBoxes) -> list[dict[str, Any]]:
+    """Return one annotation per part that has a box, in the boxes' order.
 
     Args:
-        mask: (H, W) bool.
+        parts: (H, W), as `boxes_from_parts` takes them.
+        found: What it returned.
 
     Returns:
         "bbox" (x, y, width, height in pixels), "area" (pixels), "segmentation" (uncompressed run-length encoding:
         "size" (H, W) and "counts" in column-major order, starting with background) and "iscrowd" 0.
     """
-    labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    areas = np.bincount(labels.ravel(), minlength=count + 1)
-    order = 1 + np.argsort(-areas[1:], kind="stable")
-    places = ndimage.find_objects(labels)
+    from skimage.morphology import flood
+
+    numbers = parts.cpu().numpy().astype(np.int64)
+    masks = [flood(numbers, (y, x), connectivity=2) for x, y in found.firsts.tolist()]
     return [
         {
-            "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
-            "area": int(areas[part]),
-            "segmentation": {"size": list(mask.shape), "counts": run_lengths(labels == part)},
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "area": int(mask.sum()),
+            "segmentation": {"size": list(mask.shape), "counts": run_lengths(mask)},
             "iscrowd": 0,
         }
-        for part in order[areas[order] >= SPECK * areas[order[:1]]]
-        for rows, columns in [places[part - 1]]
+        for mask, (x0, y0, x1, y1) in zip(masks, found.boxes.tolist(), strict=True)
     ]
 
 

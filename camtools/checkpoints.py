@@ -125,9 +125,12 @@ def _tensors(loaded: object, path: Path) -> OrderedDict[str, Tensor]:
         if inner is None:
             break
         loaded = inner
-    what = f"a {type(loaded).__name__}" if loaded else "nothing"
-    if isinstance(loaded, Mapping) and loaded:
+    if isinstance(loaded, Tensor):
+        what = f"a single tensor {_kindred(loaded)}"
+    elif isinstance(loaded, Mapping) and loaded:
         what = f"a dictionary with {', '.join(map(repr, list(loaded)[:5]))}"
+    else:
+        what = f"a {type(loaded).__name__}" if loaded else "nothing"
     raise WeightsError(f"{path} holds no state dict, but {what}. Save one: torch.save(model.state_dict(), FILE).")
 
 
@@ -248,7 +251,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises:
         InputError: It cannot be written.
     """
-    data = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, dict(metadata))
+    # Copies: tensors that share memory, such as tied weights, are written once for each name.
+    data = save({key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}, dict(metadata))
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     header["__metadata__"] = dict(sorted(metadata.items()))

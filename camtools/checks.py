@@ -7,6 +7,8 @@ Checks take the argument's name and value, and `owner` and `error` by name: whos
 from __future__ import annotations
 
 import ast
+import sys
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
@@ -36,7 +38,7 @@ def number(name: str, value: Any, interval: str = "(0, inf)", *, owner: str = ""
     """
     low, high = interval[1:-1].split(", ")
     with_low, with_high = interval[0] == "[", interval[-1] == "]"
-    if _is(value, Real):
+    if _is(value, Real) and abs(value) <= sys.float_info.max:
         above = value >= float(low) if with_low else value > float(low)
         if above and (value <= float(high) if with_high else value < float(high)):
             return float(value)
@@ -64,6 +66,18 @@ def flag(name: str, value: Any, *, owner: str = "", error: _Error = InputError) 
     """
     if not isinstance(value, bool):
         _refuse(name, value, "True or False", owner, error)
+    return value
+
+
+def one_of(name: str, value: Any, allowed: Sequence[str], *, owner: str = "", error: _Error = InputError) -> Any:
+    """Return an argument that must be one of a few words.
+
+    Raises:
+        CamtoolsError: It is something else; of the type `error`.
+    """
+    if not isinstance(value, str) or value not in allowed:
+        words = [repr(word) for word in allowed]
+        _refuse(name, value, " or ".join(words) if len(words) == 2 else f"one of {', '.join(words)}", owner, error)
     return value
 
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from camtools.checkpoints import weights_hash, write_tensors
-from camtools.checks import share
+from camtools.checks import one_of, share
 from camtools.classes.matching import match_classes
 from camtools.datasets.selection import Selection
 from camtools.engine import Engine
 from camtools.errors import InputError, PipelineError, WeightsError
 from camtools.images.batches import read_batches
+from camtools.images.read import check_dense
 from camtools.model.cam_model import unwrapped, wrap
 from camtools.model.guard import untouched
 from camtools.pipeline.pipeline import Pipeline
@@ -60,13 +61,17 @@ class ContextBank:
     delta: float = 0.2
 
     def __post_init__(self) -> None:
+        for name in _TENSORS:
+            part = getattr(self, name)
+            if not isinstance(part, Tensor):
+                raise InputError(f"{name} is of type {type(part).__name__}: expected a tensor")
+            check_dense(part, name)
         shape = tuple(self.foreground.shape)
         if len(shape) != 2 or tuple(self.background.shape) != shape or tuple(self.counts.shape) != (shape[0], 2):
             raise InputError(
                 f"foreground {shape}, background {tuple(self.background.shape)}, counts {tuple(self.counts.shape)}: "
                 "expected (K, C), (K, C) and (K, 2) for K classes and C channels"
             )
-
         if not all(bool(torch.isfinite(part).all()) for part in (self.foreground, self.background)):
             raise InputError("the vectors have a NaN or an infinity: expected finite ones. Fit the bank anew")
 
@@ -110,8 +115,7 @@ class ContextBank:
             TargetError: The data's classes are not the model's.
             ModelError: The model cannot be explained.
         """
-        if mode not in ("momentum", "mean"):
-            raise InputError(f"mode={mode!r}: expected 'momentum' or 'mean'")
+        one_of("mode", mode, ("momentum", "mean"))
         share("momentum", momentum)
         share("delta", delta)
         data = Selection(dataset)
@@ -125,8 +129,8 @@ class ContextBank:
             for batch in read_batches(images, labels, engine.transform, batch_size):
                 forward = engine.run(batch)
                 if updates is None:
-                    classes, known = forward.logits.shape[1], engine.model.adapter.class_names(inner)
-                    index = match_classes(data.classes, data.occurring, classes, known).index
+                    classes = forward.logits.shape[1]
+                    index = match_classes(data.classes, data.occurring, classes, engine.class_names).index
                     updates = BankUpdates(classes, momentum if mode == "momentum" else None)
                 targets, valid = _padded([[index[label] for label in ready.target] for ready in batch.images])
                 updates.add_maps(engine.maps(forward, targets)[0], valid, delta)
@@ -222,6 +226,8 @@ class ContextBank:
         from safetensors import SafetensorError, safe_open
 
         try:
+            if Path(path).exists() and not Path(path).is_file():
+                raise OSError("it is a folder, a pipe or a device")
             with safe_open(str(path), "pt") as file:
                 about, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except FileNotFoundError as error:

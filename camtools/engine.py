@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from camtools.checks import whole
+from camtools.checks import one_of, whole
 from camtools.classes.names import checked_names
-from camtools.errors import CamtoolsError, InputError, ModelError
-from camtools.images.batches import Batch, is_ready_batch, read_batches, ready_batches
+from camtools.errors import CamtoolsError, ModelError
+from camtools.images.batches import Batch, Failed, is_ready_batch, read_batches, ready_batches
 from camtools.images.enlarged import enlarged
 from camtools.images.preprocess import Preprocess, Transform, as_transform, with_display
+from camtools.images.read import Least
 from camtools.model.activations import Activations
 from camtools.model.cam_model import CamModel, unwrapped, wrap
-from camtools.model.device import on_device, to_model
+from camtools.model.device import Precision, autocast_to, on_device, to_model
 from camtools.model.guard import untouched
 from camtools.model.inputs import assumed_transform
 from camtools.model.outputs import Activation, Output, probabilities
@@ -79,6 +82,8 @@ class Engine:
         forward_args: What forward takes after the images; see `camtools.wrap`.
         forward_kwargs: Likewise, by name.
         display: Which channels are drawn, one or three; None draws the first three.
+        precision: "float32": the model as it is. "bf16": its forward under bfloat16 autocast; maps stay float32.
+            "auto": bf16 where the device computes in it.
 
     Raises:
         ModelError: No module, or no adapter knows it.
@@ -100,11 +105,13 @@ class Engine:
         forward_args: Sequence[Any] = (),
         forward_kwargs: Mapping[str, Any] | None = None,
         display: Any = None,
+        precision: Precision = "float32",
     ) -> None:
-        if activation not in (None, "softmax", "sigmoid", "none"):
-            raise InputError(f"activation={activation!r}: expected 'softmax' or 'sigmoid', or 'none' for no logits")
+        self.precision: Precision = one_of("precision", precision, get_args(Precision))
+        self.activation: Activation | None = activation
+        if activation is not None:
+            one_of("activation", activation, get_args(Activation))
         self.batch_size = whole("batch_size", batch_size, most=1 << 16)
-        self.activation = activation
         self.pipelines = tuple(pipelines)
         call: Any = {"output": output, "forward_args": forward_args, "forward_kwargs": forward_kwargs}
         self.model: CamModel = wrap(on_device(model, device), **call)
@@ -118,23 +125,29 @@ class Engine:
         names = self.model.adapter.class_names(unwrapped(self.model)) if class_names is None else class_names
         self.class_names = checked_names(names) if self._named else names
         self._warned = False
-        scales = {pipeline.scale for pipeline in self.pipelines}
-        # How many levels of the pyramid the pipelines look at, by the scale of the input that they want.
-        self._levels = {s: max(p.needs_pyramid for p in self.pipelines if p.scale == s) for s in sorted(scales)}
+        # How many levels of the pyramid the pipelines look at, and at how many of these they want gradients, by the
+        # scale of the input that they want.
+        self._levels: dict[float, tuple[int, int]] = {}
+        for scale in sorted({pipeline.scale for pipeline in self.pipelines}):
+            same = [pipeline for pipeline in self.pipelines if pipeline.scale == scale]
+            self._levels[scale] = max(p.needs_pyramid for p in same), max(p.needs_gradients for p in same)
         self._taken: dict[tuple[int, ...], bool] = {}
+        self._channels_last = True
+        self.whole_images = any(pipeline.needs_image for pipeline in self.pipelines)
 
     @property
     def scales(self) -> tuple[float, ...]:
         """The scales other than 1 at which pipelines want inputs."""
         return tuple(scale for scale in self._levels if scale != 1)
 
-    def batches(self, images: Any, targets: list[Any], single: bool) -> Iterator[Batch]:
+    def batches(self, images: Any, targets: list[Any], single: bool, failed: Failed | None = None) -> Iterator[Batch]:
         """Yield one image or many as batches for the model, read ahead.
 
         Args:
             images: What `camtools.explain` takes.
             targets: One per image, passed through.
             single: Whether `images` is one image.
+            failed: See `read_batches`.
 
         Raises:
             InputError: An image cannot be used; batches of those before it have been yielded by then.
@@ -142,7 +155,14 @@ class Engine:
         if is_ready_batch(images, self.transform):
             return ready_batches(images, targets, self.batch_size, self.transform)
         numbered = [(None, images)] if single else enumerate(images)
-        return read_batches(numbered, targets, self.transform, self.batch_size)
+        return read_batches(numbered, targets, self.transform, self.batch_size, self.least, failed=failed)
+
+    @property
+    def least(self) -> Least | None:
+        """How many pixels of an image serve for all inputs, see `read_image`; None where all of them are looked at."""
+        if self.whole_images or not isinstance(self.transform, Preprocess):
+            return None
+        return partial(self.transform.least, scale=max(self._levels))
 
     def run(self, batch: Batch) -> Forward:
         """Run the model on a batch, and on its enlarged inputs where pipelines want maps from these.
@@ -188,13 +208,28 @@ class Engine:
         inner = unwrapped(self.model)
         with torch.inference_mode(False), torch.no_grad():
             taken = {scale: to_model(x, inner) for scale, x in larger.items() if self._takes(x)}
-            levels = max((count for scale, count in self._levels.items() if scale not in taken), default=0)
+            own = [counts for scale, counts in self._levels.items() if scale not in taken]
+            levels, gradients = (max(column, default=0) for column in zip(*own, strict=True)) if own else (0, 0)
             with untouched(inner):
-                activations = self.settled(self.model.activations(to_model(inputs, inner), levels))
+                activations = self.settled(self._activations(to_model(inputs, inner), levels, gradients))
                 _check_scores(activations.logits, names)
-                larger_ones = ((s, self.model.activations(x, self._levels[s])) for s, x in taken.items())
-                others = {scale: self.settled(found) for scale, found in larger_ones}
+                others = {s: self.settled(self._activations(x, *self._levels[s])) for s, x in taken.items()}
         return Forward(activations, others)
+
+    def _activations(self, inputs: Tensor, levels: int, gradients: int) -> Activations:
+        """Run the model on inputs in the layout that is fastest: channels last, where the model takes that."""
+        with autocast_to(self.precision, inputs.device):
+            if self._channels_last:
+                try:
+                    dense = inputs.contiguous(memory_format=torch.channels_last)
+                    return self.model.activations(dense, levels, gradients)
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError:  # its own code wants memory in one piece (`view`); what else is wrong shows below
+                    pass
+            activations = self.model.activations(inputs.contiguous(), levels, gradients)
+            self._channels_last = False
+            return activations
 
     def settled(self, found: Activations) -> Activations:
         """Make two classes of one logit, and settle what is known of scores and names once the classes are counted."""
@@ -227,23 +262,19 @@ class Engine:
         """
         starts: dict[float, State] = {}
         states = []
-        for pipeline in self.pipelines:
-            scale = pipeline.scale if pipeline.scale in forward.larger else 1.0
-            if scale not in starts:
-                starts[scale] = _start(forward.larger.get(scale, forward.activations), targets)
-            with plain(starts[scale].require("features", self).device):
-                states.append(pipeline.features(starts[scale], trace))
+        back = any(pipeline.needs_gradients for pipeline in self.pipelines)
+        with untouched(unwrapped(self.model)) if back else nullcontext():
+            for pipeline in self.pipelines:
+                scale = pipeline.scale if pipeline.scale in forward.larger else 1.0
+                if scale not in starts:
+                    starts[scale] = _start(forward.larger.get(scale, forward.activations), targets)
+                with plain(starts[scale].require("features", self).device):
+                    states.append(pipeline.features(starts[scale], trace))
         return states
 
     def scores(self, forward: Forward) -> Tensor:
         """Return the scores of all classes, (B, K) float32 in [0, 1]."""
         return probabilities(forward.logits, self.activation or "softmax")
-
-    def shares(self, forward: Forward) -> tuple[float, ...] | None:
-        """Return how much of each class's logit is in its map, (K,), as far as that is known; see `Decomposition`."""
-        share = self.model.decomposition.share
-        classes = forward.logits.shape[1]
-        return share * 2 if share is not None and 2 * len(share) == classes == 2 else share
 
     def _warn(self, words: str) -> None:
         """Warn once of what is guessed about the model."""
@@ -282,7 +313,8 @@ def _start(source: Activations, targets: Tensor) -> State:
     """Return where pipelines start, in float32 from here on."""
     with torch.inference_mode(False), torch.no_grad():
         weights = source.weights(targets).detach().float()
-        return State(source.features.detach().float(), weights, labels=targets, pyramid=source.pyramid)
+        features, back = source.features.detach().float(), source.backward
+        return State(features, weights, labels=targets, pyramid=source.pyramid, backward=back)
 
 
 def _runs_on(model: CamModel, shape: tuple[int, ...]) -> bool:

@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import repeat
 from os import PathLike
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from camtools.boxes import SPECK, boxes_from_masks
-from camtools.checks import flag
+from camtools.checks import flag, whole
 from camtools.classes.targets import Target, check_top_k, class_indices, is_list, per_image
+from camtools.defaults import DEFAULT_PRESET
 from camtools.engine import Engine
 from camtools.errors import InputError
 from camtools.explanation import Explanation
 from camtools.heads.box_regressor import BoxRegressor, whole_pixels
-from camtools.images.batches import Batch, Ready, check_iterable, read_batches
+from camtools.images.adjusted import Crop, shown_whole
+from camtools.images.batches import READERS, Batch, Failed, Ready, images_of, read_batches
 from camtools.images.preprocess import Transform, display_image
 from camtools.images.read import read_images
 from camtools.model.cam_model import CamModel
+from camtools.model.device import Precision
 from camtools.model.outputs import Activation, Output
+from camtools.notebook import ResultList
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.pixels import on_pixels, portions
-from camtools.pipeline.presets import as_pipeline
+from camtools.pipeline.text import one_pipeline
 from camtools.pipeline.trace import Cut, TraceStep
+from camtools.progress import progress_bar
 from camtools.steps.base import Step
+from camtools.steps.peaks import part_boxes
 
 Targets = Target | Sequence[Target | Sequence[Target]] | Tensor | None
+Errors = Literal["raise", "skip"] | Callable[[Any, InputError], object]
+"""What becomes of images that cannot be used."""
 ClassList = list[Any] | tuple[Any, ...]
 SingleImage = str | PathLike[str] | Image.Image
 """What is one image for sure; an array or tensor may be a batch."""
+
+
+class _Streaming(TypedDict, total=False):
+    """How `Explainer.stream` goes about it."""
+
+    errors: Errors
+    progress: bool
+    workers: int
 
 
 class Explainer:
@@ -44,7 +60,7 @@ class Explainer:
 
     Args:
         model: Any classifier, or a `CamModel`.
-        pipeline: Preset name, `Pipeline`, step, or list of steps.
+        pipeline: Preset name, `Pipeline`, step, list of steps, or steps as text, "NWC,IVR(45)".
         device: Where to run; a model that lives elsewhere is copied there, never moved. None stays with the model.
         batch_size: Images per forward.
         transform: What the model was trained with: a `Preprocess`, a torchvision or timm transform, or any
@@ -59,6 +75,12 @@ class Explainer:
         display: Which channels are drawn where images have other than three: one, or three as red, green and blue.
         trace: Whether explanations keep the map after every step, see `Explanation.trace`.
         boxes_from: A `BoxRegressor` whose box takes the place of those around the mask's parts; None keeps these.
+        crop: What the model is shown: "squash", the whole image at the model's size whatever its aspect; "pad", with a
+            border instead; "full", with its short side at the model's; "model", what the model's own preprocessing
+            leaves. None: "squash", but a `transform` of the caller's as it is.
+        precision: "float32": the model as it is. "bf16": its forward under bfloat16 autocast. "auto": bf16 where the
+            device computes in it.
+        progress: Whether a call shows a bar, on a terminal or in a notebook.
 
     Raises:
         ModelError: No module, or no adapter knows it.
@@ -70,7 +92,7 @@ class Explainer:
     def __init__(
         self,
         model: nn.Module,
-        pipeline: str | Pipeline | Step | Sequence[Step] = "cam",
+        pipeline: str | Pipeline | Step | Sequence[Step] = DEFAULT_PRESET,
         *,
         device: str | torch.device | None = None,
         batch_size: int = 32,
@@ -83,12 +105,14 @@ class Explainer:
         display: int | Sequence[int] | None = None,
         trace: bool = False,
         boxes_from: BoxRegressor | None = None,
+        crop: Crop | None = None,
+        precision: Precision = "float32",
+        progress: bool = False,
     ) -> None:
-        self.trace = flag("trace", trace)
+        self.trace, self.progress = flag("trace", trace), flag("progress", progress)
         if boxes_from is not None and not callable(getattr(boxes_from, "boxes_of", None)):
             raise InputError(f"boxes_from={boxes_from!r}: expected a camtools.heads.BoxRegressor, or None")
-        self.pipeline = as_pipeline(pipeline)
-        self.pipeline_name = pipeline if isinstance(pipeline, str) else self.pipeline.summary
+        self.pipeline, self.pipeline_name = one_pipeline(pipeline)
         self.engine = Engine(
             model,
             [self.pipeline],
@@ -101,7 +125,10 @@ class Explainer:
             forward_args=forward_args,
             forward_kwargs=forward_kwargs,
             display=display,
+            precision=precision,
         )
+        if crop is not None or transform is None:
+            self.engine.transform = shown_whole(self.engine.transform, crop)
         self.boxes_from = boxes_from
 
     @property
@@ -132,13 +159,17 @@ class Explainer:
     @overload
     def __call__(self, images: Sequence[Any], target: None = None, *, top_k: int) -> list[list[Explanation]]: ...
     @overload
-    def __call__(self, images: Any, target: Targets = None, top_k: int | None = None) -> Any: ...
+    def __call__(
+        self, images: Any, target: Targets = None, top_k: int | None = None, *, errors: Errors = "raise"
+    ) -> Any: ...
     def __call__(
         self,
         images: Any,
         target: Targets = None,
         top_k: int | None = None,
-    ) -> Explanation | list[Explanation] | list[list[Explanation]]:
+        *,
+        errors: Errors = "raise",
+    ) -> Any:
         """Explain one image or many.
 
         Args:
@@ -146,6 +177,7 @@ class Explainer:
             target: Class index or name; a list gives several classes for a single image, one per image for many
                 (where an element may itself be a list). None takes the likeliest class.
             top_k: This many likeliest classes instead.
+            errors: What becomes of images of a list that cannot be read, see `stream`; None stands in their place.
 
         Returns:
             One explanation for a single image and a single class; a list for several classes or several images;
@@ -159,51 +191,98 @@ class Explainer:
         check_top_k(top_k, target)
         inputs, single = read_images(images)
         targets = per_image(target, len(inputs), single)
-        batches = self.engine.batches(images, targets, single)
-        per_class = [explanations for batch in batches for explanations in self._explain(batch, top_k)]
+        lost: list[int] = []
+        batches = self.engine.batches(images, targets, single, None if single else _on_error(errors, lost))
+        per_class: list[Any] = []
+        with progress_bar(len(inputs), "Images", self.progress) as advance:
+            for batch in batches:
+                per_class += self.explain_batch(batch, top_k)
+                advance(len(batch.images))
+        for index in lost:
+            per_class.insert(index, None)
         if top_k is None and not any(map(is_list, targets)):
-            first = [explanations[0] for explanations in per_class]
+            first = ResultList(own and own[0] for own in per_class)
             return first[0] if single else first
-        return per_class[0] if single else per_class
+        return ResultList(per_class[0]) if single else ResultList(own and ResultList(own) for own in per_class)
 
     @overload
-    def stream(self, images: Iterable[Any], target: Target | None = None) -> Iterator[Explanation]: ...
+    def stream(self, images: Any, target: Target | None = None, **how: Unpack[_Streaming]) -> Iterator[Explanation]: ...
     @overload
-    def stream(self, images: Iterable[Any], target: ClassList) -> Iterator[list[Explanation]]: ...
+    def stream(self, images: Any, target: ClassList, **how: Unpack[_Streaming]) -> Iterator[list[Explanation]]: ...
     @overload
-    def stream(self, images: Iterable[Any], target: None = None, *, top_k: int) -> Iterator[list[Explanation]]: ...
     def stream(
-        self, images: Iterable[Any], target: Target | Sequence[Target] | None = None, top_k: int | None = None
+        self, images: Any, target: None = None, *, top_k: int, **how: Unpack[_Streaming]
+    ) -> Iterator[list[Explanation]]: ...
+    def stream(
+        self,
+        images: Any,
+        target: Target | Sequence[Target] | None = None,
+        top_k: int | None = None,
+        *,
+        errors: Errors = "raise",
+        progress: bool = False,
+        workers: int = READERS,
     ) -> Iterator[Explanation | list[Explanation]]:
         """Explain images one after another without keeping them: for more than fit in memory.
 
         Args:
-            images: Any iterable of images; it is read `2 * batch_size` ahead.
+            images: Any iterable of images, or of tuples that begin with one, such as a data set of (image, label); or a
+                folder, a pattern, or a .txt file with a path per line. Some `2 * batch_size` are read ahead.
             target: A class for all images, or a list of classes for each; None takes the likeliest.
             top_k: This many likeliest classes instead.
+            errors: What becomes of images that cannot be read. "raise"; "skip": a warning, and the others go on; or a
+                callable, which is given the image and the error in place of the warning.
+            progress: Whether to show a progress bar, on a terminal and where the number of images is known.
+            workers: Threads that read.
 
         Yields:
             What a call would give for each image, in order.
 
         Raises:
-            InputError: An image cannot be used; those before it have been yielded by then.
+            InputError: An image cannot be used; those before it have been yielded by then. Or an argument cannot be.
             TargetError: A class does not exist.
             ModelError: The model cannot be explained.
         """
         if isinstance(target, (Tensor, np.ndarray)):
             target = target.tolist()
         check_top_k(top_k, target)
-        check_iterable(images)
+        failed, items = _on_error(errors), images_of(images)
+        sized = items if isinstance(items, Sized) else images
+        total = len(sized) if flag("progress", progress) and isinstance(sized, Sized) else 0
         several = top_k is not None or is_list(target)
-        batches = read_batches(enumerate(images), repeat(target), self.engine.transform, self.engine.batch_size)
-        for batch in batches:
-            for explanations in self._explain(batch, top_k):
-                yield explanations if several else explanations[0]
+        engine = self.engine
+        batches = read_batches(
+            enumerate(items),
+            repeat(target),
+            engine.transform,
+            engine.batch_size,
+            engine.least,
+            whole("workers", workers),
+            failed,
+        )
+        with progress_bar(total, "Explaining") as advance:
+            for batch in batches:
+                for explanations in self.explain_batch(batch, top_k):
+                    yield explanations if several else explanations[0]
+                    advance(1)
 
     @torch.inference_mode(False)  # results are the caller's to train with
     @torch.no_grad()
-    def _explain(self, batch: Batch, top_k: int | None) -> list[list[Explanation]]:
-        """Explain one batch: one forward, then batched steps for the images of each geometry."""
+    def explain_batch(self, batch: Batch, top_k: int | None) -> list[list[Explanation]]:
+        """Explain one batch: one forward, then batched steps for the images of each geometry.
+
+        Args:
+            batch: Images that are ready for the model, each with its target: a class, a list of them, or None.
+            top_k: This many likeliest classes instead.
+
+        Returns:
+            The explanations of every image.
+
+        Raises:
+            InputError: The model does not take inputs of this shape.
+            TargetError: A class does not exist.
+            ModelError: The model cannot be explained.
+        """
         engine, trace = self.engine, self.trace
         forward = engine.run(batch)
         wanted = [ready.target for ready in batch.images]
@@ -212,7 +291,6 @@ class Explainer:
         [state] = engine.maps(forward, targets, grid_trace if trace else None)
         scores = engine.scores(forward).gather(1, targets).tolist()
         labels, decomposition = targets.tolist(), forward.activations.decomposition
-        shares = engine.shares(forward)
         geometries = [ready.geometry for ready in batch.images]
         found: dict[tuple[int, int], dict[str, Any]] = {}  # what was found on the pixels, by image and class
         for rows, part in portions(geometries, targets.shape[1]):
@@ -220,13 +298,14 @@ class Explainer:
             pixel_trace: list[TraceStep] = []
             resize = batch.images[rows[0]].geometry.resize
             done = on_pixels(self.pipeline, state.classes(part), rows, resize, shown, pixel_trace if trace else None)
-            maps, masks, limits = (done.require(field, self) for field in ("maps", "masks", "thresholds"))
-            boxes, thresholds = iter(boxes_from_masks(masks, SPECK)), limits.tolist()
+            maps, limits = (done.require(field, self) for field in ("maps", "thresholds"))
+            parts, thresholds = iter(part_boxes(done, self.pipeline.peaks)), limits.tolist()
             for row, i in enumerate(rows):
                 for own, k in enumerate(range(part.start, part.stop)):
-                    cut = Cut(own)
+                    cut, own_parts = Cut(own), next(parts)
                     found[i, k] = {
-                        "boxes": next(boxes),
+                        "boxes": own_parts.boxes,
+                        "box_scores": scores[i][k] * own_parts.peaks,
                         "threshold": thresholds[row][own],
                         "kept": cut(maps, row) if trace or self.pipeline.needs_image else None,
                         "trace": cut.steps(pixel_trace, row),
@@ -244,7 +323,7 @@ class Explainer:
                 geometry=geometries[i],
                 pixel_steps=self.pipeline.pixel_steps,
                 activation=engine.activation or "softmax",
-                share=None if shares is None else shares[labels[i][k]],
+                peaks=self.pipeline.peaks,
                 exact=decomposition.exact,
                 layer=decomposition.layer,
                 logits=forward.logits[i].detach().clone(),
@@ -265,6 +344,24 @@ class Explainer:
         return f"Explainer({self.engine.about}, {self.pipeline!r}, transform={self.transform!r})"
 
 
+def _on_error(errors: Errors, lost: list[int] | None = None) -> Failed | None:
+    """Return what is done about an image that cannot be used: None raises; `lost` gets its number."""
+    if isinstance(errors, str) and errors == "raise":
+        return None
+    if not callable(errors) and (not isinstance(errors, str) or errors != "skip"):
+        raise InputError(f"errors={errors!r}: expected 'raise', 'skip', or a callable of the image and the error")
+
+    def failed(index: int | None, image: Any, error: InputError) -> None:
+        if lost is not None and index is not None:
+            lost.append(index)
+        if callable(errors):
+            errors(image, error)
+        else:
+            warnings.warn(f"left out: {error}", stacklevel=4)
+
+    return failed
+
+
 class _Options(TypedDict, total=False):
     """What `explain` passes on to `Explainer`."""
 
@@ -280,6 +377,9 @@ class _Options(TypedDict, total=False):
     display: int | Sequence[int] | None
     trace: bool
     boxes_from: BoxRegressor | None
+    crop: Crop | None
+    precision: Precision
+    progress: bool
 
 
 @overload
@@ -314,7 +414,7 @@ def explain(
     *,
     target: Targets = None,
     top_k: int | None = None,
-    pipeline: str | Pipeline | Step | Sequence[Step] = "cam",
+    pipeline: str | Pipeline | Step | Sequence[Step] = DEFAULT_PRESET,
     device: str | torch.device | None = None,
     batch_size: int = 32,
     transform: Any = None,
@@ -326,6 +426,9 @@ def explain(
     display: int | Sequence[int] | None = None,
     trace: bool = False,
     boxes_from: BoxRegressor | None = None,
+    crop: Crop | None = None,
+    precision: Precision = "float32",
+    progress: bool = False,
 ) -> Explanation | list[Explanation] | list[list[Explanation]]:
     """Say where a classifier sees a class: map, mask and boxes, from one forward.
 
@@ -349,6 +452,9 @@ def explain(
         display: Which channels are drawn, one or three; None draws the first three.
         trace: Whether to keep the map after every step, for `Explanation.plot_trace`.
         boxes_from: A `BoxRegressor` that the boxes come from, see `Explainer`.
+        crop: Which part of the image the model is shown: "squash", "pad", "full" or "model"; see `Explainer`.
+        precision: "float32", "bf16" or "auto"; see `Explainer`.
+        progress: Whether to show a bar, on a terminal or in a notebook.
 
     Returns:
         One `Explanation` for a single image and class; a list for several classes or several images; a list of
@@ -378,6 +484,9 @@ def explain(
         display=display,
         trace=trace,
         boxes_from=boxes_from,
+        crop=crop,
+        precision=precision,
+        progress=progress,
     )
     return explainer(image, target=target, top_k=top_k)
 
@@ -389,6 +498,6 @@ def _with_boxes(
     shares = regressor.boxes_of([ready.input_image for ready in images])
     boxes = [whole_pixels(share[None], ready.input_image.size) for share, ready in zip(shares, images, strict=True)]
     return [
-        [replace(explanation, boxes=box) for explanation in per_class]
+        [replace(exp, boxes=box, box_scores=torch.full((len(box),), exp.score)) for exp in per_class]
         for per_class, box in zip(explanations, boxes, strict=True)
     ]

@@ -17,19 +17,20 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from camtools.boxes import coco_annotations
+from camtools.checks import one_of
 from camtools.drawing.overlay import draw_overlay
 from camtools.drawing.trace import draw_trace
 from camtools.errors import InputError, PipelineError
 from camtools.images.geometry import Geometry
 from camtools.images.read import InputImage
-from camtools.model.decomposition import ALMOST_ALL
 from camtools.model.outputs import Activation
 from camtools.pipeline.pixels import map_on_pixels, plain
 from camtools.pipeline.text import parse_step
 from camtools.pipeline.trace import TraceStep
 from camtools.regions import HasBoxes
 from camtools.result import MANIFEST, ImageResult, Look, fitted
-from camtools.steps.base import Step
+from camtools.steps.base import State, Step
+from camtools.steps.peaks import Peaks, part_boxes
 
 Boxes = Literal["largest", "all", "none"]
 
@@ -52,13 +53,14 @@ class Explanation(HasBoxes, ImageResult):
         boxes: One box per connected part of the mask, the part with the most pixels first, (N, 4) int64: x0, y0, x1,
             y1 in pixels of the original image, half-open. Parts with less than a hundredth of the largest's pixels
             get none. (0, 4) where the mask is empty. One, whatever the mask, where a `BoxRegressor` gave it.
+        box_scores: How sure each box is, (N,) float32 in [0, 1]: `score` times the map's maximum in the box's part, 1
+            where the map has its peak. `score` itself where a `BoxRegressor` gave the box.
         geometry: Where the network's input lies in the image.
         pixel_steps: The pipeline's steps that make `map` of the resized `grid_map`.
         kept: `map` itself, where these steps look at the image and take long, or there is a trace; else None.
+        peaks: The step that split the mask into parts; None where these are its connected parts.
         trace: The map after every step, in order; empty unless asked for by `trace=True`.
         activation: What made the score of the logit: "softmax", "sigmoid" or "none".
-        share: How much of the class's logit goes by way of the positions that the map is made of, in [0, 1], found on
-            the first image that the model was shown; None where that is not known. See `camtools.model.Decomposition`.
         exact, layer, logits, input_image, transform, pipeline: See `camtools.result.ImageResult`.
     """
 
@@ -69,12 +71,13 @@ class Explanation(HasBoxes, ImageResult):
     raw_map: Tensor
     threshold: float
     boxes: Tensor
+    box_scores: Tensor
     geometry: Geometry
     pixel_steps: tuple[Step, ...] = ()
     kept: Tensor | None = None
+    peaks: Peaks | None = None
     trace: tuple[TraceStep, ...] = ()
     activation: Activation = "softmax"
-    share: float | None = None
 
     kinds = ("overlay", "mask", "map", "crops")
     usual = ("overlay", "mask", "map")
@@ -110,6 +113,12 @@ class Explanation(HasBoxes, ImageResult):
             for box in self.boxes.tolist()
         )
 
+    @property
+    def parts(self) -> Tensor:
+        """The mask's parts, (H, W): `mask` itself, or int32, the number of each pixel's peak and 0 outside the mask."""
+        state = State(maps=self.map[None, None], masks=self.mask[None, None])
+        return self.mask if self.peaks is None else self.peaks(state).require("parts", self)[0, 0]
+
     def cpu(self) -> Explanation:
         """Return the same explanation with every tensor on the CPU."""
         return replace(super().cpu(), trace=tuple(step.cpu() for step in self.trace))
@@ -122,7 +131,7 @@ class Explanation(HasBoxes, ImageResult):
         legend: bool = True,
         size: int | None = None,
     ) -> Image.Image:
-        """Draw map, box, class and score over the image, with a legend.
+        """Draw map, box, class and score over the image, with a legend; boxes after the first with their own scores.
 
         Args:
             alpha: Weight of the map's colours, in [0, 1].
@@ -142,12 +151,13 @@ class Explanation(HasBoxes, ImageResult):
         drawn, chosen = fitted(self.size, size), self.choose(boxes)
         ratio = torch.tensor([drawn[1] / self.size[1], drawn[0] / self.size[0]]).repeat(2)
         scaled = (chosen * ratio).round().int().tolist()
-        say: dict[str, Any] = {"threshold": self.threshold, "key": _key(boxes, len(scaled))} if legend else {}
-        image = (
-            self.image
-            if drawn == self.size
-            else self.image.resize(drawn[::-1], Image.Resampling.BILINEAR, reducing_gap=2)
-        )
+        cut = boxes != "none" and any(self.cut[: len(scaled)])
+        say: dict[str, Any] = {"threshold": self.threshold, "key": _key(boxes, len(scaled), cut)} if legend else {}
+        if not self.geometry.covers_all:
+            say["seen"] = self.geometry.at(drawn).seen
+        say["notes"] = [f"{score:.1%}" for score in self.box_scores[1 : len(scaled)].tolist()]
+        image = self.image if self.input_image.is_data else self.input_image.shown(drawn)
+        image = image if image.size == drawn[::-1] else image.resize(drawn[::-1], Image.Resampling.BILINEAR)
         return draw_overlay(image, self.map_at(drawn).cpu().numpy(), scaled, self.caption, alpha, colormap, **say)
 
     def map_at(self, size: tuple[int, int]) -> Tensor:
@@ -195,9 +205,7 @@ class Explanation(HasBoxes, ImageResult):
             InputError: `boxes` is none of the three words.
         """
         chosen = {"largest": self.boxes[:1], "all": self.boxes, "none": self.boxes[:0]}
-        if boxes not in chosen:
-            raise InputError(f"boxes={boxes!r}: expected one of {', '.join(map(repr, chosen))}")
-        return chosen[boxes]
+        return chosen[one_of("boxes", boxes, tuple(chosen))]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays, ready for JSON."""
@@ -212,6 +220,7 @@ class Explanation(HasBoxes, ImageResult):
             "boxes": self.boxes.tolist(),
             "cut": list(self.cut),
             "seen": list(self.seen),
+            "box_scores": self.box_scores.tolist(),
             "threshold": self.threshold,
             "exact": self.exact,
             "layer": self.layer,
@@ -230,16 +239,19 @@ class Explanation(HasBoxes, ImageResult):
             category_id: Number of the class; `label + 1` by default, since 0 is reserved for background in many tools.
 
         Returns:
-            "images", "annotations" (bbox as x, y, width, height; segmentation as uncompressed run lengths; score) and
-            "categories".
+            "images", "annotations" (bbox as x, y, width, height; segmentation as uncompressed run lengths; score, that
+            of the part's box) and "categories".
         """
         category = self.label + 1 if category_id is None else category_id
         name = Path(self.source).name if self.source else f"{image_id}"
         image = {"id": image_id, "file_name": name, "height": self.size[0], "width": self.size[1]}
-        found = coco_annotations(self.mask.cpu().numpy())
+        parts = self.parts
+        [found] = part_boxes(State(maps=self.map, masks=self.mask, parts=parts), self.peaks)
+        scores = (self.score * found.peaks).tolist()
+        pairs = zip(scores, coco_annotations(parts, found), strict=True)
         annotations = [
-            {"id": number, "image_id": image_id, "category_id": category, "score": self.score, **annotation}
-            for number, annotation in enumerate(found, first_annotation_id)
+            {"id": number, "image_id": image_id, "category_id": category, "score": score, **annotation}
+            for number, (score, annotation) in enumerate(pairs, first_annotation_id)
         ]
         return {"images": [image], "annotations": annotations, "categories": [{"id": category, "name": self.name}]}
 
@@ -261,7 +273,8 @@ class Explanation(HasBoxes, ImageResult):
         return written
 
     def _rebuild(self) -> dict[str, Any]:
-        return {"geometry": asdict(self.geometry), "pixel_steps": [repr(step) for step in self.pixel_steps]}
+        steps = [repr(step) for step in self.pixel_steps]
+        return {"geometry": asdict(self.geometry), "pixel_steps": steps, "peaks": self.peaks and repr(self.peaks)}
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Explanation:
@@ -283,6 +296,9 @@ class Explanation(HasBoxes, ImageResult):
             with np.load(folder / told["files"]["map"]) as arrays:
                 tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
             geometry = Geometry(**{name: tuple(value) for name, value in told["rebuild"]["geometry"].items()})
+            peaks = told["rebuild"]["peaks"] and parse_step(told["rebuild"]["peaks"])
+            if not isinstance(peaks, Peaks | None):
+                raise ValueError(f"{peaks!r} does not split masks")
             return cls(
                 **{name: told[name] for name in ("label", "name", "score", "threshold", "exact", "layer", "pipeline")},
                 grid_map=tensors["map"],
@@ -290,7 +306,9 @@ class Explanation(HasBoxes, ImageResult):
                 logits=tensors["logits"],
                 kept=tensors.get("kept"),
                 boxes=torch.tensor(told["boxes"], dtype=torch.int64).reshape(-1, 4),
+                box_scores=torch.tensor(told["box_scores"], dtype=torch.float32),
                 geometry=geometry,
+                peaks=peaks,
                 pixel_steps=tuple(map(parse_step, told["rebuild"]["pixel_steps"])),
                 input_image=InputImage(None, None, told["source"], (told["height"], told["width"])),
                 transform=None,
@@ -306,8 +324,6 @@ class Explanation(HasBoxes, ImageResult):
     def __repr__(self) -> str:
         box = "none" if self.box is None else str(tuple(self.box.tolist()))
         kind = "exact" if self.exact else "linearised"
-        if self.share is not None and self.share < ALMOST_ALL:
-            kind += f" map of {self.share:.0%} of the logit"
         return (
             f"Explanation({self.label} {self.name!r}, score={self.score:.3f}, box={box} of {len(self.boxes)}, "
             f"map={self.size[0]} x {self.size[1]} from {self.raw_map.shape[0]} x {self.raw_map.shape[1]}, {kind} at "
@@ -321,10 +337,11 @@ def _rebuilt(exp: Explanation) -> Tensor:
     return map_on_pixels(exp.pixel_steps, exp.grid_map, exp.label, exp.geometry.resize)
 
 
-def _key(boxes: str, count: int) -> str | None:
+def _key(boxes: str, count: int, cut: bool) -> str | None:
     """Say what the boxes drawn are."""
     if boxes == "none":
         return None
     if not count:
         return "no box: nothing above the threshold"
-    return "box: largest part above it" if boxes == "largest" else "boxes: parts above it"
+    said = "box: largest part above it" if boxes == "largest" else "boxes: parts above it"
+    return said + ", cut off where the model's view ends" * cut

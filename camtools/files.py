@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import socket
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from camtools.errors import InputError
+from camtools.errors import CamtoolsError, InputError
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -81,7 +83,9 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         InputError: It cannot be written: the disk is full, say.
     """
-    partial = path.with_name(f"{_PARTIAL}{os.getpid()}-{threading.get_ident()}.{path.name}")
+    if not path.name:
+        raise InputError(f"{str(path)!r} cannot be written: expected a file's name")
+    partial = path.with_name(shortened(f"{_PARTIAL}{os.getpid()}-{threading.get_ident()}.{path.stem}") + path.suffix)
     made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,16 +95,36 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.chmod(0o666 & ~_UMASK)  # some libraries write files that only their owner may read
         partial.replace(path)
     except BaseException as error:
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             partial.unlink(missing_ok=True)
             for folder in made:
                 folder.rmdir()
-        if isinstance(error, OSError | RuntimeError):  # torch.save turns some of the former into the latter
+        # torch.save turns some OSErrors into RuntimeErrors, and a null byte is a ValueError.
+        if isinstance(error, OSError | RuntimeError | ValueError) and not isinstance(error, CamtoolsError):
             raise InputError(
                 f"{path} cannot be written: {' '.join(str(error).split())}. What was there before is unharmed: make "
                 "room or choose another place, and try again (a long run goes on with --resume)"
             ) from error
         raise
+
+
+def read_text(path: Path, most: int = 4 * 1024**3) -> str:
+    """Read a text file in UTF-8, without its byte order mark.
+
+    Args:
+        path: The file.
+        most: Bytes that it may have: what is larger is no such file, and takes the machine.
+
+    Raises:
+        OSError: It cannot be read, is larger, or is no file but a pipe, a device or a folder.
+        UnicodeDecodeError: It is not UTF-8.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(f"it is no file of at most {most:,} bytes, but a folder, a pipe or a device")
+    if found.st_size > most:
+        raise OSError(f"it is no file of at most {most:,} bytes: it has {found.st_size:,}")
+    return path.read_text(encoding="utf-8-sig")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -172,6 +196,45 @@ def locked(folder: Path | None) -> Iterator[None]:
         for path in (holder, folder / LOCK):
             path.unlink(missing_ok=True)
         lock.release()
+
+
+def check_writable(out: Path, *, folder: bool = True) -> None:
+    """Find out before a long run whether its results can be written; nothing is left, no new folder either.
+
+    Args:
+        out: Where results will go.
+        folder: Whether that is a folder, not a file.
+
+    Raises:
+        InputError: The disk is full, or read-only, or the place is taken by something else.
+    """
+    try:
+        if out.exists() and out.is_dir() != folder:
+            raise OSError(f"it is a {'file' if folder else 'folder'}")
+        place = out if folder else out.parent
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place, prefix=_PARTIAL) as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{out} cannot be written: {reason}. Make room, or choose another place (--out)") from error
+
+
+def shortened(name: str, most: int = 200) -> str:
+    """Return a name that file systems take: itself, or its beginning and a hash of the whole.
+
+    Args:
+        name: Of a file or folder, without its suffix.
+        most: Bytes in UTF-8; most file systems take 255, and suffixes come on top.
+    """
+    data = os.fsencode(name)
+    if len(data) <= most:
+        return name
+    mark = f"-{hashlib.sha256(data).hexdigest()[:12]}"
+    return data[: most - len(mark)].decode("utf-8", "ignore") + mark
 
 
 def clear(folder: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from camtools.checkpoints import class_count, fit, match_prefix, read_checkpoint
+from camtools.checks import whole
+from camtools.classes.names import checked_names
 from camtools.errors import ModelError, WeightsError
 from camtools.heads.saved import headed_config, load_headed
 from camtools.images.adjusted import adjust
@@ -16,10 +18,11 @@ from camtools.images.preprocess import Preprocess
 from camtools.model.adapter import find_adapter
 from camtools.model.cam_model import wrap
 from camtools.model.inputs import input_channels
-from camtools.sources import Built, Source, find_source
+from camtools.sources import Built, FunctionSource, Source, find_source
 from camtools.sources.base import LoadedModel
 
 RANDOM = "random"
+MAX_CLASSES = 1_000_000
 MAX_INPUT_PIXELS = 4096 * 4096
 
 
@@ -59,11 +62,21 @@ def load_model(
     Raises:
         ModelError: The name is unknown (the closest is named), or the function is missing, fails or returns no model.
         WeightsError: The weights cannot be read, downloaded, or do not fit.
+        TargetError: `class_names` is not a list of names.
     """
+    args = dict(model_args or {})
+    if "num_classes" in args and num_classes is not None:
+        raise ModelError(f"num_classes={num_classes!r} was given twice: leave it out of model_args.")
+    asked = args.get("num_classes", num_classes)
+    if asked is not None:
+        whole("num_classes", asked, 1, MAX_CLASSES, error=ModelError)
     if weights is None and (config := headed_config(spec)) is not None:
         built = _headed(spec, config, None, num_classes)
         return _loaded(built, spec, class_names, mean, std, size, model_args)
-    source = find_source(spec, dict(model_args or {}), _pair(size))
+    source = find_source(spec, args, _pair(size))
+    if not isinstance(source, FunctionSource):  # which may do as it likes with an argument of that name
+        num_classes = args.pop("num_classes", num_classes)
+        source.args.pop("num_classes", None)
     tag = None if weights is None else str(weights)
     if tag is None or (source.has_published(tag) and not Path(tag).exists()):
         built = source.published(num_classes, tag)
@@ -92,7 +105,9 @@ def _loaded(
         known = wrapped.preprocess
     elif isinstance(known, Preprocess):
         known = known.with_channels(input_channels(model, known))
-    if class_names is None:
+    if class_names is not None:
+        class_names = checked_names(class_names)
+    else:
         class_names = built.class_names or wrapped.adapter.class_names(model)
     names = None if class_names is None else tuple(class_names)
     return LoadedModel(model, adjust(known, mean, std, _pair(size)), names, spec, dict(model_args or {}))
@@ -105,12 +120,12 @@ def _headed(path: str, config: Mapping[str, Any], source: Source | None, num_cla
             f"{path} holds a box regressor, which knows no classes: expected a classifier. Read it by "
             "camtools.heads.BoxRegressor.load, and pass it as boxes_from"
         )
-    if num_classes not in (None, config["classes"]):
-        raise _other_count(path, config["classes"], num_classes)
+    if num_classes not in (None, classes := config.get("classes", num_classes)):
+        raise _other_count(path, classes, num_classes)
     return Built(load_headed(path, None if source is None else source.empty().model))
 
 
-def _other_count(path: str | Path, classes: int, num_classes: int | None) -> WeightsError:
+def _other_count(path: str | Path, classes: Any, num_classes: int | None) -> WeightsError:
     return WeightsError(
         f"{path} is for {classes} classes, but num_classes is {num_classes}. "
         "Leave num_classes out: it is read from the file."
@@ -120,7 +135,10 @@ def _other_count(path: str | Path, classes: int, num_classes: int | None) -> Wei
 def _pair(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     if size is None:
         return None
-    height, width = (size, size) if isinstance(size, int) else size
+    sides = (size, size) if isinstance(size, int) else size
+    if not isinstance(sides, Sequence) or len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise ModelError(f"size={size!r}: expected the input's side in pixels, or (height, width).")
+    height, width = sides
     if height < 1 or width < 1:
         raise ModelError(f"An input of {height} x {width} pixels is impossible: size needs positive numbers.")
     if height * width > MAX_INPUT_PIXELS:

@@ -45,7 +45,7 @@ def compare(
     Args:
         explanations: A list, of one image or several; or a list of lists, one per image, each a row of the figure.
         titles: One for each explanation of a list, or each column of a grid. By default the explanations' pipelines,
-            and layers where these differ.
+            and layers where these differ; the classes of a row that differs in nothing else.
         truth: True boxes, (N, 4) xyxy in the original image's pixels, half-open; NaN rows are left out. One tensor
             for all, or a list of one (or None) for each explanation of a list, or each row of a grid.
         truth_masks: True pixels, (H, W) bool, in the same way; their outline is drawn.
@@ -191,5 +191,10 @@ def _titles(rows: list[list[Explanation]], titles: Sequence[str] | None, grid: b
     else:
         several = len({exp.layer for row in rows for exp in row}) > 1
         own = [[f"{exp.pipeline} at {exp.layer}" if several else exp.pipeline for exp in row] for row in rows]
+        names = [[exp.name for exp in row] for row in rows]
+        own = [
+            classes if len(set(said)) == 1 < len(set(classes)) else said
+            for said, classes in zip(own, names, strict=True)
+        ]
     same = all(row == own[0][: len(row)] for row in own)
     return [row if i == 0 or not same else [""] * len(row) for i, row in enumerate(own)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
-from skimage.measure import approximate_polygon, find_contours
+from skimage.measure import approximate_polygon, find_contours, label
 from torch import Tensor
 
 from camtools.checks import number
@@ -34,7 +35,7 @@ class ClassRegions:
         score: The model's probability for the class.
         boxes: (N, 4) int64 on the CPU: x0, y0, x1, y1 in pixels, half-open.
         box_scores: A score for each box, N.
-        mask: (H, W) bool.
+        mask: (H, W) bool, or whole numbers where parts are told apart by them, 0 outside.
     """
 
     label: int
@@ -46,8 +47,8 @@ class ClassRegions:
 
     def parts(self) -> Iterator[NDArray[np.bool_]]:
         """Yield each box's pixels, (y1 - y0, x1 - x0) bool: the connected part it is around, else all within it."""
-        labels, count = ndimage.label(self.mask.cpu().numpy(), structure=np.ones((3, 3)))
-        areas = np.bincount(labels.ravel(), minlength=count + 1)
+        labels = label(self.mask.cpu().numpy(), connectivity=2)
+        areas = np.bincount(labels.ravel())
         around: dict[tuple[int, ...], list[int]] = {}
         places = ndimage.find_objects(labels)
         for part in 1 + np.argsort(areas[1:], kind="stable"):
@@ -67,16 +68,16 @@ class ClassRegions:
             yield [np.add(ring, (x0 - 0.5, y0 - 0.5)).astype(np.float32) for ring in rings if len(ring) > 2]
 
 
-class HasRegions:
+class HasRegions(ABC):
     """What results offer to those who go on with boxes and masks elsewhere."""
 
     image: Image.Image
     size: tuple[int, int]
 
     @property
+    @abstractmethod
     def regions(self) -> tuple[ClassRegions, ...]:
         """Where the classes are, one entry per class."""
-        raise NotImplementedError
 
     def polygons(self, tolerance: float = 0.0) -> list[list[Polygon]]:
         """Return the outlines of every box's part of the mask, class by class, in the order of the boxes.
@@ -128,17 +129,18 @@ class HasBoxes(HasRegions):
     name: str
     score: float
     boxes: Tensor
+    box_scores: Tensor
 
     @property
-    def mask(self) -> Tensor:
-        """Where the class is, (H, W) bool."""
-        raise NotImplementedError
+    @abstractmethod
+    def parts(self) -> Tensor:
+        """The mask's parts, see `ClassRegions.mask`."""
 
     @property
     def regions(self) -> tuple[ClassRegions, ...]:
         """Where the class is: one entry."""
-        scores = [self.score] * len(self.boxes)
-        return (ClassRegions(self.label, self.name, self.score, self.boxes, scores, self.mask),)
+        scores = self.box_scores.tolist()
+        return (ClassRegions(self.label, self.name, self.score, self.boxes, scores, self.parts),)
 
     @property
     def xywh(self) -> Tensor:

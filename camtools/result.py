@@ -8,16 +8,20 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from PIL import Image
 from torch import Tensor
 
 from camtools.checks import whole
-from camtools.errors import InputError
+from camtools.errors import CamtoolsError, InputError
 from camtools.files import staging, swap
 from camtools.images.preprocess import Transform, display_image
 from camtools.images.read import InputImage
+from camtools.notebook import encoded, html_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MANIFEST = "manifest.json"
 OVERLAY_SIZE = 1280
@@ -70,6 +74,44 @@ class ImageResult(abc.ABC):
         moved: dict[str, Any] = {name: value.cpu() for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **moved)
 
+    @property
+    @abc.abstractmethod
+    def caption(self) -> str:
+        """Classes and scores on one line."""
+
+    @abc.abstractmethod
+    def overlay(self) -> Image.Image:
+        """Draw the result over the image."""
+
+    def show(self) -> None:
+        """Show the overlay: below the cell in a notebook, else in the system's image viewer."""
+        self.overlay().show(self.caption)
+
+    def plot(self, ax: Axes | None = None, **options: Any) -> Axes:
+        """Draw the overlay on matplotlib axes, with the caption as their title; data coordinates are pixels.
+
+        Args:
+            ax: Where to draw; None makes a figure of its own.
+            options: Of `overlay`; its legend is left out unless asked for.
+
+        Returns:
+            The axes.
+        """
+        if ax is None:
+            from matplotlib import pyplot
+
+            ax = pyplot.subplots()[1]
+        ax.imshow(self.overlay(**{"legend": False, **options}))
+        ax.set_title(self.caption)
+        ax.set_axis_off()
+        return ax
+
+    def _repr_png_(self) -> bytes:
+        return encoded(self.overlay())
+
+    def _repr_html_(self) -> str:
+        return html_figure(self.overlay(), " · ".join(filter(None, (self.source, self.caption, self.pipeline))))
+
     @abc.abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays, ready for JSON."""
@@ -120,10 +162,13 @@ class ImageResult(abc.ABC):
                 swap(stage, target, (*names, MANIFEST))
                 for stale in {name for name in before if Path(name).name == name} - {*names}:
                     (target / stale).unlink(missing_ok=True)
-        except OSError as error:
+        except CamtoolsError:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: a null byte
+            reason = getattr(error, "strerror", None) or error
             raise InputError(
-                f"{target} cannot be written ({error.strerror or error}): expected a directory with room for the "
-                "results. Choose another, or free the space; nothing half-written was left"
+                f"{target} cannot be written ({reason}): expected a directory with room for the results. "
+                "Choose another, or free the space; nothing half-written was left"
             ) from error
         return target
 

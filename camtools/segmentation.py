@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_segmentation_masks
 
-from camtools.boxes import SPECK, boxes_from_masks
+from camtools.boxes import PartBoxes
 from camtools.drawing.colours import LARGEST, voc_colour, voc_palette
 from camtools.drawing.legend import Key
 from camtools.drawing.overlay import with_legend
@@ -23,6 +23,11 @@ from camtools.drawing.panels import outlined
 from camtools.errors import InputError
 from camtools.regions import ClassRegions, HasRegions
 from camtools.result import ImageResult, Look, fitted
+from camtools.steps.base import State
+from camtools.steps.peaks import Peaks, part_boxes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,6 +44,7 @@ class Segmentation(HasRegions, ImageResult):
         probabilities: What the mask is the argmax of, (n + 1, H, W) float32: background, then the classes.
         maps: Their normalised maps, (n, H, W) float32 in [0, 1], before background and CRF.
         backgrounds: The value of each map at which class and background are equally likely.
+        peaks: The step that splits the masks into parts; None where these are their connected parts.
         crf: The CRF that refined the probabilities, as it prints; None for none.
         exact, layer, logits, input_image, transform, pipeline: See `camtools.result.ImageResult`.
     """
@@ -50,6 +56,7 @@ class Segmentation(HasRegions, ImageResult):
     probabilities: Tensor
     maps: Tensor
     backgrounds: tuple[float, ...]
+    peaks: Peaks | None = None
     crf: str | None = None
 
     kinds = usual = ("overlay", "mask")
@@ -60,19 +67,30 @@ class Segmentation(HasRegions, ImageResult):
         return self.mask == torch.tensor(self.classes, device=self.mask.device)[:, None, None] + 1
 
     @cached_property
+    def _parts(self) -> list[PartBoxes]:
+        state = State(maps=self.maps[None], masks=self.masks[None])
+        return part_boxes(state, self.peaks) if self.classes else []
+
+    @property
     def boxes(self) -> tuple[Tensor, ...]:
-        """Boxes of the connected parts of each class's mask, in the order of `classes`.
+        """Boxes of the parts of each class's mask, in the order of `classes`.
 
         (N, 4) int64 on the CPU, largest part first: x0, y0, x1, y1 in pixels, half-open. Parts with less than a
         hundredth of its pixels get none.
         """
-        return tuple(boxes_from_masks(self.masks, SPECK)) if self.classes else ()
+        return tuple(found.boxes for found in self._parts)
+
+    @property
+    def box_scores(self) -> tuple[Tensor, ...]:
+        """How sure each box is, (N,) float32 in [0, 1]: the class's score times its map's maximum in the box's part."""
+        return tuple(score * found.peaks for score, found in zip(self.scores, self._parts, strict=True))
 
     @property
     def regions(self) -> tuple[ClassRegions, ...]:
         """Where the classes are, one entry per class, in the order of `classes`."""
-        columns = zip(self.classes, self.names, self.scores, self.boxes, self.masks, strict=True)
-        return tuple(ClassRegions(k, name, p, boxes, [p] * len(boxes), mask) for k, name, p, boxes, mask in columns)
+        sure = [of_class.tolist() for of_class in self.box_scores]
+        columns = zip(self.classes, self.names, self.scores, self.boxes, sure, self.masks, strict=True)
+        return tuple(ClassRegions(*row) for row in columns)
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -101,6 +119,12 @@ class Segmentation(HasRegions, ImageResult):
         image = Image.fromarray(pixels, "P")
         image.putpalette(voc_palette())
         return image
+
+    @property
+    def caption(self) -> str:
+        """Names and scores."""
+        named = zip(self.names, self.scores, strict=True)
+        return ", ".join(f"{name} {score:.1%}" for name, score in named) or "background only"
 
     def overlay(self, alpha: float = 0.5, legend: bool = True) -> Image.Image:
         """Tint and outline every class's pixels in its colour, with a legend of names and scores.
@@ -136,12 +160,25 @@ class Segmentation(HasRegions, ImageResult):
         ]
         return with_legend(canvas, keys or [Key("no class in this image")], max(11, round(sum(canvas.size) / 68)))
 
+    def plot(self, ax: Axes | None = None, **options: Any) -> Axes:
+        """Draw the overlay on matplotlib axes, with a legend of the classes' colours; see `ImageResult.plot`."""
+        from matplotlib.patches import Patch
+
+        ax = super().plot(ax, **options)
+        handles = [
+            Patch(color=(red / 255, green / 255, blue / 255), label=name)
+            for (red, green, blue), name in zip(map(voc_colour, self.values), self.names, strict=True)
+        ]
+        if handles:
+            ax.legend(handles=handles, fontsize="small")
+        return ax
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays, ready for JSON."""
         pixels, boxes = self.masks.flatten(1).sum(1).tolist(), [of_class.tolist() for of_class in self.boxes]
-        first = [of_class[0] if of_class else None for of_class in boxes]
-        columns = (self.values, self.classes, self.names, self.scores, pixels, first, boxes, self.backgrounds)
-        keys = ("value", "label", "name", "score", "pixels", "box", "boxes", "background")
+        first, sure = [of[0] if of else None for of in boxes], [of.tolist() for of in self.box_scores]
+        columns = (self.values, self.classes, self.names, self.scores, pixels, first, boxes, sure, self.backgrounds)
+        keys = ("value", "label", "name", "score", "pixels", "box", "boxes", "box_scores", "background")
         return {
             "source": self.source,
             "height": self.size[0],

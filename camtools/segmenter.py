@@ -18,7 +18,9 @@ from camtools.errors import InputError, TargetError
 from camtools.images.batches import Batch, check_iterable, read_batches
 from camtools.images.preprocess import display_image
 from camtools.images.read import read_images
+from camtools.model.device import Precision
 from camtools.model.outputs import Activation, Output
+from camtools.notebook import ResultList
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.pixels import at_once, groups, on_pixels
 from camtools.pipeline.presets import as_pipeline
@@ -73,6 +75,7 @@ class Segmenter:
         batch_size: Images per forward.
         transform: The model's preprocessing; None asks the model. See `Explainer`.
         class_names: Names of the classes in order; None asks the model.
+        precision: "float32", "bf16" or "auto"; see `Explainer`.
 
     Raises:
         ModelError: No module, or no adapter knows it.
@@ -98,6 +101,7 @@ class Segmenter:
         batch_size: int = 32,
         transform: Any = None,
         class_names: Sequence[str] | None = None,
+        precision: Precision = "float32",
     ) -> None:
         if background is not None:
             number("background", background, "(0, 1)")
@@ -121,10 +125,12 @@ class Segmenter:
             forward_kwargs=forward_kwargs,
             display=display,
             batch_size=batch_size,
+            precision=precision,
         )
         self.background = background
         self._given_score = min_score
         self.crf = crf if isinstance(crf, CRF) else default_crf() if crf else None
+        self.engine.whole_images |= self.crf is not None
 
     @property
     def min_score(self) -> float:
@@ -152,8 +158,8 @@ class Segmenter:
         inputs, single = read_images(images)
         wanted = _per_image(classes, len(inputs), single)
         batches = self.engine.batches(images, wanted, single)
-        segmentations = [segmentation for batch in batches for segmentation in self._segment(batch)]
-        return segmentations[0] if single else segmentations
+        segmentations = [segmentation for batch in batches for segmentation in self.segment_batch(batch)]
+        return segmentations[0] if single else ResultList(segmentations)
 
     def stream(self, images: Iterable[Any], classes: Target | Sequence[Target] | None = None) -> Iterator[Segmentation]:
         """Segment images one after another without keeping them: for more than fit in memory.
@@ -172,13 +178,20 @@ class Segmenter:
         """
         check_iterable(images)
         wanted = repeat(_per_image(classes, 1, True)[0])
-        for batch in read_batches(enumerate(images), wanted, self.engine.transform, self.engine.batch_size):
-            yield from self._segment(batch)
+        engine = self.engine
+        for batch in read_batches(enumerate(images), wanted, engine.transform, engine.batch_size, engine.least):
+            yield from self.segment_batch(batch)
 
     @torch.inference_mode(False)  # results are the caller's to train with
     @torch.no_grad()
-    def _segment(self, batch: Batch) -> list[Segmentation]:
-        """Segment one batch: one forward, then batched steps for the images of each geometry."""
+    def segment_batch(self, batch: Batch) -> list[Segmentation]:
+        """Segment one batch, each image with the classes in its target: one forward, then batched steps.
+
+        Raises:
+            InputError: The model does not take inputs of this shape.
+            TargetError: A class does not exist or is named twice.
+            ModelError: The model cannot be explained.
+        """
         engine = self.engine
         forward = engine.run(batch)
         targets, counts = self._chosen(forward, [ready.target for ready in batch.images])
@@ -211,6 +224,7 @@ class Segmenter:
                     input_image=batch.images[i].input_image,
                     transform=engine.transform,
                     pipeline=self.pipeline_name,
+                    peaks=self.pipeline.peaks,
                     crf=None if self.crf is None else repr(self.crf),
                 )
         return [segmentations[i] for i in range(len(batch.images))]
@@ -284,6 +298,7 @@ def segment(
     batch_size: int = 32,
     transform: Any = None,
     class_names: Sequence[str] | None = None,
+    precision: Precision = "float32",
 ) -> Segmentation | list[Segmentation]:
     """Say which class every pixel of an image is of, with a classifier trained on image labels alone.
 
@@ -305,6 +320,7 @@ def segment(
         batch_size: Images per forward.
         transform: The model's preprocessing; None asks the model.
         class_names: Names of the classes in order; None asks the model.
+        precision: "float32", "bf16" or "auto"; see `Explainer`.
 
     Returns:
         One `Segmentation` for a single image, else a list.
@@ -334,6 +350,7 @@ def segment(
         batch_size=batch_size,
         transform=transform,
         class_names=class_names,
+        precision=precision,
     )
     return segmenter(image, classes)
 

@@ -22,7 +22,8 @@ def python(run_python, monkeypatch):
     return run_python
 
 
-def test_version_is_said_once_everywhere(project):
+def test_version_is_said_once_everywhere(project, repo):
+    assert f"\nversion: {project['version']}\n" in (repo / "CITATION.cff").read_text()
     assert version("camtools") == project["version"]
     assert getattr(camtools, "__version__", project["version"]) == project["version"]
 
@@ -93,7 +94,7 @@ print(*names)
     assert done.stderr == ""
     names, heavy = done.stdout.splitlines()
     assert names.split() == [
-        *("demo", "evaluate", "explain", "export-results", "finetune", "models", "segment"),
+        *("demo", "doctor", "evaluate", "explain", "export-results", "finetune", "models", "segment"),
         "reproduce",
     ]
     assert heavy == "[]"

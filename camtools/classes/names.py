@@ -9,13 +9,13 @@ import difflib
 import json
 import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from camtools.errors import TargetError
-from camtools.files import parse_json
+from camtools.files import parse_json, read_text
 
 MAX_BYTES = 16 * 1024**2  # of a file of class names
 _WNID = re.compile(r"n\d{8}")
@@ -63,9 +63,7 @@ def load_names(path: str | Path) -> tuple[str, ...]:
     """
     path = Path(path)
     try:
-        if path.exists() and (not path.is_file() or path.stat().st_size > MAX_BYTES):
-            raise ValueError(f"it is no file of at most {MAX_BYTES:,} bytes")
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, MAX_BYTES)
     except (OSError, ValueError) as error:
         said = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
         reason = getattr(error, "strerror", None) or said
@@ -130,7 +128,7 @@ def resolve_target(target: int | str, class_names: Sequence[str] | None = None, 
     if not isinstance(target, str):
         try:
             index = operator.index(target)
-        except TypeError:
+        except (TypeError, RuntimeError):  # torch's own for tensors without a value
             index = None
         if index is None or isinstance(target, bool):
             raise TargetError(f"A class is an index or a name, not {target!r} ({type(target).__name__}).")
@@ -196,7 +194,10 @@ def _unknown(target: str, text: str, class_names: Sequence[str] | None, num_clas
 
 def checked_names(names: Any) -> list[str]:
     """Check class names that the caller gives."""
-    listed = [] if isinstance(names, (str, Mapping)) or not isinstance(names, Iterable) else list(names)
+    try:
+        listed = [] if isinstance(names, (str, Mapping)) else list(names)
+    except (TypeError, RuntimeError):  # no iterable, or a tensor without an axis or values
+        listed = []
     if not listed or not all(isinstance(name, str) for name in listed):
         raise TargetError(f"class_names={names!r}: expected a list of one name per class, in the order of the scores")
     return listed

@@ -40,7 +40,10 @@ def per_image(target: Any, count: int, single: bool) -> list[Any]:
         TargetError: A list of another length than there are images.
     """
     if isinstance(target, (Tensor, np.ndarray)):
-        target = target.tolist()
+        try:
+            target = target.tolist()
+        except (TypeError, RuntimeError) as error:  # torch's own for meta, sparse and nested tensors
+            raise TargetError(f"targets are a tensor without plain values ({error}); pass class indices") from error
     if single or not is_list(target):
         return [target] * count
     if len(target) != count:
@@ -101,8 +104,8 @@ def class_indices(
 
 
 def _resolve(target: Any, class_names: Sequence[str] | None, classes: int) -> list[int]:
-    wanted = list(target) if is_list(target) else [target]
-    if not wanted:
+    wanted = target if is_list(target) else [target]
+    if not len(wanted):
         raise TargetError("the target list of an image is empty; name at least one class, or pass None")
     if len(wanted) > classes:
         raise TargetError(
@@ -124,10 +127,18 @@ def target_indices(targets: Targets, batch: int, classes: int) -> Tensor:
     """
     if targets is None:
         return torch.arange(classes).expand(batch, classes)
+    if isinstance(targets, Sequence) and not isinstance(targets, str):  # before a tensor is made of a billion indices
+        longest = max((len(row) for row in targets[:batch] if isinstance(row, Sequence)), default=0)
+        if len(targets) > batch or longest > classes:
+            shape = f"({len(targets)}, {longest})" if longest else f"({len(targets)},)"
+            raise TargetError(
+                f"targets of shape {shape} do not go with {batch} images; pass one index, one per image ({batch},), or "
+                f"several per image ({batch}, n), n at most {classes}"
+            )
     try:
         given = torch.as_tensor(targets)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TargetError(f"targets must be whole numbers, got {targets!r}; pass class indices") from error
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TargetError(f"targets must be whole numbers, got {repr(targets)[:60]}; pass class indices") from error
     if given.numel() and (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool):
         raise TargetError(f"targets must be whole numbers, got {given.dtype}; pass class indices")
     indices = given.long()

@@ -5,16 +5,14 @@ A plug-in's entry point in that group is a function as typer takes it, and the e
 
 from __future__ import annotations
 
-import signal
-import sys
 from importlib.metadata import PackageNotFoundError, entry_points, version
-from types import FrameType
 from typing import Annotated
 
 import typer
 
 from camtools.cli.common import complain
 from camtools.cli.demo import demo
+from camtools.cli.doctor import doctor
 from camtools.cli.evaluate import evaluate
 from camtools.cli.explain import explain
 from camtools.cli.export_results import export_results
@@ -24,16 +22,15 @@ from camtools.cli.segment import segment
 from camtools.errors import ModelError
 from camtools.plugins import load_plugin
 
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
 app = typer.Typer(
     name="camtools",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, evaluate, explain, export_results, finetune, models, segment):
+for command in (demo, doctor, evaluate, explain, export_results, finetune, models, segment):
     app.command()(command)
 for point in sorted(entry_points(group="camtools.commands"), key=lambda point: point.name):
     try:
@@ -61,17 +58,3 @@ def _camtools(
 
     Exit codes: 0 done, 1 some files or models failed, 2 wrong use, 130 interrupted.
     """
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """End as after an error, so that nothing half-written is left."""
-    sys.exit(128 + number)
-
-
-def main() -> None:
-    """Run the command line; the entry point of the `camtools` script."""
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        app()
-    except KeyboardInterrupt:  # before a command had begun
-        sys.exit(130)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from camtools.errors import CamtoolsError, ModelError
+from camtools.files import check_writable
 
 if TYPE_CHECKING:
     import torch
@@ -60,9 +61,16 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def exit_codes() -> Iterator[None]:
-    """Turn what camtools raises on purpose into one line and exit code 2, and Ctrl-C into exit code 130."""
+def exit_codes(out: Path | None = None, *, folder: bool = True) -> Iterator[None]:
+    """Turn what camtools raises on purpose into one line and exit code 2, and Ctrl-C into exit code 130.
+
+    Args:
+        out: Where results will go, which is tried before anything else is done; None where nothing is written.
+        folder: Whether that is a folder, not a file.
+    """
     try:
+        if out is not None:
+            check_writable(out, folder=folder)
         yield
     except CamtoolsError as error:
         complain(error)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from camtools.cli import options
 from camtools.cli.run import Run, box_cell, class_cell
+from camtools.defaults import DEFAULT_PRESET, DESCRIPTIONS
 from camtools.errors import TargetError
+
+if TYPE_CHECKING:
+    from camtools.images.batches import Batch
+
+_PRESETS = " ".join(f"[bold]{name}[/bold]: {line}" for name, line in DESCRIPTIONS.items())
 
 
 def explain(
@@ -24,7 +30,10 @@ def explain(
     top_k: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Explain the N likeliest classes. Without --target: 1.")
     ] = None,
-    pipeline: Annotated[str, typer.Option(metavar="NAME", help="Preset: cam, rcam, adaptive, ...")] = "cam",
+    pipeline: Annotated[
+        str,
+        typer.Option(metavar="NAME|STEPS", help=f"Steps, such as 'NWC,IVR(45)', or a preset. {_PRESETS}"),
+    ] = DEFAULT_PRESET,
     threshold: Annotated[
         str | None,
         typer.Option(
@@ -42,10 +51,17 @@ def explain(
     size: options.Size = None,
     class_names: options.ClassNames = None,
     logits: options.Logits = None,
-    activation: options.Activation = None,
     model_arg: options.ModelArgs = None,
     device: options.Device = "auto",
     batch_size: options.BatchSize = 32,
+    crop: options.CropOption = None,
+    activation: options.ActivationOption = None,
+    precision: options.PrecisionOption = options.Precision.FLOAT32,
+    save: options.Save = None,
+    overlay_size: options.OverlaySize = 1280,
+    overlay_format: options.OverlayFormatOption = options.OverlayFormat.JPG,
+    workers: options.Workers = 4,
+    progress: options.ProgressOption = options.Progress.AUTO,
     output: options.Output = options.Format.TABLE,
 ) -> None:
     """Explain images: where in each does a class lie?
@@ -63,16 +79,19 @@ def explain(
     model_args = dict(model_arg or ())
     source = {"model": model, "weights": weights, "model_args": model_args, "mean": mean, "std": std, "size": size}
     settings = {"pipeline": pipeline, "target": target, "top_k": top_k, "threshold": threshold}
-    settings |= {"output": logits, "activation": activation}
+    settings |= {"crop": None if crop is None else crop.value}
+    settings |= options.told(activation=activation and activation.value, output=logits, precision=precision.value)
+    looks = options.looks(save, overlay_size, overlay_format)
     exports = [*(export or ()), *([f"report:{report}"] if report else ())]
-    _Explaining(source, settings, out, resume, exports)(paths, class_names, device, batch_size, output)
+    run = _Explaining(source, settings, looks, out, resume, exports)
+    run(paths, class_names, device, batch_size, output, workers, progress)
 
 
 class _Explaining(Run):
     """An entry's "classes" are those that were explained, a dictionary each."""
 
     doing = "Explaining"
-    columns = "Class", "Score", "Box (x0, y0, x1, y1)", "Map"
+    columns = "Class", "Score", "Box (x0, y0, x1, y1)", "Box score", "Boxes", "Map"
 
     def prepare(self, loaded: Any, **known: Any) -> None:
         from camtools.classes.names import resolve_target
@@ -81,19 +100,30 @@ class _Explaining(Run):
         pipeline, target, threshold = (self.settings[name] for name in ("pipeline", "target", "threshold"))
         if threshold is not None:
             from camtools.evaluation import calibrated
+            from camtools.pipeline.text import one_pipeline
 
+            pipeline, name = one_pipeline(pipeline)
             number = re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e-?\d+)?\s*", threshold, re.IGNORECASE)  # else a file
-            pipeline = calibrated(pipeline, float(threshold) if number else threshold)
-        called = {name: self.settings[name] for name in ("output", "activation")}
-        self.explainer = Explainer(loaded.model, pipeline, **called, **known)
+            pipeline = calibrated(pipeline, float(threshold) if number else threshold, name=name)
+        from camtools.images.adjusted import shown_whole
+        from camtools.images.preprocess import as_transform
+
+        known["crop"] = self.settings["crop"]
+        if known["transform"] is not None:
+            known["transform"] = shown_whole(as_transform(known["transform"]), known.pop("crop"))
+        words = ("activation", "output", "precision")
+        chosen = {name: self.settings[name] for name in words if name in self.settings}
+        self.explainer = Explainer(loaded.model, pipeline, **chosen, **known)
         self.targets = [resolve_target(name, loaded.class_names) for name in target or ()]
         if len(set(self.targets)) < len(self.targets):
             raise TargetError(f"--target names a class twice: {', '.join(target)} are classes {self.targets}.")
 
-    def do(self, images: list[Any]) -> list[list[Any]]:
-        if self.targets:
-            return self.explainer(images, target=[self.targets] * len(images))
-        return self.explainer(images, top_k=self.settings["top_k"] or 1)
+    @property
+    def worker(self) -> Any:
+        return self.explainer
+
+    def do(self, batch: Batch) -> list[list[Any]]:
+        return self.explainer.explain_batch(batch, None if self.targets else self.settings["top_k"] or 1)
 
     def entry(self, documents: list[dict[str, Any]]) -> dict[str, Any]:
         return {"classes": documents}
@@ -101,4 +131,10 @@ class _Explaining(Run):
     def rows(self, entry: dict[str, Any]) -> Iterator[list[str]]:
         for result in entry["classes"]:
             maps = "exact" if result["exact"] else "linearised"
-            yield [class_cell(result), f"{result['score']:.3f}", box_cell(result["box"]), maps]
+            sure = result.get("box_scores", [])  # results of earlier versions have none
+            boxes = [
+                box_cell(result["box"]) + " (cut)" * any(result.get("cut", ())[:1]),
+                f"{sure[0]:.3f}" if sure else "",
+                str(len(result["boxes"])),
+            ]
+            yield [class_cell(result), f"{result['score']:.3f}", *boxes, maps]

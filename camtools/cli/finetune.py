@@ -48,7 +48,7 @@ def finetune(
 
     Exit codes: 0 done, 2 wrong use, 130 interrupted.
     """
-    with exit_codes():
+    with exit_codes(None if recipe is None or settings else out):
         if recipe is None:
             from camtools.training import installed_recipes, recipe_class
 

@@ -1,4 +1,4 @@
-"""`camtools models`: which adapter knows a model, whether its maps are exact, and how large they are."""
+"""`camtools models`: models by name; which adapter knows one, whether its maps are exact, and how large they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from camtools.errors import CamtoolsError
 def models(
     pattern: Annotated[
         str | None,
-        typer.Argument(metavar="[PATTERN]", help="Names to look into: 'torchvision/*', 'timm/resnet*', 'resnet50'."),
+        typer.Argument(metavar="[PATTERN]", help="Names to list: 'torchvision/*', 'timm/resnet*'; or one: 'resnet50'."),
     ] = None,
     model: Annotated[
         list[str] | None,
@@ -25,14 +25,18 @@ def models(
             "another head. May be repeated.",
         ),
     ] = None,
+    describe_all: Annotated[
+        bool, typer.Option("--describe", help="Describe every name that the pattern matches, which builds each model.")
+    ] = False,
     size: options.Size = None,
     model_arg: options.ModelArgs = None,
     output: options.Output = options.Format.TABLE,
 ) -> None:
-    """Say how camtools sees models: adapter, exact or linearised maps, layer and map size.
+    """List models by name, or say how camtools sees them: adapter, exact or linearised maps, layer and map size.
 
-    Each model is built with random weights, which is enough to tell, and run once; nothing is downloaded. A file's
-    model has the file's weights. Without a pattern or --model, only the names are listed.
+    A pattern with * ? or [ lists the names that match, and none lists all. One name, --model and --describe tell more:
+    each model is then built with random weights, which is enough to tell, and run once; nothing is downloaded. A file's
+    model has the file's weights.
 
     Exit codes: 0 done, 1 some models have no map, 2 wrong use, 130 interrupted.
     """
@@ -46,7 +50,8 @@ def models(
         if not names:
             common.complain(f"No model's name matches {pattern!r}. Without a pattern, all names are listed.")
             raise typer.Exit(common.WRONG_USE)
-        if pattern is None and not model:
+        one = pattern is not None and not any(sign in pattern for sign in "*?[")
+        if not (model or one or describe_all):
             if output is options.Format.JSON:
                 common.print_json(names)
             else:
@@ -72,7 +77,7 @@ def models(
 
 
 def _matching(pattern: str | None) -> list[str]:
-    from camtools.cli.images import natural_key
+    from camtools.images.find import natural_key
     from camtools.sources import known_models
 
     names = [

@@ -60,6 +60,59 @@ class Format(StrEnum):
 
     TABLE = "table"
     JSON = "json"
+    JSONL = "jsonl"
+
+
+class Crop(StrEnum):
+    """What the model is shown of an image."""
+
+    SQUASH = "squash"
+    PAD = "pad"
+    FULL = "full"
+    MODEL = "model"
+
+
+class Precision(StrEnum):
+    """What the forward computes in."""
+
+    FLOAT32 = "float32"
+    BF16 = "bf16"
+    AUTO = "auto"
+
+
+class Activation(StrEnum):
+    """How logits become scores."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+    NONE = "none"
+
+
+class OverlayFormat(StrEnum):
+    """What overlays are written as."""
+
+    JPG = "jpg"
+    PNG = "png"
+
+
+class Progress(StrEnum):
+    """How progress is shown."""
+
+    AUTO = "auto"
+    PLAIN = "plain"
+
+
+def parse_save(text: str) -> tuple[str, ...]:
+    """Read "overlay,mask" or "none".
+
+    Raises:
+        typer.BadParameter: A word is none of those.
+    """
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    wrong = [word for word in words if word not in ("overlay", "mask", "map", "crops", "none")]
+    if wrong or not words or ("none" in words and len(words) > 1):
+        raise typer.BadParameter(f"{text!r}: say none, or any of overlay,mask,map,crops with commas between them")
+    return () if words == ("none",) else words
 
 
 _model = typer.Option(metavar="NAME", help="timm/NAME, torchvision/NAME, package.module:function, or FILE.py:function.")
@@ -137,16 +190,61 @@ Logits = Annotated[
         "looked for.",
     ),
 ]
-Activation = Annotated[
-    str | None,
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")]
+BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Images per forward.")]
+Output = Annotated[
+    Format,
     typer.Option(
-        metavar="NAME",
+        "--format",
+        help="What stdout gets: a table (above 20 images a summary), one JSON document, or a JSON line per image as "
+        "soon as it is done. The rest goes to stderr.",
+    ),
+]
+CropOption = Annotated[
+    Crop | None,
+    typer.Option(
+        "--crop",
+        help="What the model is shown: the whole image squashed to its size (default), padded to it, in full with the "
+        "short side at its size, or what its own preprocessing leaves.",
+    ),
+]
+PrecisionOption = Annotated[
+    Precision, typer.Option("--precision", help="Of the forward; bf16 is autocast, auto takes it where it is fast.")
+]
+ActivationOption = Annotated[
+    Activation | None,
+    typer.Option(
+        "--activation",
         help="How logits become scores: softmax; sigmoid for multi-label models and single logits; none for a number "
         "that is no logit. Left out, it goes by the model's output.",
     ),
 ]
-Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")]
-BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Images per forward.")]
-Output = Annotated[
-    Format, typer.Option("--format", help="What stdout gets: a table, or one JSON document. The rest goes to stderr.")
+Save = Annotated[
+    Any,
+    typer.Option(
+        "--save",
+        metavar="WORDS",
+        parser=parse_save,
+        help="What is written beside the manifest: any of overlay,mask,map,crops, or none.  "
+        "[default: overlay,mask,map]",
+    ),
 ]
+OverlaySize = Annotated[
+    int, typer.Option(min=0, metavar="N", help="Longest side of overlays in pixels; 0: that of the image.")
+]
+OverlayFormatOption = Annotated[OverlayFormat, typer.Option("--overlay-format", help="Of overlays and crops.")]
+ProgressOption = Annotated[
+    Progress,
+    typer.Option("--progress", help="auto: a bar, on terminals; plain: a line now and then, for logs."),
+]
+Workers = Annotated[int, typer.Option(min=1, metavar="N", help="Threads that read images, and that save results.")]
+
+
+def looks(save: tuple[str, ...] | None, overlay_size: int, overlay_format: OverlayFormat) -> dict[str, Any]:
+    """Return the options of `ImageResult.save`."""
+    return {"files": save, "overlay_size": overlay_size or None, "overlay_format": overlay_format.value}
+
+
+def told(**values: Any) -> dict[str, Any]:
+    """Return settings that decide results, those at their default left out: older runs do not name them."""
+    return {name: value for name, value in values.items() if value not in (None, "float32")}

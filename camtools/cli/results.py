@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from camtools.errors import InputError
-from camtools.files import parse_json, staging
+from camtools.files import parse_json, shortened, staging
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,12 +30,13 @@ def fingerprint(settings: dict[str, Any], model: nn.Module, class_names: Sequenc
 
 
 def save_image(
-    results: Sequence[Explanation | Segmentation], folder: Path, entry: dict[str, Any], made_by: str
+    results: Sequence[Explanation | Segmentation], folder: Path, entry: dict[str, Any], made_by: str, **looks: Any
 ) -> None:
     """Write an image's results to a folder: one class directly, several in a sub-folder each.
 
-    The manifest is moved last, and an older result's is removed first, so a folder with a manifest is whole. Files of
-    an older result are removed; anything else in the folder stays.
+    The manifest is moved last; until then one takes its place that only lists the files, of an older result and of
+    this one, so a folder whose manifest says what is in it is whole, and after a kill the next run knows what to
+    remove. Anything else in the folder stays.
 
     Args:
         results: One per class, or one segmentation, of one image.
@@ -43,6 +44,7 @@ def save_image(
         entry: The image's entry in the run's manifest, kept in the folder's manifest under "image", where its
             "classes" are left out if there is but one result: they are the rest of the manifest then.
         made_by: The fingerprint of the run, kept beside it.
+        looks: What is saved and how, options of `Explanation.save`.
 
     Raises:
         InputError: The folder's place is taken by a file.
@@ -52,29 +54,29 @@ def save_image(
         raise InputError(f"{folder} is a file, where the results' folder should be. Choose another --out.")
     with staging(folder) as stage:
         for result in results:
-            result.save(stage if len(results) == 1 else stage / class_folder(result))
+            result.save(stage if len(results) == 1 else stage / class_folder(result), **looks)
         files = sorted(path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file())
         files = [name for name in files if name != MANIFEST]
         kept = {key: value for key, value in entry.items() if key != "classes" or len(results) > 1}
         document = _read_manifest(stage) | {"image": kept | {"files": files, "made_by": made_by}}
-        (stage / MANIFEST).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        old = _read_manifest(folder).get("image")
-        (folder / MANIFEST).unlink(missing_ok=True)
-        for name in old.get("files", []) if isinstance(old, dict) else []:
+        older = _files(_read_manifest(folder))
+        _put_manifest({"complete": False, "image": {"files": sorted({*older, *files})}}, stage, folder)
+        for name in older:
             stale = folder / name
-            if name not in files and stale.resolve().is_relative_to(folder.resolve()):
+            if stale.resolve().is_relative_to(folder.resolve()):
                 stale.unlink(missing_ok=True)
                 if stale.parent != folder and stale.parent.is_dir() and not any(stale.parent.iterdir()):
                     stale.parent.rmdir()
-        for name in [*files, MANIFEST]:
+        for name in files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (stage / name).replace(folder / name)
+        _put_manifest(document, stage, folder)
 
 
 def class_folder(result: Any) -> str:
     """Name the sub-folder of one class: its index, and its name as far as file systems take it."""
     words = re.sub(r"[^\w-]+", "-", result.name or "").strip("-")
-    return f"{result.label}-{words}" if words and words != str(result.label) else str(result.label)
+    return shortened(f"{result.label}-{words}") if words and words != str(result.label) else str(result.label)
 
 
 def finished(folder: Path, image: Path, made_by: str) -> list[dict[str, Any]] | None:
@@ -89,14 +91,27 @@ def finished(folder: Path, image: Path, made_by: str) -> list[dict[str, Any]] | 
     entry = manifest.pop("image", None)
     if not isinstance(entry, dict) or entry.get("source") != str(image) or entry.get("made_by") != made_by:
         return None
-    files = entry.get("files")
-    if not isinstance(files, list) or not all((folder / name).is_file() for name in files):
+    files = _files({"image": entry})
+    if not files or not all((folder / name).is_file() for name in files):
         return None
     if (folder / MANIFEST).stat().st_mtime < image.stat().st_mtime:
         return None
     for name in ("files", "rebuild"):  # what `to_dict` does not say
         manifest.pop(name, None)
     return entry.get("classes", [manifest])
+
+
+def _files(manifest: dict[str, Any]) -> list[str]:
+    """Return the files that a folder's manifest lists."""
+    entry = manifest.get("image")
+    files = entry.get("files") if isinstance(entry, dict) else None
+    return [name for name in files if isinstance(name, str)] if isinstance(files, list) else []
+
+
+def _put_manifest(document: dict[str, Any], stage: Path, folder: Path) -> None:
+    """Write a folder's manifest, whole or not at all."""
+    (stage / MANIFEST).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (stage / MANIFEST).replace(folder / MANIFEST)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

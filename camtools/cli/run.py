@@ -5,7 +5,9 @@ from __future__ import annotations
 import abc
 import json
 import os
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import islice
@@ -15,16 +17,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import typer
 
 from camtools.cli import common
-from camtools.cli.images import Job, find_jobs
-from camtools.cli.options import Format
+from camtools.cli.options import Format, Progress
 from camtools.cli.results import MANIFEST, fingerprint, finished, save_image
 from camtools.errors import InputError, ModelError
 from camtools.files import locked, parse_json, write_json
+from camtools.images.find import Job, find_jobs
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from rich.text import Text
 
+    from camtools.images.batches import Batch, Ready
     from camtools.sources.base import LoadedModel
+
+MOST_ROWS = 20  # of a table; above it, what people want is a summary
 
 
 class Run(abc.ABC):
@@ -53,6 +58,7 @@ class Run(abc.ABC):
         self,
         source: dict[str, Any],
         settings: dict[str, Any],
+        looks: dict[str, Any],
         out: Path | None,
         resume: bool,
         exports: Sequence[str] = (),
@@ -68,6 +74,10 @@ class Run(abc.ABC):
         self.source, self.out, self.resume = source, out, resume
         self.export_to = exports
         self.class_names: Sequence[str] | None = None
+        self.looks, self.plain, self.lines = looks, False, False
+        drawn = out is not None and "overlay" in (looks["files"] or ("overlay",))
+        self.overlay_side = (looks["overlay_size"] or 0) if drawn else None
+        self.targets: list[int] | None = None
         self.made_by = ""
         self.settings = json.loads(json.dumps(source | settings, default=str))  # as the manifest gives them back
         self.results: list[dict[str, Any]] = []
@@ -76,7 +86,14 @@ class Run(abc.ABC):
         self.interrupted = False
 
     def __call__(
-        self, paths: list[str], class_names: Path | None, device: str, batch_size: int, output: Format
+        self,
+        paths: list[str],
+        class_names: Path | None,
+        device: str,
+        batch_size: int,
+        output: Format,
+        workers: int = 4,
+        progress: Progress = Progress.AUTO,
     ) -> None:
         """Do what a command is for: find the images, build the model, run it over them, print and exit.
 
@@ -86,8 +103,11 @@ class Run(abc.ABC):
             device: A device's name.
             batch_size: Images per forward.
             output: What to print.
+            workers: Threads that read, and as many that save.
+            progress: How progress is shown.
         """
-        with common.exit_codes():
+        self.plain, self.lines, self.stdout = progress is Progress.PLAIN, output is Format.JSONL, sys.stdout
+        with common.exit_codes(self.out):
             jobs = find_jobs(paths, self.out)
             with common.stdout_to_stderr():
                 from camtools.exports import Exports
@@ -102,7 +122,7 @@ class Run(abc.ABC):
                     self.class_names = self.exports.class_names = loaded.class_names
                     start = time.perf_counter()
                     with self.exports:
-                        self.over(jobs, batch_size)
+                        self.over(jobs, batch_size, workers)
                         if self.interrupted:
                             self.exports.discard()
             self.show(output)
@@ -123,8 +143,13 @@ class Run(abc.ABC):
             known: device, batch_size, transform and class_names, as `Explainer` and `Segmenter` take them.
         """
 
+    @property
     @abc.abstractmethod
-    def do(self, images: list[Image.Image]) -> list[list[Any]]:
+    def worker(self) -> Any:
+        """The `Explainer` or `Segmenter`."""
+
+    @abc.abstractmethod
+    def do(self, batch: Batch) -> list[list[Any]]:
         """Return each image's explanations, one per class, or its segmentation."""
 
     @abc.abstractmethod
@@ -140,95 +165,132 @@ class Run(abc.ABC):
         done = {"complete": not self.interrupted, "images": self.results, "failed": self.failed}
         return {"settings": self.settings} | done
 
-    def over(self, jobs: Sequence[Job], batch_size: int) -> None:
+    def over(self, jobs: Sequence[Job], batch_size: int, workers: int) -> None:
         """Do all images that are not done yet, save each, and write the manifest; Ctrl-C ends it early, tidily.
+
+        Reading and saving go on in threads while the model runs; at most some two batches wait at either side of it.
 
         Args:
             jobs: The images.
             batch_size: Images per forward.
+            workers: Threads that read, and as many that save.
 
         Raises:
             CamtoolsError: What is wrong with all images alike: the model, the class, the pipeline.
         """
-        from camtools.images.batches import READERS, read_ahead
+        from camtools.exports import ImageExport
+        from camtools.images.batches import read_ahead
         from camtools.progress import progress_bar
 
         entries = {job: entry for job in jobs if (entry := self._done(job)) is not None}
         todo = [job for job in jobs if job not in entries]
         self._write({"complete": False})
-        images = read_ahead(_read, todo, ahead=batch_size + READERS)
-        with closing(images), progress_bar(len(todo), self.doing) as advance:
-            pairs = zip(todo, images, strict=True)
+        images = read_ahead(self._read, todo, workers, ahead=batch_size + workers)
+        with closing(images), progress_bar(len(todo), self.doing, plain=self.plain) as advance:
+            results = self._results(zip(todo, images, strict=True), batch_size)
             try:
-                while chunk := list(islice(pairs, batch_size)):
-                    entries |= self._chunk(chunk)
-                    advance(len(chunk))
+                with closing(read_ahead(self._save, results, workers, ahead=batch_size)) as saved:
+                    for outcome in saved:
+                        if isinstance(outcome, Exception):
+                            raise outcome
+                        job, entry, of_image = outcome
+                        if entry is not None:
+                            entries[job] = entry
+                            self.exports.add(ImageExport(job.file, of_image, job.folder))
+                            self._tell(entry)
+                        advance(1)
             except KeyboardInterrupt:
                 self.interrupted = True
+        if self.interrupted:  # what was being saved by then has been saved
+            entries |= {job: entry for job in todo if job not in entries and (entry := self._whole(job)) is not None}
         self.results = [entries[job] for job in jobs if job in entries]
         self.fresh = sum(job in entries for job in todo)
         self._write({})
 
-    def _chunk(self, chunk: list[tuple[Job, Image.Image | Exception]]) -> dict[Job, dict[str, Any]]:
-        """Do, save and export one batch; images that fail are noted."""
-        from camtools.exports import ImageExport
-        from camtools.images.batches import read_ahead
+    def _read(self, job: Job) -> Ready:
+        """Read an image and make it ready for the model; of a large one only as much as is drawn on is kept."""
+        from camtools.images.batches import prepare
+        from camtools.result import fitted
 
-        done = list(self._each(self._sound(chunk)))
-        with closing(read_ahead(self._save, done)) as entries:
-            saved = dict(self._sound(zip((job for job, _ in done), entries, strict=True)))
-        for job, results in done:
-            if job in saved:
-                self.exports.add(ImageExport(job.file, results, job.folder))
-        return saved
+        if printable(job.path) != str(job.path):
+            raise InputError(f"the name of {printable(job.path)} is no UTF-8: expected one that is. Rename the file")
+        engine = self.worker.engine
+        own, drawn = engine.least, self.overlay_side
+        if own is None or drawn == 0:  # 0: overlays as large as the image
+            return prepare(engine.transform, job.path, self.targets or None)
 
-    def _sound(self, outcomes: Any) -> list[tuple[Job, Any]]:
-        """Return what came out well; note the images that cannot be read or saved."""
-        sound = []
-        for job, outcome in outcomes:
-            if isinstance(outcome, OSError | InputError):
-                self._fail(job, outcome)
-            elif isinstance(outcome, Exception):
-                raise outcome
-            else:
-                sound.append((job, outcome))
-        return sound
+        def least(size: tuple[int, int]) -> tuple[int, int]:
+            height, width = own(size)
+            shown = fitted(size, drawn) if drawn else (0, 0)
+            return max(height, shown[0]), max(width, shown[1])
 
-    def _each(self, read: list[tuple[Job, Image.Image]]) -> Iterator[tuple[Job, list[Any]]]:
+        ready = prepare(engine.transform, job.path, self.targets or None, least=least)
+        image = ready.input_image
+        return ready._replace(input_image=image.shrunk(least(image.size)))
+
+    def _results(self, read: Iterator[tuple[Job, Any]], batch_size: int) -> Iterator[tuple[Job, list[Any] | None]]:
+        """Yield every image's results, None where it failed, which is noted."""
+        while chunk := list(islice(read, batch_size)):
+            sound = []
+            for job, outcome in chunk:
+                if isinstance(outcome, OSError | InputError):
+                    self._fail(job, outcome)
+                    yield job, None
+                elif isinstance(outcome, Exception):
+                    raise outcome
+                else:
+                    sound.append((job, outcome))
+            yield from self._each(sound)
+
+    def _each(self, ready: list[tuple[Job, Ready]]) -> Iterator[tuple[Job, list[Any] | None]]:
         """Do a batch; where an image in it cannot be, go image by image and note which."""
         import torch
 
-        if not read:
+        from camtools.images.batches import batches_of
+
+        if not ready:
             return
         try:
-            results = self.do([image for _, image in read])
+            results = [result for batch in batches_of([image for _, image in ready]) for result in self.do(batch)]
         except InputError as error:
-            if len(read) == 1:
-                self._fail(read[0][0], error)
+            if len(ready) == 1:
+                self._fail(ready[0][0], error)
+                yield ready[0][0], None
             else:
-                for pair in read:
+                for pair in ready:
                     yield from self._each([pair])
             return
         except torch.OutOfMemoryError as error:
             raise ModelError(
-                f"The device ran out of memory with {len(read)} images per forward: give a smaller --batch-size."
+                f"The device ran out of memory with {len(ready)} images per forward: give a smaller --batch-size."
             ) from error
-        yield from zip((job for job, _ in read), results, strict=True)
+        yield from zip((job for job, _ in ready), results, strict=True)
 
-    def _save(self, pair: tuple[Job, list[Any]]) -> dict[str, Any]:
+    def _save(self, pair: tuple[Job, list[Any] | None]) -> tuple[Job, dict[str, Any] | None, list[Any]]:
+        """Save an image's results and return its entry; None where it failed, which is noted."""
         job, results = pair
+        if results is None:
+            return job, None, []
         entry = self._entry(job, [result.to_dict() for result in results])
-        if self.out is not None:
-            save_image(results, self.out / job.folder, entry, self.made_by)
-        return entry
+        try:
+            if self.out is not None:
+                save_image(results, self.out / job.folder, entry, self.made_by, **self.looks)
+        except (OSError, InputError) as error:
+            self._fail(job, error)
+            return job, None, []
+        return job, entry, results
 
     def _entry(self, job: Job, documents: list[dict[str, Any]]) -> dict[str, Any]:
         place = {"source": str(job.path), "file": job.file, "folder": None if self.out is None else job.folder}
         return place | self.entry(documents)
 
     def _done(self, job: Job) -> dict[str, Any] | None:
+        """Return the entry of an image that --resume leaves out."""
+        return self._whole(job) if self.resume else None
+
+    def _whole(self, job: Job) -> dict[str, Any] | None:
         """Return the entry of an image whose result is whole, newer than the image, and made with these settings."""
-        if not self.resume or self.out is None:
+        if self.out is None:
             return None
         documents = finished(self.out / job.folder, job.path, self.made_by)
         return None if documents is None else self._entry(job, documents)
@@ -271,7 +333,9 @@ class Run(abc.ABC):
         """Print the results on stdout: a table for people, or the manifest's document."""
         if output is Format.JSON:
             common.print_json(self.to_dict())
-        elif self.results:
+        elif output is Format.TABLE and len(self.results) > MOST_ROWS:
+            common.print_table(("Class", "Images"), self._counts())
+        elif output is Format.TABLE and self.results:
             from rich.text import Text
 
             rows = [
@@ -280,6 +344,19 @@ class Run(abc.ABC):
                 for number, row in enumerate(self.rows(entry))
             ]
             common.print_table(("Image", *self.columns), rows)
+
+    def _counts(self) -> list[tuple[Text, str]]:
+        """Return how many images have each class, the most frequent first; of very many classes the first."""
+        from rich.text import Text
+
+        count = Counter(row[0] for entry in self.results for row in self.rows(entry))
+        rows = [(Text(name, overflow="fold"), str(number)) for name, number in count.most_common(MOST_ROWS)]
+        return [*rows, *([(Text("..."), f"{len(count) - MOST_ROWS} classes more")] if len(count) > MOST_ROWS else [])]
+
+    def _tell(self, entry: dict[str, Any]) -> None:
+        """Print an image's entry on stdout, with --format jsonl as soon as it is done."""
+        if self.lines:
+            typer.echo(json.dumps(entry, ensure_ascii=False), file=self.stdout)
 
 
 def class_cell(result: dict[str, Any]) -> str:
@@ -296,14 +373,3 @@ def box_cell(box: Sequence[int] | None) -> str:
 def printable(path: Path) -> str:
     """Return a path as text that can be written; bytes that are no UTF-8 are shown as such."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _read(job: Job) -> Image.Image:
-    from camtools.images.read import read_image
-
-    if printable(job.path) != str(job.path):
-        raise InputError(f"the name of {printable(job.path)} is no UTF-8: expected one that is. Rename the file")
-    image = read_image(job.path).image
-    assert image is not None  # paths give images, never ready tensors
-    image.filename = str(job.path)  # type: ignore[attr-defined]  # PIL's own name for where an image came from
-    return image

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from camtools.cli import options
 from camtools.cli.run import Run, box_cell, class_cell
 
-
-class Activation(StrEnum):
-    """How logits become scores."""
-
-    SOFTMAX = "softmax"
-    SIGMOID = "sigmoid"
+if TYPE_CHECKING:
+    from camtools.images.batches import Batch
 
 
 def parse_background(text: str) -> float | str:
@@ -43,10 +38,7 @@ def segment(
         float | None,
         typer.Option(metavar="P", help="Without --class: look for classes above this score (0.2, with sigmoid 0.5)."),
     ] = None,
-    activation: Annotated[
-        Activation | None,
-        typer.Option(help="Scores of one class per image, or of any number (sigmoid). Left out, the model's own."),
-    ] = None,
+    activation: options.ActivationOption = None,
     logits: options.Logits = None,
     pipeline: Annotated[str, typer.Option(metavar="NAME", help="Preset: cam, rcam, adaptive, ...")] = "rcam",
     background: Annotated[
@@ -68,11 +60,17 @@ def segment(
     model_arg: options.ModelArgs = None,
     device: options.Device = "auto",
     batch_size: options.BatchSize = 32,
+    precision: options.PrecisionOption = options.Precision.FLOAT32,
+    save: options.Save = None,
+    overlay_size: options.OverlaySize = 1280,
+    overlay_format: options.OverlayFormatOption = options.OverlayFormat.JPG,
+    workers: options.Workers = 4,
+    progress: options.ProgressOption = options.Progress.AUTO,
     output: options.Output = options.Format.TABLE,
 ) -> None:
     """Segment images: which class is every pixel of?
 
-    Results go to --out as overlay and mask (PNG with VOC's palette: 0 is background, class index + 1 a class) and
+    Results go to --out as overlay (JPEG), mask (PNG with VOC's palette: 0 is background, class index + 1 a class) and
     manifest.json. Images that fail are listed on stderr and in --out/manifest.json; the others are done all the same.
 
     Running again with the same --out computes everything anew and replaces each image's result as a whole;
@@ -85,8 +83,11 @@ def segment(
     model_args = dict(model_arg or ())
     source = {"model": model, "weights": weights, "model_args": model_args, "mean": mean, "std": std, "size": size}
     settings = {"command": "segment", "pipeline": pipeline, "target": classes, "background": background}
-    settings |= {"min_score": min_score, "activation": activation and activation.value, "crf": crf, "output": logits}
-    _Segmenting(source, settings, out, resume, export or ())(paths, class_names, device, batch_size, output)
+    settings |= {"min_score": min_score, "crf": crf}
+    settings |= options.told(activation=activation and activation.value, output=logits, precision=precision.value)
+    looks = options.looks(save, overlay_size, overlay_format)
+    run = _Segmenting(source, settings, looks, out, resume, export or ())
+    run(paths, class_names, device, batch_size, output, workers, progress)
 
 
 class _Segmenting(Run):
@@ -99,15 +100,19 @@ class _Segmenting(Run):
         from camtools.classes.names import resolve_target
         from camtools.segmenter import BACKGROUND, Segmenter
 
-        chosen = {name: self.settings[name] for name in ("min_score", "activation", "crf", "output")}
+        words = ("min_score", "crf", "activation", "output", "precision")
+        chosen = {name: self.settings[name] for name in words if name in self.settings}
         background = {None: BACKGROUND, "pipeline": None}.get(self.settings["background"], self.settings["background"])
         self.segmenter = Segmenter(loaded.model, self.settings["pipeline"], background=background, **chosen, **known)
         target = self.settings["target"]
-        self.classes = [resolve_target(name, loaded.class_names) for name in target] if target else None
+        self.targets = [resolve_target(name, loaded.class_names) for name in target] if target else None
 
-    def do(self, images: list[Any]) -> list[list[Any]]:
-        segmentations: Any = self.segmenter(images, classes=self.classes)
-        return [[segmentation] for segmentation in segmentations]
+    @property
+    def worker(self) -> Any:
+        return self.segmenter
+
+    def do(self, batch: Batch) -> list[list[Any]]:
+        return [[segmentation] for segmentation in self.segmenter.segment_batch(batch)]
 
     def entry(self, documents: list[dict[str, Any]]) -> dict[str, Any]:
         [document] = documents

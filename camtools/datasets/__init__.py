@@ -5,6 +5,7 @@ from camtools.datasets.box_folder import BoxFolder
 from camtools.datasets.coco import COCO
 from camtools.datasets.cub import CUB
 from camtools.datasets.ilsvrc import ILSVRC
+from camtools.datasets.labelled import ImageFolder, LabelledImages
 from camtools.datasets.openimages import OpenImages30k
 from camtools.datasets.pets import OxfordPets
 from camtools.datasets.record import Record
@@ -22,6 +23,8 @@ __all__ = [
     "WSOL",
     "BoxFolder",
     "DataSource",
+    "ImageFolder",
+    "LabelledImages",
     "ListedDataset",
     "OpenImages30k",
     "OxfordPets",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from camtools.datasets.lists import one_of
+from camtools.checks import one_of
 from camtools.datasets.record import Record
 from camtools.errors import InputError
 

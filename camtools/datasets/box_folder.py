@@ -26,9 +26,9 @@ FOLDER/                     images, in sub-folders as you like
 FOLDER.csv                  file,class,x0,y0,x1,y1,width,height
                             birds/1.jpg,sparrow,69.0,57.0,268.0,198.0,320,223
 """,
-    "your own annotation: one row a box, pixels, x1 and y1 the first column and row outside",
+    "your own annotation: one row a box, pixels, x1 and y1 the first column and row outside; or file,class alone",
 )
-_NEEDED = ("file", "class", "x0", "y0", "x1", "y1")
+_NEEDED, _OPTIONAL = ("file", "class"), ("x0", "y0", "x1", "y1", "width", "height")
 _NO_BOX = (math.nan,) * 4
 
 
@@ -38,9 +38,9 @@ class BoxFolder(ListedDataset):
     A row is a box: the image's path relative to the folder, its class, the box in pixels (half-open: x1 and y1 are
     outside), and the size of the image that it was drawn on. Rows of one file make one record, records come in the
     order of their first rows. Columns may stand in any order; width and height may be left out or empty. Four empty box
-    fields: an object without a box. An image of another size than stated has its boxes scaled if the aspect ratio is
-    the same up to rounding, and is refused otherwise. Images are shown upright, as EXIF says, unless the stated size
-    says otherwise.
+    fields, or no columns for them (`file,class` alone): an object without a box. An image of another size than stated
+    has its boxes scaled if the aspect ratio is the same up to rounding, and is refused otherwise. Images are shown
+    upright, as EXIF says, unless the stated size says otherwise.
 
     Args:
         root: The folder; or the CSV file, which then names the folder (without .csv).
@@ -77,7 +77,7 @@ class BoxFolder(ListedDataset):
         sizes: list[tuple[int, int] | None] = []
         first_line: dict[str, int] = {}  # of every class
         owners, labels, boxes = array("q"), [], array("d")  # a row each, in the file's order
-        for fields, line in read_table(table, _NEEDED, ("width", "height")):
+        for fields, line in read_table(table, _NEEDED, _OPTIONAL):
             name, label, box, size = _read_row(fields, f"{table}, line {line}")
             first_line.setdefault(label, line)
             image = images.setdefault(name, len(images))

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import torch
 
+from camtools.checks import one_of
 from camtools.datasets.base import ListedDataset, TargetKind, as_boxes, as_labels
 from camtools.datasets.images import read_annotated, read_levels
-from camtools.datasets.lists import FolderLayout, folder, keyed, one_of, read_rows, relative_name, to_box, to_int
+from camtools.datasets.lists import FolderLayout, folder, keyed, read_rows, relative_name, to_box, to_int
 from camtools.datasets.record import Record
 
 _LAYOUT = FolderLayout(

@@ -9,8 +9,9 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from camtools import files
 from camtools.classes.names import imagenet_names, load_names
 from camtools.errors import CamtoolsError, InputError
 
@@ -56,17 +57,6 @@ def folder(path: str | os.PathLike[str]) -> Path:
     return Path(path).expanduser()
 
 
-def one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
-    """Return an argument that is one of a few words.
-
-    Raises:
-        InputError: It is none of them.
-    """
-    if value not in allowed:
-        raise InputError(f"{name}={value!r}: expected one of {', '.join(map(repr, allowed))}")
-    return str(value)
-
-
 def read_text(path: Path) -> str:
     """Read a text file; a byte order mark is dropped.
 
@@ -74,11 +64,13 @@ def read_text(path: Path) -> str:
         InputError: It is missing, unreadable or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return files.read_text(path)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error}): expected a text file of the data set") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): expected a file of the data set") from error
+        raise InputError(
+            f"{path} cannot be read ({error.strerror or error}): expected a file of the data set"
+        ) from error
 
 
 def read_rows(

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+from camtools.checks import one_of
 from camtools.datasets.base import TargetKind
-from camtools.datasets.lists import FolderLayout, folder, one_of, read_rows
+from camtools.datasets.lists import FolderLayout, folder, read_rows
 from camtools.datasets.wsol import WSOL
 
 _LAYOUT = FolderLayout(

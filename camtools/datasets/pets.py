@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import torch
 
+from camtools.checks import one_of
 from camtools.datasets.base import ListedDataset, TargetKind, as_labels
 from camtools.datasets.images import mask_boxes, read_annotated, read_levels
-from camtools.datasets.lists import FolderLayout, folder, one_of, read_rows, relative_name, to_int
+from camtools.datasets.lists import FolderLayout, folder, read_rows, relative_name, to_int
 from camtools.datasets.record import Record
 from camtools.errors import InputError
 

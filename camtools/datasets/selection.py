@@ -10,6 +10,7 @@ from torch.utils.data import Subset
 
 from camtools.checks import whole
 from camtools.datasets.base import ListedDataset, RecordDataset
+from camtools.datasets.labelled import LabelledImages
 from camtools.datasets.record import Record
 from camtools.datasets.spec import open_dataset
 from camtools.errors import InputError
@@ -21,7 +22,8 @@ class Selection:
     """Images of a data set, by their indices in it.
 
     Args:
-        data: A `RecordDataset`, a `torch.utils.data.Subset` of one, or a specification for `open_dataset`.
+        data: A `RecordDataset`, a `torch.utils.data.Subset` of one, a specification for `open_dataset`, or any data set
+            of (image, label), see `LabelledImages`.
         limit: At most this many, from the start; None for all.
         every: Every n-th of them, from the first.
         skip: How many to leave out at the start, before the others choose.
@@ -47,6 +49,8 @@ class Selection:
             indices = [int(index) for index in inner.indices]
             chosen = indices if chosen is None else [indices[index] for index in chosen]
             inner = inner.dataset
+        if not isinstance(inner, RecordDataset) and hasattr(inner, "__getitem__") and not isinstance(inner, list):
+            inner = LabelledImages(inner)
         if not isinstance(inner, RecordDataset) or inner.target != "record":
             shown = f"{inner!r} with target={inner.target!r}" if isinstance(inner, RecordDataset) else repr(inner)
             raise InputError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from camtools.datasets.base import RecordDataset, TargetKind
@@ -11,6 +13,8 @@ from camtools.datasets.box_folder import BoxFolder
 from camtools.datasets.coco import COCO
 from camtools.datasets.cub import CUB
 from camtools.datasets.ilsvrc import ILSVRC
+from camtools.datasets.labelled import ImageFolder
+from camtools.datasets.lists import folder
 from camtools.datasets.openimages import OpenImages30k
 from camtools.datasets.pets import OxfordPets
 from camtools.datasets.scenes.dataset import Scenes
@@ -63,6 +67,7 @@ DATA_SOURCES: dict[str, DataSource] = {
     "coco": DataSource(COCO, "coco:FILE.json?images=FOLDER&keep_empty=false", {"images": str, "keep_empty": _flag}),
     "cub": DataSource(CUB, "cub:ROOT?split=test&masks=false", {"split": str, "masks": _flag}),
     "ilsvrc": DataSource(ILSVRC, "ilsvrc:ROOT?truth=FILE|FOLDER", {"truth": str}),
+    "imagefolder": DataSource(ImageFolder, "imagefolder:FOLDER?classes=FILE|imagenet", {"classes": str}),
     "openimages30k": DataSource(
         OpenImages30k,
         "openimages30k:ROOT?split=test&metadata=FOLDER&classes=FILE",
@@ -98,6 +103,25 @@ def register_dataset(name: str, source: DataSource) -> None:
     DATA_SOURCES[name] = source
 
 
+def _guess(spec: str) -> str:
+    """Return a specification with its name where a folder or file stands alone; else itself."""
+    place, question, options = spec.partition("?")
+    path = folder(place)
+    if place.partition(":")[0].lower() in DATA_SOURCES and ":" in place:
+        return spec
+    name = {".csv": "boxfolder", ".json": "coco"}.get(path.suffix.lower()) if path.is_file() else None
+    if path.is_dir():
+        boxes = path.parent / f"{path.name}.csv"
+        name = "boxfolder" if boxes.exists() else "imagefolder" if any(p.is_dir() for p in path.iterdir()) else None
+    return f"{name}:{place}{question}{options}" if name else spec
+
+
+@lru_cache
+def _say(spec: str, guessed: str) -> None:
+    """Say what a folder or file is taken for, once."""
+    logging.getLogger(__name__).warning("the data %s is taken for %s", spec, guessed)
+
+
 def open_dataset(
     spec: str, *, transform: Callable[[Any], Any] | None = None, target: TargetKind = "record"
 ) -> RecordDataset:
@@ -106,14 +130,17 @@ def open_dataset(
     Args:
         spec: `NAME:PATH?key=value&key=value`, such as "boxfolder:data/birds", "voc2012:data?task=segmentation" or
             "wsol:metadata/CUB/test?images=CUB/images"; the names and options are in `DATA_SOURCES`. Nothing is decoded:
-            paths may hold anything but "?", values anything but "&".
+            paths may hold anything but "?", values anything but "&". A folder, or a .csv or .json file, may stand
+            alone: what it is taken for is logged.
         transform: See `RecordDataset`.
         target: See `RecordDataset`.
 
     Raises:
         InputError: There is no such name or option, or the data set cannot be opened.
     """
-    name, colon, rest = spec.partition(":")
+    name, colon, rest = (guessed := _guess(spec)).partition(":")
+    if guessed != spec:
+        _say(spec, guessed)
     source = DATA_SOURCES.get(name.strip().lower())
     if source is None or not colon:
         usages = "\n".join(f"  {known.usage}" for known in DATA_SOURCES.values())

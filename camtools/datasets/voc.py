@@ -19,9 +19,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from camtools.checks import one_of
 from camtools.datasets.base import ListedDataset, TargetKind, as_boxes, as_labels
 from camtools.datasets.images import fit_boxes, mask_boxes, read_annotated, read_levels
-from camtools.datasets.lists import FolderLayout, folder, one_of, read_rows
+from camtools.datasets.lists import FolderLayout, folder, read_rows
 from camtools.datasets.record import Record
 from camtools.errors import InputError
 

@@ -28,6 +28,8 @@ def draw_overlay(
     *,
     threshold: float | None = None,
     key: str | None = None,
+    seen: Sequence[int] | None = None,
+    notes: Sequence[str] = (),
 ) -> Image.Image:
     """Blend a map over an image and draw boxes and a caption; with a legend where there is something to say.
 
@@ -42,6 +44,8 @@ def draw_overlay(
         colormap: Name of a matplotlib colour map; "inferno" is perceptually uniform and readable in grey.
         threshold: What the map was compared with; marked on the legend's colour bar.
         key: What the legend says of the boxes. Where this and `threshold` are None there is no legend.
+        seen: The part of the image that the model saw, xyxy in pixels; the rest is hatched. None for all of it.
+        notes: What is written at the boxes after the first.
 
     Returns:
         A new RGB image of the same size. With a legend it is larger: the legend is on white below the image, or
@@ -51,11 +55,15 @@ def draw_overlay(
         InputError: `alpha` is out of range, or the colour map is unknown.
     """
     canvas = blend(image, map, alpha, colormap)
+    if seen is not None:
+        canvas = hatched(canvas, seen)
     draw = ImageDraw.Draw(canvas)
     side = math.sqrt(canvas.width * canvas.height)
     width = max(1, round(side / 150))
     for box in boxes:
         draw_box(draw, box, BOX, width)
+    for box, words in zip(boxes[1:], notes, strict=True):
+        _caption(draw, canvas.size, box, words, max(10.0, side / 30))
     shown = _caption(draw, canvas.size, boxes[0] if boxes else (0, 0, 0, 0), text, max(10.0, side / 22))
     if threshold is None and key is None:
         return canvas
@@ -63,6 +71,8 @@ def draw_overlay(
     entries: list[Bar | Key] = [Bar("class map, normalised", colormap, mark=mark)]
     if key is not None:
         entries.append(Key(key, BOX if boxes else None))
+    if seen is not None:
+        entries.append(Key("hatched: not seen by the model"))
     if shown != " ".join(text.split()):
         entries.append(Key(text))
     return with_legend(canvas, entries, max(11, round(side / 34)))
@@ -90,6 +100,18 @@ def blend(image: Image.Image, map: NDArray[np.float32], alpha: float, colormap: 
     colours = matplotlib.colormaps[colormap](np.asarray(map, dtype=np.float32))[..., :3] * 255
     blended = (1 - alpha) * np.asarray(image.convert("RGB"), dtype=np.float32) + alpha * colours
     return Image.fromarray(np.rint(blended).clip(0, 255).astype(np.uint8))
+
+
+def hatched(image: Image.Image, seen: Sequence[int]) -> Image.Image:
+    """Draw diagonal lines over all of an image but a box, xyxy in pixels."""
+    step = max(6, round(math.sqrt(image.width * image.height) / 40))
+    lines = image.copy()
+    draw = ImageDraw.Draw(lines)
+    for start in range(-image.height, image.width, step):
+        draw.line((start, image.height, start + image.height, 0), fill=(255, 255, 255), width=max(1, step // 8))
+    x0, y0, x1, y1 = seen
+    lines.paste(image.crop((x0, y0, x1, y1)), (x0, y0))
+    return lines
 
 
 def with_legend(image: Image.Image, entries: Sequence[Bar | Key], size: int) -> Image.Image:

@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from camtools.classes.names import MAX_BYTES
 from camtools.errors import InputError
 from camtools.evaluation.results import EvaluationResult, Value
 from camtools.evaluation.statistics import metric_name
-from camtools.files import parse_json, write_json
+from camtools.files import parse_json, read_text, write_json
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.presets import as_pipeline
 from camtools.steps.base import Stage
@@ -46,11 +47,9 @@ def calibrated(
         FixedThreshold(theta=0.31)
     """
     built = as_pipeline(pipeline)
-    kept = [step for step in built if step.stage != Stage.THRESHOLD]
-    if isinstance(threshold, int | float):
-        return Pipeline([*kept, FixedThreshold(threshold)])
-    wanted = name or (pipeline if isinstance(pipeline, str) else built.summary)
-    return Pipeline([*kept, FixedThreshold(_chosen(threshold, wanted, metric))])
+    if not isinstance(threshold, int | float):
+        threshold = _chosen(threshold, name or (pipeline if isinstance(pipeline, str) else built.summary), metric)
+    return Pipeline([FixedThreshold(threshold) if step.stage == Stage.THRESHOLD else step for step in built])
 
 
 def write_thresholds(metrics: dict[str, dict[str, Value]], settings: dict[str, Any], path: Path) -> None:
@@ -74,8 +73,8 @@ def _chosen(source: Any, name: str, metric: str) -> float:
         path = path / FILE if path.is_dir() else path
         where = str(path)
         try:
-            thresholds = parse_json(path.read_text(encoding="utf-8"))["thresholds"]
-            assert isinstance(thresholds, dict)
+            thresholds = parse_json(read_text(path, MAX_BYTES))["thresholds"]
+            assert isinstance(thresholds, dict) and all(isinstance(of, dict) for of in thresholds.values())
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
             raise InputError(
                 f"{path} holds no thresholds ({type(error).__name__}: {error}): expected the {FILE} that camtools "

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from camtools.checkpoints import weights_hash
-from camtools.checks import whole
+from camtools.checks import one_of, whole
 from camtools.classes.matching import ClassMap, match_classes
 from camtools.datasets.selection import Selection
 from camtools.engine import Engine
@@ -24,15 +24,17 @@ from camtools.evaluation.results import EvaluationResult
 from camtools.evaluation.runner import ModelRunner, Runner
 from camtools.evaluation.scoremaps import MapRunner, map_folders
 from camtools.evaluation.statistics import Measured, check_metrics, summarise
-from camtools.evaluation.store import Failure, Store, merged
+from camtools.evaluation.store import Failure, Store, forget, merged
 from camtools.files import locked
 from camtools.images.preprocess import Preprocess
 from camtools.model.cam_model import unwrapped
+from camtools.model.device import Precision
 from camtools.model.guard import untouched
 from camtools.model.outputs import Output
 from camtools.pipeline.text import named_pipelines
 from camtools.progress import progress_bar
 
+CALIBRATION = "calibration"  # folder of its batches
 _MOST_CLASSES = 200  # of multi-label data, whose maps are all made for every image
 _LOOKED_AT = 8  # images, to see whether a data set has masks
 
@@ -63,6 +65,7 @@ def evaluate(
     seed: int = 0,
     scoremaps: str | Path | Mapping[str, str | Path] | None = None,
     progress: bool = True,
+    precision: Precision = "float32",
 ) -> EvaluationResult:
     """Measure how well the maps of a classifier fit the truth of a data set, for several pipelines at once.
 
@@ -98,6 +101,7 @@ def evaluate(
         seed: Of the replicates.
         scoremaps: A folder of maps `<image_id>.npy` to judge instead of a model's, or several by name.
         progress: Whether to show a progress bar, on a terminal.
+        precision: "float32"; "bf16", the forward under bfloat16 autocast; "auto", bf16 where the device computes in it.
 
     Returns:
         The metrics, and one row per image, class and pipeline.
@@ -112,8 +116,8 @@ def evaluate(
     whole("batch_size", batch_size)
     whole("workers", workers)
     image_weights(0, bootstrap, seed)  # raises for what are no such numbers
-    if activation not in (None, "softmax", "sigmoid"):
-        raise InputError(f"activation={activation!r}: expected 'softmax' or 'sigmoid'")
+    if activation is not None:
+        one_of("activation", activation, ("softmax", "sigmoid"))
     if (model is None) == (scoremaps is None):
         raise InputError(f"got {'neither model nor' if model is None else 'both model and'} scoremaps: expected one")
     data, folder = Selection(dataset, limit, every, skip), None if out is None else Path(out)
@@ -121,9 +125,10 @@ def evaluate(
     group = team()
     job: ModelJob | MapJob
     if model is not None:
+        pipelines = named_pipelines(pipeline)
         engine = Engine(
             model,
-            list(named_pipelines(pipeline).values()),
+            list(pipelines.values()),
             device=group.device(device),
             transform=transform,
             class_names=class_names,
@@ -131,8 +136,9 @@ def evaluate(
             output=output,
             forward_args=forward_args,
             forward_kwargs=forward_kwargs,
+            precision=precision,
         )
-        job = ModelJob(engine, tuple(named_pipelines(pipeline)), protocol, workers)
+        job = ModelJob(engine, tuple(pipelines), protocol, workers)
     else:
         assert scoremaps is not None
         job = MapJob(scoremaps, workers)
@@ -144,9 +150,10 @@ def evaluate(
     with locked(folder if group.leads else None):
         start = time.perf_counter()
         measured, failed, count, settings = measure(data, folder, "Evaluating")
-        calibration = None
+        calibration, below = None, None if folder is None else folder / CALIBRATION
+        if others is None and fresh and below is not None and group.leads:
+            forget(below)
         if others is not None:
-            below = None if folder is None else folder / "calibration"
             calibration, _, more, theirs = measure(others, below, "Calibrating")
             settings |= {"calibration": theirs["data"]}
             count += more
@@ -229,7 +236,7 @@ class ModelJob:
             "activation": self.activation,
             "masks": masks,
             "multilabel": multilabel,
-        }
+        } | ({} if self.engine.precision == "float32" else {"precision": self.engine.precision})
         rest = (data, classes, self.names, settings, self.workers)
         return ModelRunner(self.engine, self.protocol, self.activation, masks, multilabel, *rest)
 

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from camtools.boxes import PartBoxes
+from camtools.checks import one_of
 from camtools.errors import InputError
 from camtools.images.geometry import Geometry
 from camtools.images.preprocess import Preprocess, Transform, as_transform
@@ -18,6 +20,7 @@ from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.pixels import on_pixels
 from camtools.steps.base import Stage, State
 from camtools.steps.minmax import MinMax
+from camtools.steps.peaks import part_boxes
 
 ProtocolName = Literal["wsol", "native"]
 
@@ -30,11 +33,13 @@ class Projected:
         scores: Normalised score maps at the protocol's size, (b, K', 224, 224) float64 in [0, 1].
         masks: The pipeline's own, (b, K', H, W) bool: at the protocol's size, or at the image's.
         thresholds: Its own thresholds, fractions of the maps' maxima, (b, K') float32; NaN for maps of zeros.
+        parts: The boxes of every mask's parts, in its pixels, b lists of K'.
     """
 
     scores: Tensor
     masks: Tensor
     thresholds: Tensor
+    parts: list[list[PartBoxes]]
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,7 @@ class Protocol:
         Raises:
             InputError: The name is unknown, or mean and std of the transform are, which "wsol" needs.
         """
-        if name not in get_args(ProtocolName):
-            raise InputError(f"protocol={name!r}: expected 'wsol' or 'native'")
+        one_of("protocol", name, get_args(ProtocolName))
         own = Preprocess.imagenet() if transform is None else as_transform(transform)
         if name == "native":
             return cls("native", own)
@@ -100,7 +104,10 @@ class Protocol:
             scores = normalise(maps.flatten(0, 1), PROTOCOL_SIZE)
         high = maps.amax((-2, -1))
         fractions = torch.where(high > 0, limits / high, torch.nan)
-        return Projected(scores.unflatten(0, maps.shape[:2]), masks, fractions)
+        found = part_boxes(done, pipeline.peaks)
+        count = maps.shape[1]
+        parts = [found[start : start + count] for start in range(0, len(found), count)]
+        return Projected(scores.unflatten(0, maps.shape[:2]), masks, fractions, parts)
 
 
 class _Cubic:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 
 from camtools.errors import InputError
 from camtools.evaluation.rows import Array, Ranked, Rows, detections_table, rows_table, table_detections, table_rows
-from camtools.files import parse_json, replacing, write_json
+from camtools.files import parse_json, read_text, replacing, write_text
 from camtools.metrics.box_accuracy import box_hits
 from camtools.metrics.scoremap import THRESHOLDS as PROTOCOL_THRESHOLDS
+from camtools.notebook import html_table
 
 THRESHOLDS: NDArray[np.float64] = PROTOCOL_THRESHOLDS.numpy()
 """The protocol's thresholds: 0, 0.001 ... 0.999 of a map's maximum, (1000,)."""
@@ -23,6 +25,7 @@ LEVEL_OF: NDArray[np.int64] = (THRESHOLDS * 255).astype(np.int64)
 """The level that each threshold reads, int(255 tau), (1000,)."""
 V2_IOUS = (0.3, 0.5, 0.7)
 _ROWS, _DETECTIONS, _RESULTS = "rows.parquet", "detections.parquet", "results.json"
+_MADE_OF_THEM = (_DETECTIONS, "threshold.json", "table.md", "curve-*.png", "sheet-*.png", "changes-*.png")
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Value:
     calibrated_threshold: float | tuple[float, ...] | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EvaluationResult:
     """The result of `camtools.evaluate`.
 
@@ -71,12 +74,28 @@ class EvaluationResult:
     settings: dict[str, Any]
     baseline: str
     detections: dict[str, dict[str, Ranked]] = field(default_factory=dict)
-    timing: dict[str, float] = field(default_factory=dict, repr=False)
+    timing: dict[str, float] = field(default_factory=dict)
 
     @property
     def metric_names(self) -> tuple[str, ...]:
         """The metrics, in the order in which they are shown."""
         return tuple(next(iter(self.metrics.values()), {}))
+
+    @property
+    def _about(self) -> str:
+        count, data = len(set(self.rows.index.tolist())), self.settings.get("data")
+        return f"{count} images{f' of {data}' if data else ''}{f', {len(self.failed)} failed' if self.failed else ''}"
+
+    def __repr__(self) -> str:
+        lines = (
+            f"\n  {name}: {', '.join(f'{metric} {value.value:.1f}' for metric, value in of.items())}"
+            for name, of in self.metrics.items()
+        )
+        return f"EvaluationResult({self._about}; per cent{''.join(lines)})"
+
+    def _repr_html_(self) -> str:
+        rows = ((name, *(f"{value.value:.1f}" for value in of.values())) for name, of in self.metrics.items())
+        return html_table(rows, ("Pipeline", *self.metric_names), f"{self._about}; per cent")
 
     def curve(self, metric: str) -> tuple[Array, Array]:
         """Return how a metric depends on the threshold.
@@ -107,7 +126,8 @@ class EvaluationResult:
     def save(self, folder: str | Path) -> None:
         """Write results.json, rows.parquet (one row per image, class and pipeline) and detections.parquet.
 
-        Each file is replaced as a whole; results.json comes last.
+        Each file is replaced as a whole; results.json comes last. What was made of other results there (the report,
+        thresholds, detections) is removed first.
 
         Raises:
             InputError: The folder cannot be written.
@@ -118,10 +138,14 @@ class EvaluationResult:
         tables = {_ROWS: rows_table(self.rows, self.pipelines)}
         if self.detections:
             tables[_DETECTIONS] = detections_table(self.detections)
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        if _text(place / _RESULTS) != text:
+            for path in [path for pattern in _MADE_OF_THEM for path in place.glob(pattern)]:
+                path.unlink(missing_ok=True)
         for name, table in tables.items():
             with replacing(place / name) as partial:
                 pq.write_table(table, partial, compression="zstd")
-        write_json(self.to_dict(), place / _RESULTS)
+        write_text(place / _RESULTS, text)
 
     @classmethod
     def load(cls, folder: str | Path) -> EvaluationResult:
@@ -134,7 +158,7 @@ class EvaluationResult:
 
         place = Path(folder)
         try:
-            data = parse_json((place / _RESULTS).read_text(encoding="utf-8"))
+            data = parse_json(read_text(place / _RESULTS))
             metrics = {name: {key: _value(entry) for key, entry in of.items()} for name, of in data["metrics"].items()}
             failed = [(entry["id"], entry["error"]) for entry in data["failed"]]
             rows = table_rows(pq.read_table(place / _ROWS))
@@ -169,6 +193,13 @@ def _hit_curve(ious: Array, at: Sequence[float]) -> Array:
     known = torch.from_numpy(ious[:, ~np.isnan(ious[0, :, 0])])
     hits = torch.stack([box_hits(part, at)[0].double().mean(0) for part in known])
     return (100 * hits / max(known.shape[1], 1)).numpy()
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 def _value(entry: dict[str, Any]) -> Value:

@@ -24,7 +24,7 @@ class Ranked:
     Attributes:
         image: Index in the data set of each detection's image, (D,) int64.
         label: Class of each detection, the model's index, (D,) int64.
-        score: The classifier's score, (D,) float32.
+        score: The classifier's score, (D,) float32; of boxes times the map's maximum in the box's part.
         correct: Whether it is a true positive, (D,) bool; those that count for nothing are left out.
         true_image: Image of each object to be found, (M,) int64.
         true_label: Its class, (M,) int64.

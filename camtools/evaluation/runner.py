@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from camtools.evaluation.sample import Sample, prepare
 from camtools.evaluation.scores import ranked_detections, score_rows, with_classifier, with_own
 from camtools.evaluation.store import Failure, Shard
 from camtools.images.batches import read_ahead
-from camtools.model.outputs import probabilities
+from camtools.model.outputs import Activation, probabilities
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.pixels import groups
 from camtools.steps.base import State
@@ -140,7 +140,7 @@ class ModelRunner(Runner):
         self,
         engine: Engine,
         protocol: Protocol,
-        activation: Literal["softmax", "sigmoid"],
+        activation: Activation,
         masks: bool,
         multilabel: bool,
         *rest: Any,
@@ -214,10 +214,12 @@ class ModelRunner(Runner):
             own = [targets[b].tolist().index(truth.label) for b, (_, truth) in zip(owners, pairs, strict=True)]
             if pairs:
                 rows = score_rows(done.scores[owners, own], pairs, masks=self.masks)
-                parts.append(with_own(rows, done.masks[owners, own], done.thresholds[owners, own], pairs))
+                boxes = [done.parts[b][k].boxes for b, k in zip(owners, own, strict=True)]
+                parts.append(with_own(rows, done.masks[owners, own], boxes, done.thresholds[owners, own], pairs))
             if self.multilabel:
-                each = zip(done.scores, done.masks, samples, targets, scores[members], strict=True)
-                detections += [ranked_detections(s, m, sample, t, p[t]) for s, m, sample, t, p in each]
+                each = zip(done.scores, done.parts, samples, targets, scores[members], strict=True)
+                size = done.masks.shape[-2:]
+                detections += [ranked_detections(s, found, size, sample, t, p[t]) for s, found, sample, t, p in each]
         if not parts:
             return None, detections
         place = {sample.index: b for b, sample in enumerate(batch.samples)}

@@ -138,9 +138,13 @@ def _inside(record: Record) -> Tensor:
 
 
 def _truths(record: Record, boxes: Tensor, classes: ClassMap) -> tuple[Truth, ...]:
-    """Return the rows of an image: classes with an object that is not difficult and has a box or a mask."""
+    """Return the rows of an image: classes with an object that is not difficult and has a box or a mask.
+
+    Where labels are all that is known of the image, every class is one: whether it is the likeliest can be measured.
+    """
     truths = []
     counts = ~record.difficult
+    labels_alone = record.masks is None and bool(boxes.isnan().any(1).all())
     for label in record.classes:
         chosen = (record.labels == label) & counts
         own = boxes[chosen]
@@ -153,7 +157,7 @@ def _truths(record: Record, boxes: Tensor, classes: ClassMap) -> tuple[Truth, ..
             mask, ignore = objects[0], ~counted[0]
         if len(own):
             checked_boxes([own], [record.size], 1)
-        if not len(own) and (mask is None or not mask.any()):
+        if not labels_alone and not len(own) and (mask is None or not mask.any()):
             continue
         truths.append(Truth(classes.index[label], classes.names[label], own, mask, ignore))
     return tuple(truths)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from camtools.boxes import SPECK, boxes_from_masks
+from camtools.boxes import PartBoxes
 from camtools.evaluation.rows import Array, Ranked, Rows
 from camtools.evaluation.sample import Sample, Truth
 from camtools.metrics.box_ious import LEVELS, box_ious
@@ -57,22 +56,24 @@ def score_rows(scores: Tensor, pairs: Pairs, *, masks: bool) -> Rows:
     )
 
 
-def with_own(rows: Rows, masks: Tensor, thresholds: Tensor, pairs: Pairs) -> Rows:
+def with_own(rows: Rows, masks: Tensor, boxes: Sequence[Tensor], thresholds: Tensor, pairs: Pairs) -> Rows:
     """Add what a pipeline's own masks give.
 
     Args:
         rows: From `score_rows`.
         masks: (n, H, W) bool, each covering its whole image, at any resolution.
+        boxes: Of the parts of each, largest first, n tensors (m, 4) in the masks' pixels.
         thresholds: (n,) fractions.
         pairs: The image and the truth of every row.
     """
     count = len(pairs)
     own_box, own_iou = torch.full((count, 4), torch.nan), torch.full((count,), torch.nan)
-    for row, (boxes, (_, truth)) in enumerate(zip(_image_boxes(masks, pairs), pairs, strict=True)):
-        if len(boxes):
-            own_box[row] = boxes[0]
+    for row, (found, (sample, truth)) in enumerate(zip(boxes, pairs, strict=True)):
+        first = _in_image(found[:1], masks.shape[-2:], sample)
+        if len(first):
+            own_box[row] = first[0]
         if len(truth.boxes):
-            own_iou[row] = box_iou(boxes[:1].double(), truth.boxes.double()).max() if len(boxes) else 0.0
+            own_iou[row] = box_iou(first.double(), truth.boxes.double()).max() if len(first) else 0.0
     rows = replace(
         rows,
         own_iou=own_iou.numpy()[None],
@@ -103,13 +104,19 @@ def with_classifier(rows: Rows, logits: Tensor, probabilities: Tensor) -> Rows:
 
 
 def ranked_detections(
-    scores: Tensor, masks: Tensor, sample: Sample, labels: Tensor, confidence: Tensor
+    scores: Tensor,
+    parts: Sequence[PartBoxes],
+    size: Sequence[int],
+    sample: Sample,
+    labels: Tensor,
+    confidence: Tensor,
 ) -> dict[str, Ranked]:
     """Match one image's detections of all classes with its objects.
 
     Args:
         scores: (K', 224, 224) float64, the score map of every class.
-        masks: (K', H, W) bool, the pipeline's own masks.
+        parts: Of the pipeline's own masks, K'; a box's score is the classifier's times the map's maximum in its part.
+        size: (H, W) of these masks.
         sample: The image.
         labels: (K',) the model's classes.
         confidence: (K',) the classifier's scores.
@@ -117,10 +124,10 @@ def ranked_detections(
     Returns:
         The "boxes" and the "points".
     """
-    boxes_of = _image_boxes(masks, [(sample, None)] * len(labels))
-    counts = torch.tensor([len(boxes) for boxes in boxes_of])
-    boxes, owner = torch.cat(boxes_of).double(), labels.repeat_interleave(counts)
-    sure = confidence.repeat_interleave(counts)
+    counts = torch.tensor([len(found.boxes) for found in parts])
+    boxes = _in_image(torch.cat([found.boxes for found in parts]), size, sample).double()
+    owner = labels.repeat_interleave(counts)
+    sure = confidence.repeat_interleave(counts) * torch.cat([found.peaks for found in parts])
     exists, hard = ~sample.boxes.isnan().any(1), sample.difficult
     comparable = (owner[:, None] == sample.labels[None]) & exists[None]
     ious = torch.where(comparable, box_iou(boxes, sample.boxes.double()), -1.0)
@@ -145,14 +152,9 @@ def _ranked(sample: Sample, labels: Tensor, scores: Tensor, correct: Tensor, kep
     )
 
 
-def _image_boxes(masks: Tensor, pairs: Sequence[tuple[Sample, Any]]) -> list[Tensor]:
-    """Return the boxes of masks, largest component first, (m, 4) float32 in pixels of their images."""
-    height, width = masks.shape[-2:]
-    sizes = [sample.size for sample, _ in pairs]
-    return [
-        boxes * torch.tensor([size[0] / width, size[1] / height] * 2)
-        for boxes, size in zip(boxes_from_masks(masks, SPECK), sizes, strict=True)
-    ]
+def _in_image(boxes: Tensor, size: Sequence[int], sample: Sample) -> Tensor:
+    """Return boxes (m, 4) of a mask of this (H, W) in pixels of its image, float32."""
+    return boxes * torch.tensor([sample.size[0] / size[1], sample.size[1] / size[0]] * 2)
 
 
 def _pointing(scores: Tensor, pairs: Pairs) -> Array:

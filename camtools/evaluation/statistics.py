@@ -92,6 +92,13 @@ def _top(source: _Source, k: int) -> Statistic | None:
     return None if rank is None else source.over(source.rows.v1, estimate, rank)
 
 
+def _accuracy(source: _Source, k: int) -> Statistic | None:
+    rank = source.rows.rank
+    if rank is None:
+        return None
+    return source.over(np.broadcast_to((rank < k).astype(np.float32), source.rows.pointing.shape), _mean)
+
+
 def _peak(ious: Tensor, weights: Tensor, levels: Tensor | None) -> Estimate:
     return best_level(weighted_sum(ious[:, :_REACHED].double(), weights)[:, None], None, weights.sum(1), levels)
 
@@ -151,12 +158,18 @@ STATISTICS: dict[str, Callable[[_Source], Statistic | None]] = {
     "MaskIoU@own": lambda source: source.over(source.rows.own_mask_iou, _mean),
     "LocalizationMAP": lambda source: _ranked(source, "boxes"),
     "PointingMAP": lambda source: _ranked(source, "points"),
+    "Top-1": lambda source: _accuracy(source, 1),
+    "Top-5": lambda source: _accuracy(source, 5),
 }
 """Every metric in the order in which they are shown; None of one that the data has no truth for.
+
+The classifier's own accuracy, Top-1 and Top-5, is shown where labels are all that the data has, or where asked for.
 
 "@own" is at the pipeline's own threshold, "@best" at the one that is best for the data set, as MaxBoxAcc is by
 definition: the threshold of Top-1 and Top-5 Loc is MaxBoxAcc's, so neither can exceed it.
 """
+
+ACCURACIES = ("Top-1", "Top-5")
 
 FORMER = {
     "GT-known": "GT-known@own",
@@ -242,6 +255,8 @@ def summarise(
     weights = image_weights(len(images), bootstrap if len(order) > 1 else 0, seed)
     metrics: dict[str, dict[str, Value]] = {name: {} for name in measured.pipelines}
     for metric in wanted or STATISTICS:
+        if not wanted and metric in ACCURACIES and set(metrics[baseline]) - {*ACCURACIES}:
+            continue
         reference: tuple[float, Array] | None = None
         for name in order:
             statistic = measured.statistic(metric, name)

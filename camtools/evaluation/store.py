@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,7 @@ class Store:
         shards, known = folder / SHARDS, folder / SETTINGS
         try:
             if fresh:
-                shutil.rmtree(shards, ignore_errors=True)
-                known.unlink(missing_ok=True)
+                forget(folder)
             shards.mkdir(parents=True, exist_ok=True)
             if known.exists():
                 _compare(known, settings)
@@ -140,6 +140,14 @@ class Store:
             write_json(settings, known)
         except OSError as error:
             raise InputError(f"{folder} cannot be used as the output folder: {error}. Name another --out") from error
+
+
+def forget(folder: Path) -> None:
+    """Remove a run's finished batches, and their folder where nothing else is in it."""
+    shutil.rmtree(folder / SHARDS, ignore_errors=True)
+    (folder / SETTINGS).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def merged(shards: Iterable[Shard], pipelines: tuple[str, ...]) -> tuple[Measured, list[Failure]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from camtools.datasets.lists import one_of
+from camtools.checks import one_of
 from camtools.explanation import Explanation
 from camtools.exports.item import ImageExport, Result, Writer
 from camtools.files import replacing

@@ -122,7 +122,7 @@ class BoxRegressor(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> BoxRegressor:
-        """Read what `save` wrote.
+        """Read what `save` wrote; in eval mode.
 
         Args:
             path: The file.
@@ -135,7 +135,7 @@ class BoxRegressor(nn.Module):
         network = load_headed(path, model)
         if network.outputs != "box":
             raise WeightsError(f"{path} holds a classifier: expected a box regressor, as BoxRegressor.save writes it")
-        return cls(network)
+        return cls(network).eval()
 
 
 def whole_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:

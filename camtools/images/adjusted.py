@@ -6,10 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
+from camtools.checks import one_of
 from camtools.errors import InputError, ModelError
 from camtools.images.preprocess import Preprocess, Transform
 
 Crop = Literal["model", "squash", "pad", "full"]
+
+
+DEFAULT_CROP: Crop = "squash"
+"""What `explain` shows a model where nobody says otherwise: all of the image, at the model's size."""
+
+
+def shown_whole(transform: Transform, crop: Crop | None) -> Transform:
+    """Return a model's transform with the crop asked for; None takes `DEFAULT_CROP` where that can be."""
+    if crop is None:
+        return with_crop(transform, DEFAULT_CROP if isinstance(transform, Preprocess) else "model")
+    return with_crop(transform, crop)
 
 
 def with_crop(transform: Transform, crop: Crop) -> Transform:
@@ -24,8 +36,7 @@ def with_crop(transform: Transform, crop: Crop) -> Transform:
     Raises:
         InputError: `crop` is none of these, or the transform is somebody's own, which cannot be changed from outside.
     """
-    if crop not in get_args(Crop):
-        raise InputError(f"crop={crop!r}: expected one of {', '.join(map(repr, get_args(Crop)))}")
+    one_of("crop", crop, get_args(Crop))
     if crop == "model":
         return transform
     if not isinstance(transform, Preprocess):

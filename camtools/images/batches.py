@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from functools import partial
@@ -17,12 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from camtools.errors import InputError
+from camtools.images.find import find_images
 from camtools.images.geometry import Geometry
 from camtools.images.preprocess import Preprocess, Transform
-from camtools.images.read import InputImage, read_image
+from camtools.images.read import InputImage, Least, read_image
 
 T = TypeVar("T")
 R = TypeVar("R")
+Failed = Callable[[int | None, Any, InputError], object]
+"""What to do about an image that cannot be used: its number, the image and why."""
 READERS = 4  # threads
 _ONE_READER = Lock()  # PIL images load their files when asked to, which two threads must not do at once
 
@@ -97,6 +100,24 @@ def read_ahead(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def images_of(images: Any) -> Iterable[Any]:
+    """Return the images of a stream, one after another.
+
+    Args:
+        images: An iterable of images, or of tuples that begin with one; a map-style data set of such; or a folder, a
+            pattern or a list file, see `find_images`.
+
+    Raises:
+        InputError: It cannot be gone through, or is one image.
+    """
+    if isinstance(images, str | os.PathLike):
+        return find_images(images)
+    if not isinstance(images, Iterable) and hasattr(images, "__getitem__") and hasattr(images, "__len__"):
+        images = map(images.__getitem__, range(len(images)))
+    check_iterable(images)
+    return (item[0] if isinstance(item, tuple) and item else item for item in images)
+
+
 def check_iterable(images: Any) -> None:
     """Raise where a stream is given something that cannot be gone through, or that is one image.
 
@@ -111,7 +132,13 @@ def check_iterable(images: Any) -> None:
 
 
 def read_batches(
-    images: Iterable[tuple[int | None, Any]], targets: Iterable[Any], transform: Transform, batch_size: int
+    images: Iterable[tuple[int | None, Any]],
+    targets: Iterable[Any],
+    transform: Transform,
+    batch_size: int,
+    least: Least | None = None,
+    workers: int = READERS,
+    failed: Failed | None = None,
 ) -> Iterator[Batch]:
     """Yield images batch by batch; those of the next batch are read meanwhile.
 
@@ -120,24 +147,46 @@ def read_batches(
         targets: One per image, passed through.
         transform: Makes them ready for the model.
         batch_size: Images per batch; a batch ends early where the tensors' shape changes.
+        least: See `read_image`.
+        workers: Threads that read.
+        failed: Called with an image's number, the image and the error where it cannot be used; it is then left out.
+            None raises.
 
     Raises:
         InputError: An image cannot be used; batches of those before it have been yielded by then.
     """
     paired = zip(images, targets, strict=False)
-    with closing(read_ahead(partial(_prepare, transform), paired, ahead=batch_size + 1)) as results:
+    drawn: deque[Any] = deque()  # the images under way, for `failed`
+
+    def noted() -> Iterator[tuple[tuple[int | None, Any], Any]]:
+        for pair in paired:
+            drawn.append(pair[0])
+            yield pair
+
+    with closing(read_ahead(partial(_prepare, transform, least), noted(), workers, batch_size + 1)) as results:
         while chunk := list(islice(results, batch_size)):
             sound: list[Ready] = []
+            error: Exception | None = None
             for result in chunk:
-                if isinstance(result, Exception):
+                index, image = drawn.popleft() if drawn else (None, None)
+                if isinstance(result, InputError) and failed is not None:
+                    failed(index, image, result)
+                elif isinstance(result, Exception):
+                    error = result
                     break
-                sound.append(result)
-            for _, same in groupby(sound, key=lambda ready: ready.tensor.shape):
-                batch = list(same)
-                home = batch[0].tensor.device  # ready tensors may come from anywhere
-                yield Batch(batch, torch.stack([ready.tensor.to(home) for ready in batch]))
-            if isinstance(result, Exception):
-                raise result
+                else:
+                    sound.append(result)
+            yield from batches_of(sound)
+            if error is not None:
+                raise error
+
+
+def batches_of(images: Sequence[Ready]) -> Iterator[Batch]:
+    """Yield images as batches, a new one wherever the tensors' shape changes."""
+    for _, same in groupby(images, key=lambda ready: ready.tensor.shape):
+        batch = list(same)
+        home = batch[0].tensor.device  # ready tensors may come from anywhere
+        yield Batch(batch, torch.stack([ready.tensor.to(home) for ready in batch]))
 
 
 def is_ready_batch(images: Any, transform: Transform) -> bool:
@@ -178,12 +227,29 @@ def ready_batches(images: Tensor, targets: list[Any], batch_size: int, transform
         yield Batch(batch, part)
 
 
-def _prepare(transform: Transform, pair: tuple[tuple[int | None, Any], Any]) -> Ready:
-    """Read an image and turn it into what the model takes."""
+def _prepare(transform: Transform, least: Least | None, pair: tuple[tuple[int | None, Any], Any]) -> Ready:
     (index, image), target = pair
+    return prepare(transform, image, target, index, least)
+
+
+def prepare(
+    transform: Transform, image: Any, target: Any = None, index: int | None = None, least: Least | None = None
+) -> Ready:
+    """Read an image and turn it into what the model takes.
+
+    Args:
+        transform: Does the latter.
+        image: As `read_image` takes it.
+        target: What the caller wants explained in it.
+        index: The element of the caller's batch, for the messages.
+        least: See `read_image`.
+
+    Raises:
+        InputError: The image cannot be used.
+    """
     channels = transform.channels if isinstance(transform, Preprocess) else None
     with _ONE_READER if isinstance(image, Image.Image) else nullcontext():
-        input_image = read_image(image, channels=channels, index=index)
+        input_image = read_image(image, channels=channels, index=index, least=least)
     tensor, geometry = transform(input_image)
     name = input_image.source or ("the image" if index is None else f"image {index}")
     return Ready(name, input_image, tensor, geometry, target)

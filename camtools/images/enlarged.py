@@ -36,7 +36,7 @@ def enlarged(images: Sequence[InputImage], x: Tensor, transform: Transform, scal
         is not possible: of ready tensors, of transforms that are no `Preprocess`, and of one that does not resize.
     """
     size = enlarged_size((x.shape[2], x.shape[3]), scale)
-    ready = all(image.image is None for image in images)
+    ready = all(image.tensor is not None for image in images)
     if ready or not isinstance(transform, Preprocess) or transform.resize is None:
         return _interpolated(x, size)
     ratio = (size[0] / x.shape[2], size[1] / x.shape[3])
@@ -44,7 +44,7 @@ def enlarged(images: Sequence[InputImage], x: Tensor, transform: Transform, scal
         ratio = (max(ratio), max(ratio))  # else it would show another part of the image
     larger = transform.scaled(ratio)
     made = [
-        _interpolated(own[None] if image.image is None else larger(image)[0][None], size)[0].to(x)
+        _interpolated(own[None] if image.tensor is not None else larger(image)[0][None], size)[0].to(x)
         for image, own in zip(images, x, strict=True)
     ]
     return torch.stack(made)

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from camtools.checks import one_of
 from camtools.errors import InputError
 
 Mode = Literal["bilinear", "bicubic"]
@@ -131,8 +132,7 @@ class Geometry:
                 f"maps have shape {tuple(maps.shape)} and dtype {maps.dtype}: expected floating (B, K', h, w). "
                 f"Add the missing dimensions, e.g. maps[None, None] for a single map"
             )
-        if mode not in get_args(Mode):
-            raise InputError(f"mode is {mode!r}: expected one of {', '.join(map(repr, get_args(Mode)))}. Choose one")
+        one_of("mode", mode, get_args(Mode))
         dtype = maps.dtype if maps.dtype == torch.float64 else torch.float32
         rows, columns = (
             _axis_matrix(*axis, mode).to(maps.device, dtype)

@@ -44,8 +44,7 @@ class MeasuredTransform:
         """
         if image.tensor is not None:
             return image.tensor.float(), Geometry.identity(image.size)
-        assert image.image is not None
-        geometry, tensor = self._geometry(image.size), self._apply(image.image)
+        geometry, tensor = self._geometry(image.size), self._apply(image.pixels())
         if tuple(tensor.shape[1:]) != geometry.input_size:
             raise InputError(
                 f"the transform gives {tuple(tensor.shape[1:])} for this image, {geometry.input_size} for others of "

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from camtools.checks import whole
+from camtools.checks import one_of, whole
 from camtools.errors import InputError
 from camtools.images.geometry import Geometry
 from camtools.images.measured import MeasuredTransform
@@ -83,8 +83,7 @@ class Preprocess:
                     f"{name} is {getattr(self, name)!r}: expected (height, width), pixels above 0. Correct it"
                 )
         for name, allowed in (("interpolation", tuple(_RESAMPLING)), ("crop_mode", get_args(CropMode))):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} is {getattr(self, name)!r}: expected one of {'/'.join(allowed)}. Pick one")
+            one_of(name, getattr(self, name), allowed)
         if self.crop_mode != "center" and not pair:
             raise InputError(
                 f"crop_mode is {self.crop_mode!r} and resize {self.resize!r}: expected a pair. Pass (height, width)"
@@ -185,7 +184,7 @@ class Preprocess:
         Raises:
             InputError: A ready tensor has another number of channels.
         """
-        if image.image is None:
+        if image.tensor is not None:
             tensor = _ready(image)
             if len(tensor) != self.channels:
                 raise InputError(
@@ -196,8 +195,8 @@ class Preprocess:
             return tensor.float(), Geometry.identity(image.size)
         planes = self._planes(image)
         height, width = resized = self._resized(image.size)
-        if resized != image.size:
-            planes = [plane.resize((width, height), _RESAMPLING[self.interpolation]) for plane in planes]
+        if resized != (planes[0].height, planes[0].width) or image.box:
+            planes = [plane.resize((width, height), _RESAMPLING[self.interpolation], image.box) for plane in planes]
         geometry = Geometry.from_resize_crop(image.size, resized, self.input_size or resized)
         if geometry.input_size != resized:
             planes = [self._cropped(plane, channel, geometry) for channel, plane in enumerate(planes)]
@@ -288,6 +287,16 @@ class Preprocess:
         elif resize is not None:
             resize = (max(1, round(resize[0] * ratio[0])), max(1, round(resize[1] * ratio[1])))
         return replace(self, input_size=size, resize=resize)
+
+    def least(self, size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+        """Return the fewest pixels that serve for an image's input: twice those it is resized to, else all.
+
+        Args:
+            size: (height, width) of the image.
+            scale: Sides of the largest input that is wanted over the own one.
+        """
+        height, width = (math.ceil(2 * scale * side) for side in self._resized(size))
+        return size if self.resize is None else (min(size[0], height), min(size[1], width))
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) after the resize, with torchvision's truncation and timm's rounding; at least 1 x 1."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,10 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from camtools.errors import InputError
 
+Least = Callable[[tuple[int, int]], tuple[int, int]]
+"""From an image's (height, width) to those at which it is needed."""
+
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values for images that lie on their side
 _TRANSPARENT_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _OVERSHOOT = 1e-3  # what a float image may exceed [0, 1] by, a quarter of an 8-bit level; clipped
 _EXPECTED = (
@@ -34,11 +39,13 @@ class InputImage:
     """One image, either still to be preprocessed (`image`) or ready for the model (`tensor`); never both.
 
     Attributes:
-        image: RGB, 8 bits, upright (EXIF rotation applied); None for a ready tensor, and where `pixels` is still to
-            read it. Of `values` the first three channels, or the first in grey.
+        image: RGB, 8 bits, upright (EXIF rotation applied), with fewer pixels than `size` where a large JPEG was
+            decoded at a fraction; None for a ready tensor, and where `pixels` is still to read it. Of `values` the
+            first three channels, or the first in grey.
         tensor: Floating (C, H, W), normalised as the model expects, on the caller's device; None for an image.
         source: The path it came from, None if there was none.
         size: (height, width) in pixels; the size of its explanations.
+        box: Where the image lies in the decoded fraction: x0, y0, x1, y1 in its pixels; None where it is whole.
         values: (H, W, C) float32 in [0, 1] of an image with other channels than a photo's; else None.
     """
 
@@ -46,7 +53,29 @@ class InputImage:
     tensor: Tensor | None
     source: str | None
     size: tuple[int, int]
-    values: np.ndarray | None = None
+    box: tuple[float, float, float, float] | None = None
+    values: NDArray[np.float32] | None = None
+
+    @property
+    def is_data(self) -> bool:
+        """Whether it is no photo, so that how it is drawn depends on its preprocessing; see `display_image`."""
+        return self.tensor is not None or self.values is not None
+
+    def shown(self, size: tuple[int, int]) -> Image.Image:
+        """Return the image, RGB, shrunk to a size (height, width); raises what `pixels` raises."""
+        at_hand = self.image
+        if at_hand is None or (self.box is not None and (at_hand.height < size[0] or at_hand.width < size[1])):
+            whole = self._again(lambda _: size)
+            return whole.shown(size)
+        if (at_hand.height, at_hand.width) == size and self.box is None:
+            return at_hand
+        return at_hand.resize(size[::-1], Image.Resampling.BILINEAR, self.box, reducing_gap=2)
+
+    def shrunk(self, size: tuple[int, int]) -> InputImage:
+        """Return it with no more pixels than to be shown at a size (height, width)."""
+        if self.image is None or self.source is None or self.image.height * self.image.width <= size[0] * size[1]:
+            return self
+        return replace(self, image=self.shown(size), box=(0.0, 0.0, float(size[1]), float(size[0])))
 
     def pixels(self) -> Image.Image:
         """Return the image, RGB; read from `source` where it is not at hand.
@@ -54,17 +83,20 @@ class InputImage:
         Raises:
             InputError: It is a ready tensor, or its file is gone, cannot be read or has another size by now.
         """
-        if self.image is not None:
-            return self.image
+        whole = self if self.image is not None and self.box is None else self._again(None)
+        assert whole.image is not None  # a file's
+        return whole.image
+
+    def _again(self, least: Least | None) -> InputImage:
         if self.tensor is not None or self.source is None:
             raise InputError("this image has no pixels: it came as a ready tensor, or was saved without a file's name")
-        image = read_image(self.source)
-        if image.image is None or image.size != self.size:
+        image = read_image(self.source, least=least)
+        if image.size != self.size:
             raise InputError(
                 f"{self.source} has {image.size[1]} x {image.size[0]} pixels, {self.size[1]} x {self.size[0]} when it "
                 "was explained: expected the same file. Explain it anew"
             )
-        return image.image
+        return image
 
 
 class InputImages(Sequence[InputImage]):
@@ -129,13 +161,17 @@ def read_images(x: Any, *, channels: int | None = None) -> tuple[InputImages, bo
                 f"or give it to Explainer.stream(...)"
             )
         return InputImages([x], channels=channels, single=True), True
+    if batch and isinstance(x, Tensor):
+        check_dense(x, "the batch")
     if len(x) == 0:
         shape = f" of shape {tuple(x.shape)}" if hasattr(x, "shape") else ""
         raise InputError(f"got an empty {type(x).__name__}{shape}: expected at least one image, pass one or more")
     return InputImages(x, channels=channels), False
 
 
-def read_image(x: Any, *, channels: int | None = None, index: int | None = None) -> InputImage:
+def read_image(
+    x: Any, *, channels: int | None = None, index: int | None = None, least: Least | None = None
+) -> InputImage:
     """Read and check one image.
 
     Rotation in EXIF is applied, to PIL images too, so that a path and `Image.open(path)` give the same. Transparency is
@@ -150,6 +186,8 @@ def read_image(x: Any, *, channels: int | None = None, index: int | None = None)
         channels: The C that the model expects. Of ready tensors None accepts any; arrays (H, W, C) and uint8 tensors
             (C, H, W) may have it beside 1, 3 and 4.
         index: The element of the caller's batch, for the messages.
+        least: Takes an image's (height, width) to those it is needed at; a JPEG file of twice that or more is decoded
+            at a half, a quarter or an eighth, whichever still has as many pixels. None decodes everything.
 
     Returns:
         The image, RGB and upright, or the ready tensor.
@@ -158,8 +196,10 @@ def read_image(x: Any, *, channels: int | None = None, index: int | None = None)
         InputError: Not an image, or one that cannot be read; says which, what was expected and the way out.
     """
     where = "the image" if index is None else f"image {index}"
+    if isinstance(x, InputImage):
+        return x
     if isinstance(x, str | os.PathLike):
-        return _from_path(x, f"{where} ({os.fspath(x)!r})")
+        return _from_path(x, f"{where} ({os.fspath(x)!r})", least)
     if isinstance(x, Image.Image):
         source = getattr(x, "filename", None)
         source = source if isinstance(source, str) and source else None
@@ -178,7 +218,7 @@ def max_pixels() -> int:
     return sys.maxsize if Image.MAX_IMAGE_PIXELS is None else Image.MAX_IMAGE_PIXELS
 
 
-def _from_path(path: str | os.PathLike[str], where: str) -> InputImage:
+def _from_path(path: str | os.PathLike[str], where: str, least: Least | None) -> InputImage:
     try:
         file = Path(path).expanduser()
         if file.is_dir():
@@ -192,9 +232,37 @@ def _from_path(path: str | os.PathLike[str], where: str) -> InputImage:
         raise InputError(f"{where} does not exist: expected the path of an image file. Check it ({hint})") from error
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~nobody has no home
         raise InputError(f"{where} cannot be opened ({error}): expected a readable image file") from error
+    if file.suffix.lower() in (".heic", ".heif"):
+        _know_heif(where)
     with _reading(where), Image.open(file) as opened:
+        width, height = opened.size
+        _check_pixels(opened, where)
+        turn = opened.getexif().get(_ORIENTATION, 1) if isinstance(opened, JpegImageFile) else 1
+        size = (width, height) if turn in _TURNED else (height, width)
+        if least is not None and isinstance(opened, JpegImageFile):
+            needed = least(size)
+            opened.draft(None, needed if turn in _TURNED else needed[::-1])  # PIL's sizes are (width, height)
+        scale = round(width / opened.width) if opened.width else 1
         image = _load(opened, where)
-    return _from_image(image, os.fspath(path))
+    made = _from_image(image, os.fspath(path))
+    if scale == 1:
+        return made
+    # A fraction of a pixel is added on the stored image's right and below, wherever these are when it is upright.
+    high, wide = size[0] / scale, size[1] / scale
+    left = made.size[1] - wide if turn in (2, 3, 6, 7) else 0.0
+    top = made.size[0] - high if turn in (3, 4, 7, 8) else 0.0
+    return replace(made, size=size, box=(left, top, left + wide, top + high))
+
+
+def _know_heif(where: str) -> None:
+    """Have Pillow read HEIC, which takes a package of its own."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise InputError(
+            f'{where} is HEIC, which needs pillow-heif: pip install "camtools[heif]", or convert it to JPEG'
+        ) from error
+    register_heif_opener()
 
 
 @contextmanager
@@ -225,6 +293,17 @@ def _reading(where: str) -> Iterator[None]:
 
 def _load(image: Image.Image, where: str) -> Image.Image:
     """Decode, turn upright and convert to 8-bit RGB; always a new image."""
+    _check_pixels(image, where)
+    with _reading(where):
+        image.load()
+        try:
+            image = ImageOps.exif_transpose(image)
+        except Exception:  # unreadable metadata: shown as it is stored, as viewers do
+            image = image.copy()
+        return _to_rgb(image, where)
+
+
+def _check_pixels(image: Image.Image, where: str) -> None:
     if 0 in image.size:
         raise InputError(
             f"{where} has no pixels (height {image.height}, width {image.width}): expected at least 1 x 1. Leave it out"
@@ -234,13 +313,6 @@ def _load(image: Image.Image, where: str) -> Image.Image:
             f"{where} has {image.width} x {image.height} pixels: expected at most {limit:,}, as a small file may hold "
             "more than memory does. Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         )
-    with _reading(where):
-        image.load()
-        try:
-            image = ImageOps.exif_transpose(image)
-        except Exception:  # unreadable metadata: shown as it is stored, as viewers do
-            image = image.copy()
-        return _to_rgb(image, where)
 
 
 def _to_rgb(image: Image.Image, where: str) -> Image.Image:
@@ -299,11 +371,22 @@ def _array_to_uint8(array: NDArray[Any], where: str) -> NDArray[Any]:
     return np.ascontiguousarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
-def _from_tensor(tensor: Tensor, channels: int | None, where: str) -> InputImage:
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
-        raise InputError(f"{where} is a sparse, nested or meta tensor: expected one with its values. Make it dense")
+def check_dense(tensor: Tensor, where: str) -> None:
+    """Check that a tensor has its values, and in a type that can be computed with.
+
+    Raises:
+        InputError: It is sparse, nested, quantized or on the meta device, or of 8-bit floats.
+    """
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        raise InputError(
+            f"{where} is a sparse, nested, quantized or meta tensor: expected one with its values. Make it dense"
+        )
     if tensor.is_floating_point() and tensor.element_size() < 2:
         raise InputError(f"{where} is a tensor of dtype {tensor.dtype}: expected float16 or wider. Convert it")
+
+
+def _from_tensor(tensor: Tensor, channels: int | None, where: str) -> InputImage:
+    check_dense(tensor, where)
     shape = f"{where} is a tensor of shape {tuple(tensor.shape)}"
     if tensor.ndim != 3:
         hint = "Add the channels: tensor.unsqueeze(0)" if tensor.ndim == 2 else "Pass a batch (B, C, H, W) on its own"
@@ -349,7 +432,7 @@ def _from_values(array: np.ndarray, channels: int | None, where: str) -> InputIm
         values = (array / (65535 if array.dtype == np.uint16 else 1 if array.dtype == bool else 255)).astype(np.float32)
     shown = _array_to_uint8(values[..., :3] if array.shape[2] >= 3 else values[..., 0], where)
     image = _from_image(Image.fromarray(shown), None)
-    return InputImage(image.image, None, None, image.size, values)
+    return replace(image, values=values)
 
 
 def _from_image(image: Image.Image, source: str | None) -> InputImage:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from camtools.errors import InputError
+from camtools.metrics.arguments import class_labels, numbers, ranked_scores
 from camtools.metrics.base import ListMetric, percent
 
 Interpolation = Literal["area", "11-point"]
@@ -52,16 +53,26 @@ def average_precision(
         () float64 per cent; (R,) with weights.
 
     Raises:
-        InputError: `interpolation` is unknown.
+        InputError: `interpolation` is unknown, or something is of another shape or type.
     """
     check_interpolation(interpolation, "average_precision")
+    scores = numbers("scores", scores)
+    scores = ranked_scores("scores", scores, scores.numel(), "detections")
+    correct, objects = numbers("correct", correct, scores.device), numbers("positives", positives, scores.device)
+    if correct.shape != scores.shape or (correct.dtype != torch.bool and len(correct)):
+        raise InputError(
+            f"correct: expected bool of shape {tuple(scores.shape)}, one per detection, got {tuple(correct.shape)} "
+            f"{correct.dtype}."
+        )
+    if objects.dim() > 1 or not bool(((objects >= 0) & (objects == objects.floor())).all()):
+        raise InputError(f"positives: expected a whole number of at least 0, got {positives!r}.")
     order = scores.argsort(descending=True, stable=True)
     counts = torch.ones_like(order)[None] if weights is None else weights[:, order]
     gained = counts * correct[order]
     hits, seen = gained.cumsum(-1), counts.cumsum(-1)
     precision = torch.where(seen > 0, hits.double() / seen, 0.0)
     envelope = precision.flip(-1).cummax(-1).values.flip(-1) if len(scores) else precision
-    objects = torch.as_tensor(positives, device=scores.device).expand(len(counts))
+    objects = objects.expand(len(counts))
     if interpolation == "area":
         value = percent((envelope * gained).sum(-1), objects)
     else:
@@ -109,7 +120,7 @@ def check_interpolation(value: object, owner: str) -> None:
     Raises:
         InputError: `value` is neither "area" nor "11-point".
     """
-    if value not in get_args(Interpolation):
+    if not isinstance(value, str) or value not in get_args(Interpolation):
         raise InputError(
             f"{owner}(interpolation={value!r}): expected 'area' (VOC 2010 and later) or '11-point' (VOC 2007)."
         )
@@ -157,9 +168,10 @@ class RankedMetric(ListMetric):
         """Return one class's precision and recall, over all processes (call it in all of them).
 
         Raises:
-            InputError: No object of the class was seen.
+            InputError: `label` is no class, or no object of it was seen.
         """
         with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            label = int(class_labels("label", [label], 1, "curve"))
             positives = int((self.joined("positives") == label).sum())
             if positives == 0:
                 occurring = self.joined("positives").unique().tolist()

@@ -14,6 +14,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from camtools.metrics.arguments import map_size
+
 
 class Estimate(NamedTuple):
     """A metric under R sets of weights.
@@ -114,6 +116,9 @@ class SumMetric(Metric):
         size: (height, width) at which maps and truth are compared; None for the maps' own.
         *settings: What else decides what is counted.
         **kwargs: Those of every `torchmetrics.Metric`.
+
+    Raises:
+        InputError: `size` is no size.
     """
 
     is_differentiable = False
@@ -122,7 +127,7 @@ class SumMetric(Metric):
 
     def __init__(self, sums: dict[str, Tensor], size: tuple[int, int] | None, *settings: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.size = size
+        self.size = map_size(size)
         for name, zeros in sums.items():
             self.add_state(name, zeros, dist_reduce_fx="sum")
         keep_apart(self, *(size or (0, 0)), *settings)

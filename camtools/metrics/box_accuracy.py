@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +12,9 @@ from torch import Tensor
 
 from camtools.checks import number
 from camtools.errors import InputError
+from camtools.metrics.arguments import Boxes, Sizes, check_workers, each, numbers
 from camtools.metrics.base import Estimate, SumMetric, best_level, weighted_sum
-from camtools.metrics.box_ious import LEVELS, Boxes, Sizes, box_ious, check_workers, largest_ious
+from camtools.metrics.box_ious import LEVELS, box_ious, largest_ious
 from camtools.metrics.scoremap import PROTOCOL_SIZE, scoremaps
 
 
@@ -42,6 +42,18 @@ def box_hits(ious: Tensor, at: Sequence[float], weights: Tensor | None = None) -
         (R, len(at), T).
     """
     return torch.stack([weighted_sum(ious >= iou, weights) for iou in at], 1)
+
+
+def checked_ious(ious: Tensor) -> Tensor:
+    """Return IoUs, (B, 256).
+
+    Raises:
+        InputError: They are of another shape, or have a value outside [0, 1].
+    """
+    ious = numbers("ious", ious)
+    if ious.dim() != 2 or ious.shape[1] != LEVELS or not bool(((ious >= 0) & (ious <= 1)).all()):
+        raise InputError(f"ious: expected (B, {LEVELS}) in [0, 1] from box_ious(), got {tuple(ious.shape)}.")
+    return ious
 
 
 class HitMetric(SumMetric):
@@ -80,7 +92,8 @@ class BoxAccuracy(HitMetric):
 
     Args:
         ious: IoU from which on an image is a hit, each in (0, 1].
-        interval: Step between thresholds, 0, interval, 2 interval ... below 1. The cost does not depend on it.
+        interval: Step between thresholds, 0, interval, 2 interval ... below 1; at least 1e-6. The cost does not depend
+            on it.
         size: (height, width) at which maps and boxes are compared; None for the maps' own.
         workers: Threads that share the maps of a batch; None for as many as torch uses.
         **kwargs: Those of every `torchmetrics.Metric`.
@@ -102,12 +115,13 @@ class BoxAccuracy(HitMetric):
         workers: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if not len(ious) or not all(isinstance(iou, Real) and 0 < iou <= 1 for iou in ious):
-            raise InputError(f"{type(self).__name__}: IoU of {ious!r}; expected numbers in (0, 1], such as 0.5.")
-        number("interval", interval, "(0, 1]", owner=type(self).__name__)
-        super().__init__(len(ious), size, workers, [self.largest_only, interval, *ious], **kwargs)
-        self.ious = tuple(float(iou) for iou in ious)
-        self.interval = float(interval)
+        name = type(self).__name__
+        wanted = tuple(number("iou", iou, "(0, 1]", owner=name) for iou in each(f"{name}: ious", ious))
+        if not wanted:
+            raise InputError(f"{name}(ious={ious!r}): expected at least one number in (0, 1], such as 0.5.")
+        step = number("interval", interval, "[1e-6, 1]", owner=name)
+        super().__init__(len(wanted), size, workers, [self.largest_only, step, *wanted], **kwargs)
+        self.ious, self.interval = wanted, step
 
     def update(self, maps: Tensor, boxes: Boxes, sizes: Sizes) -> None:
         """Add a batch.
@@ -136,10 +150,9 @@ class BoxAccuracy(HitMetric):
             ious: (B, 256), from `box_ious`: `largest` for MaxBoxAcc, `any` for MaxBoxAccV2.
 
         Raises:
-            InputError: `ious` is of another shape.
+            InputError: `ious` is of another shape, or has a value outside [0, 1].
         """
-        if ious.dim() != 2 or ious.shape[1] != LEVELS:
-            raise InputError(f"ious: expected (B, {LEVELS}) from box_ious(), got {tuple(ious.shape)}.")
+        ious = checked_ious(ious)
         self.updated()
         self.add(hits=box_hits(ious, self.ious)[0], images=len(ious))
 
@@ -244,12 +257,12 @@ class MaxBoxAccV2(BoxAccuracy):
 def max_box_acc(maps: Tensor | NDArray[Any], boxes: Boxes, sizes: Sizes, **options: Any) -> tuple[Tensor, Tensor]:
     """Return the MaxBoxAcc of a set of score maps in per cent, and its threshold, see `MaxBoxAcc`."""
     metric = MaxBoxAcc(**options)
-    metric.update(torch.as_tensor(maps), boxes, sizes)
+    metric.update(numbers("maps", maps), boxes, sizes)
     return metric.compute(), metric.best_threshold
 
 
 def max_box_acc_v2(maps: Tensor | NDArray[Any], boxes: Boxes, sizes: Sizes, **options: Any) -> tuple[Tensor, Tensor]:
     """Return the MaxBoxAccV2 of a set of score maps in per cent, and its thresholds, see `MaxBoxAccV2`."""
     metric = MaxBoxAccV2(**options)
-    metric.update(torch.as_tensor(maps), boxes, sizes)
+    metric.update(numbers("maps", maps), boxes, sizes)
     return metric.compute(), metric.best_threshold

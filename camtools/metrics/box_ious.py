@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -11,14 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from camtools.checks import whole
 from camtools.errors import InputError
+from camtools.metrics.arguments import Boxes, Sizes, box_rows, check_workers, each, image_sizes
 
 LEVELS = 256
 """Levels of a quantised score map: at level t its mask is value > t."""
-
-Boxes = Sequence[Tensor | NDArray[Any]]
-Sizes = Sequence[tuple[int, int]]
 
 
 class BoxIoUs(NamedTuple):
@@ -97,43 +93,22 @@ def checked_boxes(boxes: Boxes, sizes: Sizes, count: int) -> list[NDArray[np.flo
     Raises:
         InputError: See `box_ious`.
     """
-    if len(boxes) != count or len(sizes) != count:
-        raise InputError(
-            f"got {len(boxes)} sets of boxes and {len(sizes)} sizes for {count} maps; give for each map, in the same "
-            "order, the true boxes (N, 4) and the image's (width, height)."
-        )
-    check_sizes(sizes)
-    return [_checked(index, box, size) for index, (box, size) in enumerate(zip(boxes, sizes, strict=True))]
+    pairs = zip(each("boxes", boxes, count), image_sizes(sizes, count), strict=True)
+    return [_inside(f"boxes[{index}]", box, size) for index, (box, size) in enumerate(pairs)]
 
 
-def check_sizes(sizes: Sizes) -> None:
-    """Check images' sizes.
-
-    Raises:
-        InputError: One is not (width, height), two positive integers.
-    """
-    for index, size in enumerate(sizes):
-        if len(size) != 2 or not all(int(side) == side and side > 0 for side in size):
-            raise InputError(f"sizes[{index}] is {size!r}: expected (width, height), two positive integers.")
-
-
-def _checked(index: int, given: Tensor | NDArray[Any], size: tuple[int, int]) -> NDArray[np.float64]:
+def _inside(name: str, given: Tensor | NDArray[Any], size: tuple[int, int]) -> NDArray[np.float64]:
     """Return one image's boxes in float64, or say what is wrong with them."""
-    box = (given.detach().cpu() if isinstance(given, Tensor) else torch.as_tensor(given)).double().numpy()
-    if box.ndim != 2 or box.shape[1] != 4:
-        raise InputError(
-            f"boxes[{index}]: expected (N, 4), a row x0, y0, x1, y1 for each object, got {box.shape}. One box is "
-            "box[None]."
-        )
-    box = box[~np.isnan(box).any(1)]
+    box = box_rows(name, given, "cpu").numpy()
+    box = box[~np.isnan(box).all(1)]
     if not len(box):
-        raise InputError(f"boxes[{index}] has no box: leave out images without one, they can be neither hit nor miss.")
+        raise InputError(f"{name} has no box: leave out images without one, they can be neither hit nor miss.")
     width, height = size
-    bad = (box[:, :2] < 0).any(1) | (box[:, 2:] > (width, height)).any(1) | (box[:, :2] > box[:, 2:]).any(1)
+    bad = (box[:, :2] < 0).any(1) | (box[:, 2:] > (width, height)).any(1)
     if bad.any():
         raise InputError(
-            f"boxes[{index}] has {box[bad][0].tolist()}: expected 0 <= x0 <= x1 <= {width} and "
-            f"0 <= y0 <= y1 <= {height}, pixels of the original image, whose (width, height) is in sizes."
+            f"{name} has {box[bad][0].tolist()}: expected 0 <= x0 <= x1 <= {width} and 0 <= y0 <= y1 <= {height}, "
+            "pixels of the original image, whose (width, height) is in sizes."
         )
     return box
 
@@ -151,7 +126,7 @@ def _run(
     count, height, width = maps.shape
     truths = [np.zeros((0, 4), dtype=np.int64)] * count
     if truth is not None:  # scaled to the map and truncated, as the protocol does
-        pairs = zip(checked_boxes(*truth, count), truth[1], strict=True)
+        pairs = zip(checked_boxes(*truth, count), image_sizes(truth[1], count), strict=True)
         truths = [(box * np.array([width, height] * 2, float) / [*size, *size]).astype(np.int64) for box, size in pairs]
     largest = np.empty((count, LEVELS, 4), dtype=np.int64)
     single, several = np.empty((count, LEVELS)), np.empty((count, LEVELS))
@@ -162,12 +137,3 @@ def _run(
     with ThreadPoolExecutor(check_workers(workers) or torch.get_num_threads()) as pool:
         list(pool.map(run, range(count)))  # the walk does not hold the interpreter's lock
     return torch.from_numpy(largest), torch.from_numpy(single), torch.from_numpy(several)
-
-
-def check_workers(workers: int | None) -> int | None:
-    """Check a number of threads; None is for as many as torch uses.
-
-    Raises:
-        InputError: `workers` is neither None nor a positive integer.
-    """
-    return None if workers is None else whole("workers", workers)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torchvision import ops
 
-from camtools.checks import number
+from camtools.checks import flag, number
 from camtools.errors import InputError
+from camtools.metrics.arguments import box_rows, class_labels, each, flags, ranked_scores
 from camtools.metrics.average_precision import Interpolation, RankedMetric
 from camtools.metrics.base import keep_apart
 
@@ -50,7 +51,7 @@ class LocalizationMAP(RankedMetric):
     ) -> None:
         super().__init__(interpolation, **kwargs)
         self.iou_threshold = number("iou_threshold", iou_threshold, "(0, 1]", owner="LocalizationMAP")
-        self.pixel_inclusive = pixel_inclusive
+        self.pixel_inclusive = flag("pixel_inclusive", pixel_inclusive, owner="LocalizationMAP")
         keep_apart(self, iou_threshold, pixel_inclusive)
 
     def update(self, preds: Sequence[Detections], target: Sequence[Detections]) -> None:
@@ -64,8 +65,7 @@ class LocalizationMAP(RankedMetric):
         Raises:
             InputError: Something is missing, or of another shape or type, or a box ends before it begins.
         """
-        if len(preds) != len(target):
-            raise InputError(f"preds has {len(preds)} images and target {len(target)}: give one of each per image.")
+        preds = each("preds", preds, len(each("target", target)), "images of the truth")
         detected = [_read(pred, f"preds[{index}]", "scores") for index, pred in enumerate(preds)]
         truth = [_read(true, f"target[{index}]", "difficult") for index, true in enumerate(target)]
         for (boxes, labels, scores), (true_boxes, true_labels, difficult) in zip(detected, truth, strict=True):
@@ -138,27 +138,11 @@ def _read(given: Detections, name: str, extra: str) -> tuple[Tensor, Tensor, Ten
     missing = [key for key in needed if not isinstance(given, Mapping) or key not in given]
     if missing:
         raise InputError(f"{name}: expected a dict with {needed}, and there is no {missing[0]!r}.")
-    boxes = torch.as_tensor(given["boxes"]).double()
-    boxes = boxes.reshape(-1, 4) if boxes.numel() == 0 else boxes
-    if boxes.dim() != 2 or boxes.shape[1] != 4:
-        raise InputError(f"{name}['boxes']: expected shape (n, 4), x0 y0 x1 y1 in pixels, got {tuple(boxes.shape)}.")
-    labels = torch.as_tensor(given["labels"], device=boxes.device)
+    boxes = box_rows(f"{name}['boxes']", given["boxes"], blank=extra == "difficult")
+    labels = class_labels(f"{name}['labels']", given["labels"], len(boxes), "boxes", boxes.device)
+    if extra == "scores":
+        return boxes, labels, ranked_scores(f"{name}['scores']", given[extra], len(boxes), "boxes", boxes.device)
+    difficult = given.get(extra)
     blank = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    last = torch.as_tensor(given[extra], device=boxes.device) if given.get(extra) is not None else blank
-    for key, value in (("labels", labels), (extra, last)):
-        if value.shape != (len(boxes),):
-            raise InputError(f"{name}[{key!r}]: expected shape ({len(boxes)},), one per box, got {tuple(value.shape)}.")
-    if len(labels) and (labels.is_floating_point() or labels.dtype == torch.bool):
-        raise InputError(f"{name}['labels']: expected integers, the classes' indices, got {labels.dtype}.")
-    if extra == "scores" and (last.isnan().any() or boxes.isnan().any()):
-        raise InputError(f"{name}: a box or a score is NaN; leave such detections out.")
-    if extra == "difficult" and last.dtype != torch.bool and last.numel():
-        raise InputError(f"{name}['difficult']: expected bool, got {last.dtype}.")
-    reversed_rows = (boxes[:, 2:] < boxes[:, :2]).any(1)
-    if reversed_rows.any():
-        row = int(reversed_rows.nonzero()[0])
-        raise InputError(
-            f"{name}['boxes'][{row}] is {boxes[row].tolist()}: expected x0 <= x1 and y0 <= y1. "
-            "Boxes given as x, y, width, height become x, y, x + width, y + height."
-        )
-    return boxes, labels.long(), last.double() if extra == "scores" else last.bool()
+    own = blank if difficult is None else flags(f"{name}['difficult']", difficult, len(boxes), boxes.device)
+    return boxes, labels, own

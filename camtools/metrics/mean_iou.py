@@ -10,8 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from camtools.checks import flag, whole
 from camtools.errors import InputError
+from camtools.metrics.arguments import each, numbers
 from camtools.metrics.base import keep_apart
+
+_MOST_CLASSES = 10_000
+"""Their confusion matrix takes 800 MB."""
 
 SemanticMasks = Tensor | NDArray[Any] | Sequence[Tensor | NDArray[Any]]
 
@@ -26,13 +31,13 @@ class MeanIoU(MulticlassConfusionMatrix):
     Source: Everingham et al., IJCV 2015, section 4.2.2; mIoU of track 1 of the LID challenge 2020.
 
     Args:
-        num_classes: Classes, the background 0 included; at least 2.
+        num_classes: Classes, the background 0 included; from 2 to 10,000.
         ignore_index: Value of the truth's pixels that are left out; None for no such value.
         include_background: Whether class 0 counts in the mean. Its pixels always count as the other classes' mistakes.
         **kwargs: Those of every `torchmetrics.Metric`.
 
     Raises:
-        InputError: `num_classes` is not an integer of at least 2.
+        InputError: A parameter is outside its range.
     """
 
     higher_is_better = True
@@ -40,12 +45,11 @@ class MeanIoU(MulticlassConfusionMatrix):
     def __init__(
         self, num_classes: int, ignore_index: int | None = 255, include_background: bool = True, **kwargs: Any
     ) -> None:
-        if not isinstance(num_classes, int) or num_classes < 2:
-            raise InputError(
-                f"MeanIoU(num_classes={num_classes!r}): expected an integer >= 2; the background counts: 21 for VOC."
-            )
+        whole("num_classes", num_classes, 2, _MOST_CLASSES, owner="MeanIoU")
+        if ignore_index is not None:
+            whole("ignore_index", ignore_index, -(2**31), 2**31, owner="MeanIoU")
         super().__init__(num_classes, ignore_index, normalize=None, validate_args=False, **kwargs)
-        self.include_background = include_background
+        self.include_background = flag("include_background", include_background, owner="MeanIoU")
         keep_apart(self, ignore_index)
 
     def update(self, preds: SemanticMasks, target: SemanticMasks) -> None:
@@ -58,13 +62,12 @@ class MeanIoU(MulticlassConfusionMatrix):
         Raises:
             InputError: The shapes or types differ from these, or a pixel that counts is of no class.
         """
-        if len(preds) != len(target):
-            raise InputError(f"preds has {len(preds)} images and target {len(target)}: give one of each per image.")
+        each("preds", preds, len(each("target", target)), "images of the truth")
         if not len(preds):
             return
         lists = isinstance(preds, list | tuple) or isinstance(target, list | tuple)
         pairs: Any = zip(preds, target, strict=True) if lists else [(preds, target)]  # batches of tensors as wholes
-        parts = [(torch.as_tensor(pred), torch.as_tensor(true)) for pred, true in pairs]
+        parts = [(numbers("preds", pred), numbers("target", true)) for pred, true in pairs]
         for index, (pred, true) in enumerate(parts):
             if pred.shape != true.shape:
                 raise InputError(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from camtools.errors import InputError
+from camtools.metrics.arguments import each, numbers
 from camtools.metrics.base import SumMetric, best_level, percent, weighted_sum
 from camtools.metrics.scoremap import BIN_EDGES, PROTOCOL_SIZE, THRESHOLDS, normalise, scoremaps
 
@@ -191,14 +191,14 @@ def pixel_area(on_objects: Tensor, elsewhere: Tensor, weights: Tensor | None = N
 def pixel_average_precision(maps: Tensor | NDArray[Any], masks: Masks, ignore: Ignore = None, **options: Any) -> Tensor:
     """Return the PxAP of a set of score maps in per cent, see `PxAP` (arguments: its `update`, then its own)."""
     metric = PxAP(**options)
-    metric.update(torch.as_tensor(maps), masks, ignore)
+    metric.update(numbers("maps", maps), masks, ignore)
     return metric.compute()
 
 
 def peak_iou(maps: Tensor | NDArray[Any], masks: Masks, ignore: Ignore = None, **options: Any) -> tuple[Tensor, Tensor]:
     """Return the Peak IoU of a set of score maps in per cent, and its threshold, see `PeakIoU`."""
     metric = PeakIoU(**options)
-    metric.update(torch.as_tensor(maps), masks, ignore)
+    metric.update(numbers("maps", maps), masks, ignore)
     return metric.compute(), metric.best_threshold
 
 
@@ -216,6 +216,8 @@ def mask_ious(levels: Tensor, masks: Tensor, ignore: Tensor | None = None) -> Te
     Raises:
         InputError: The shapes or types differ from these, or a level is outside [0, 255].
     """
+    levels, masks = numbers("levels", levels), numbers("masks", masks)
+    ignore = None if ignore is None else numbers("ignore", ignore)
     if levels.dim() != 3 or levels.is_floating_point() or levels.dtype == torch.bool:
         raise InputError(
             f"levels: expected integers of shape (B, H, W), got {tuple(levels.shape)} {levels.dtype}. "
@@ -268,19 +270,16 @@ def truth_masks(
 
 def _stack(name: str, given: Any, count: int, size: tuple[int, int], device: torch.device | str) -> Tensor:
     """Check masks and resize them to (count, *size)."""
-    if not isinstance(given, Tensor | np.ndarray | list | tuple):
-        raise InputError(
-            f"{name}: expected a bool tensor (B, h, w) or a list of B bool tensors (h, w), got {type(given).__name__}."
-        )
-    if len(given) != count:
-        raise InputError(f"{name}: got {len(given)} for {count} maps; give one for each map, in the same order.")
+    each(name, given, count)
     if not isinstance(given, list | tuple):
-        batch = torch.as_tensor(given)
+        batch = numbers(name, given)
         if batch.dim() != 3:
             raise InputError(f"{name}: expected (B, h, w), got {tuple(batch.shape)}. Join the objects: masks.any(1).")
         return _nearest(_checked(name, batch), size, device)
     blank = torch.zeros(size, dtype=torch.bool)
-    parts = (blank if part is None and name == "ignore" else torch.as_tensor(part) for part in given)
+    parts = [
+        blank if part is None and name == "ignore" else numbers(f"{name}[{k}]", part) for k, part in enumerate(given)
+    ]
     resized = [_nearest(_checked(f"{name}[{k}]", part, 2), size, device) for k, part in enumerate(parts)]
     return torch.stack(resized) if resized else torch.zeros((0, *size), dtype=torch.bool, device=device)
 

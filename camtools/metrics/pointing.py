@@ -11,13 +11,22 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.nn.utils.rnn import pad_sequence
 
-from camtools.checks import number
+from camtools.checks import number, one_of
 from camtools.errors import InputError
+from camtools.metrics.arguments import (
+    Labels,
+    Sizes,
+    box_rows,
+    class_labels,
+    each,
+    flags,
+    image_sizes,
+    numbers,
+    ranked_scores,
+)
 from camtools.metrics.average_precision import Interpolation, RankedMetric
 from camtools.metrics.base import ListMetric, keep_apart, weighted_mean
-from camtools.metrics.box_ious import Sizes, check_sizes
 from camtools.metrics.scoremap import checked_maps
-from camtools.metrics.topk_localization import Labels
 
 Arrays = Sequence[Tensor | NDArray[Any]]
 Average = Literal["pairs", "classes"]
@@ -44,12 +53,10 @@ def peak_points(maps: Tensor, sizes: Sizes) -> Tensor:
         InputError: `maps` is not such a tensor or has an infinite value, or there is not one size for each map.
     """
     maps = checked_maps(maps)
-    if len(sizes) != len(maps):
-        raise InputError(f"sizes: got {len(sizes)} for {len(maps)} maps; give (width, height) for each.")
-    check_sizes(sizes)
+    pairs = image_sizes(sizes, len(maps), in_memory=True)
     points = torch.full((len(maps), 2), -1, dtype=torch.int64, device=maps.device)
-    for width, height in {(int(width), int(height)) for width, height in sizes}:
-        same = torch.tensor([tuple(size) == (width, height) for size in sizes], device=maps.device)
+    for width, height in set(pairs):
+        same = torch.tensor([pair == (width, height) for pair in pairs], device=maps.device)
         resized = maps[same]
         if resized.shape[1:] != (height, width):
             resized = interpolate(resized[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
@@ -93,48 +100,17 @@ def padded_boxes(boxes: Arrays, difficult: Arrays | None, points: Tensor) -> tup
         InputError: There are not B of them, one is of another shape or type, or a box ends before it begins.
     """
     count, device = len(points), points.device
-    for name, given in (("boxes", boxes), ("difficult", difficult)):
-        if given is not None and len(given) != count:
-            raise InputError(f"{name}: got {len(given)} for {count} maps; give one tensor for each map.")
-    rows = [torch.as_tensor(part, device=device).double() for part in boxes]
-    rows = [part.reshape(-1, 4) if part.numel() == 0 else part for part in rows]
-    hard = [torch.as_tensor(part, device=device) for part in difficult or [torch.zeros(len(row)) > 0 for row in rows]]
-    for index, (row, flags) in enumerate(zip(rows, hard, strict=True)):
-        if row.dim() != 2 or row.shape[1] != 4 or (row[:, 2:] < row[:, :2]).any():
-            raise InputError(
-                f"boxes[{index}]: expected (N, 4), x0 y0 x1 y1 with x0 <= x1 and y0 <= y1, got shape {tuple(row.shape)}"
-                f"{f': {row.tolist()}' if row.shape[-1:] == (4,) else ''}."
-            )
-        if flags.shape != row.shape[:1] or flags.dtype != torch.bool:
-            raise InputError(
-                f"difficult[{index}]: expected bool of shape ({len(row)},), one per box, got {tuple(flags.shape)} "
-                f"{flags.dtype}."
-            )
+    rows = [box_rows(f"boxes[{index}]", part, device) for index, part in enumerate(each("boxes", boxes, count))]
+    hard = [torch.zeros(len(row), dtype=torch.bool, device=device) for row in rows]
+    if difficult is not None:
+        given = zip(each("difficult", difficult, count), rows, strict=True)
+        hard = [flags(f"difficult[{index}]", part, len(row), device) for index, (part, row) in enumerate(given)]
     present = torch.tensor([len(row) > 0 for row in rows], dtype=torch.bool, device=device)
     if not rows:
         return torch.zeros((0, 0, 4), dtype=torch.float64, device=device), present, present
     truth = pad_sequence(rows, batch_first=True, padding_value=torch.nan)
     counts = ~truth.isnan().any(-1) & ~pad_sequence(hard, batch_first=True, padding_value=True)
     return truth, counts.any(-1), present
-
-
-def class_labels(labels: Labels | None, points: Tensor) -> Tensor:
-    """Return the classes of pairs, (B,) int64; -1 for none given.
-
-    Raises:
-        InputError: They are not B integers of at least 0.
-    """
-    if labels is None:
-        return torch.full((len(points),), -1, device=points.device)
-    classes = torch.as_tensor(labels, device=points.device)
-    if len(points) == 0 and classes.numel() == 0:
-        return classes.long().flatten()
-    if classes.shape != (len(points),) or classes.is_floating_point() or bool((classes < 0).any()):
-        raise InputError(
-            f"labels: expected {len(points)} class indices >= 0, one for each map, got {tuple(classes.shape)} "
-            f"{classes.dtype}{' with a negative one' if bool((classes < 0).any()) else ''}."
-        )
-    return classes.long()
 
 
 class PointingGame(ListMetric):
@@ -163,8 +139,7 @@ class PointingGame(ListMetric):
     """(N,) int64, the pairs' classes; -1 where none was given."""
 
     def __init__(self, tolerance: float = TOLERANCE, average: Average = "pairs", **kwargs: Any) -> None:
-        if average not in get_args(Average):
-            raise InputError(f"PointingGame(average={average!r}): expected 'pairs' or 'classes'.")
+        one_of("average", average, get_args(Average), owner="PointingGame")
         super().__init__({"hits": torch.uint8, "labels": torch.int64}, **kwargs)
         self.tolerance = number("tolerance", tolerance, "[0, inf)", owner="PointingGame")
         keep_apart(self, tolerance)
@@ -191,7 +166,9 @@ class PointingGame(ListMetric):
             raise InputError("labels=None: PointingGame(average='classes') needs the class of every map; give labels.")
         points = peak_points(maps, sizes)
         truth, placed, _ = padded_boxes(boxes, difficult, points)
-        classes = class_labels(labels, points)
+        classes = torch.full_like(points[:, 0], -1)
+        if labels is not None:
+            classes = class_labels("labels", labels, len(points), device=points.device)
         self.append(hits=point_hits(points, truth, self.tolerance)[placed], labels=classes[placed])
 
     def compute(self) -> Tensor:
@@ -267,13 +244,8 @@ class PointingMAP(RankedMetric):
         """
         points = peak_points(maps, sizes)
         truth, placed, present = padded_boxes(boxes, difficult, points)
-        classes = class_labels(labels, points)
-        confidence = torch.as_tensor(scores, device=points.device)
-        if confidence.shape != (len(points),) or confidence.isnan().any():
-            raise InputError(
-                f"scores: expected {len(points)} numbers, one for each map, got shape {tuple(confidence.shape)}"
-                f"{' with a NaN' if confidence.isnan().any() else ''}."
-            )
+        classes = class_labels("labels", labels, len(points), device=points.device)
+        confidence = ranked_scores("scores", scores, len(points), "maps", points.device)
         kept = placed | ~present
         self.append(
             scores=confidence[kept],
@@ -293,7 +265,7 @@ def pointing_accuracy(
 ) -> Tensor:
     """Return the pointing accuracy of a set of maps in per cent, see `PointingGame`."""
     metric = PointingGame(**options)
-    metric.update(torch.as_tensor(maps), boxes, sizes, labels, difficult)
+    metric.update(numbers("maps", maps), boxes, sizes, labels, difficult)
     return metric.compute()
 
 
@@ -308,5 +280,5 @@ def pointing_average_precision(
 ) -> tuple[Tensor, dict[int, float]]:
     """Return the pointing mAP of a set of maps and each class's AP in per cent, see `PointingMAP`."""
     metric = PointingMAP(**options)
-    metric.update(torch.as_tensor(maps), boxes, sizes, labels, scores, difficult)
+    metric.update(numbers("maps", maps), boxes, sizes, labels, scores, difficult)
     return metric.compute(), metric.per_class()

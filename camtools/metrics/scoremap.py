@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from camtools.errors import InputError
+from camtools.metrics.arguments import map_size, numbers
 
 PROTOCOL_SIZE = (224, 224)
 """Height and width at which the protocol compares maps with the truth."""
@@ -83,11 +84,7 @@ def resize_cubic(maps: Tensor, size: tuple[int, int]) -> Tensor:
     Raises:
         InputError: `size` is not two positive integers.
     """
-    if not (isinstance(size, tuple) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
-        raise InputError(
-            f"size={size!r}: expected (height, width), two positive integers, or None to leave maps alone."
-        )
-    if tuple(maps.shape[-2:]) == size:
+    if tuple(maps.shape[-2:]) == map_size(size):
         return maps
     for dim, side in ((-1, size[1]), (-2, size[0])):
         taps, weights = _taps(maps.shape[dim], side, maps.device)
@@ -127,13 +124,12 @@ def checked_maps(maps: Tensor) -> Tensor:
     Raises:
         InputError: `maps` is not such a tensor, or has an infinite value.
     """
-    if not isinstance(maps, Tensor) or maps.dim() != 3 or maps.is_complex() or 0 in maps.shape[1:]:
-        got = f"{tuple(maps.shape)} {maps.dtype}" if isinstance(maps, Tensor) else type(maps).__name__
+    maps = numbers("maps", maps)
+    if maps.dim() != 3 or 0 in maps.shape[1:]:
         raise InputError(
-            f"maps: expected a real tensor of shape (B, H, W), one score map per image, got {got}. Choose the class "
+            f"maps: expected shape (B, H, W), one score map per image, got {tuple(maps.shape)}. Choose the class "
             "first: maps[:, k] of (B, K, H, W)."
         )
-    maps = maps.detach()
     maps = (maps.cpu() if maps.device.type == "mps" else maps).double()
     infinite = maps.isinf().flatten(1).any(1)
     if infinite.any():

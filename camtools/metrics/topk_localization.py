@@ -9,15 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from camtools.checks import number
+from camtools.checks import number, share, whole
 from camtools.errors import InputError
+from camtools.metrics.arguments import Boxes, Labels, Sizes, box_rows, class_labels, each, numbers
 from camtools.metrics.base import best_level
-from camtools.metrics.box_accuracy import HitMetric, box_hits
-from camtools.metrics.box_ious import LEVELS, Boxes, Sizes, checked_boxes, largest_ious
+from camtools.metrics.box_accuracy import HitMetric, box_hits, checked_ious
+from camtools.metrics.box_ious import LEVELS, checked_boxes, largest_ious
 from camtools.metrics.localization_map import box_iou
 from camtools.metrics.scoremap import PROTOCOL_SIZE, THRESHOLDS, scoremaps
-
-Labels = Tensor | NDArray[Any] | Sequence[int]
 
 
 def topk_hits(
@@ -70,16 +69,13 @@ class TopKLocalization(HitMetric):
         workers: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if threshold != "best" and not (isinstance(threshold, int | float) and 0 <= threshold < 1):
-            raise InputError(f'TopKLocalization(threshold={threshold!r}): expected a number in [0, 1), or "best".')
-        number("iou", iou, "(0, 1]", owner="TopKLocalization")
-        if not all(isinstance(k, int) and k > 0 for k in top):
-            raise InputError(f"TopKLocalization(top={top!r}): expected positive integers, such as (1, 5).")
-        fixed = -1.0 if threshold == "best" else float(threshold)
-        super().__init__(1 + len(top), size, workers, [fixed, iou, *top], **kwargs)
-        self.threshold = threshold
-        self.top = tuple(top)
-        self.iou = float(iou)
+        best = isinstance(threshold, str) and threshold == "best"
+        fixed = -1.0 if best else share("threshold", threshold, owner="TopKLocalization")
+        self_top = tuple(whole("top", k, 1, 2**31, owner="TopKLocalization") for k in each("top", top))
+        iou = number("iou", iou, "(0, 1]", owner="TopKLocalization")
+        super().__init__(1 + len(self_top), size, workers, [fixed, iou, *self_top], **kwargs)
+        self.threshold: float | Literal["best"] = "best" if best else fixed
+        self.top, self.iou = self_top, iou
 
     def update(self, maps: Tensor, boxes: Boxes, sizes: Sizes, logits: Tensor, labels: Labels) -> None:
         """Add a batch of maps.
@@ -116,12 +112,7 @@ class TopKLocalization(HitMetric):
             InputError: As in `update`.
         """
         ranks = class_ranks(logits, labels)
-        boxed = torch.as_tensor(predicted).detach().cpu().double()
-        if boxed.ndim != 2 or boxed.shape[1] != 4:
-            raise InputError(
-                f"predicted: expected (B, 4), one box per image and NaN for none, got {tuple(boxed.shape)}. "
-                "The box of an explanation is explanation.box."
-            )
+        boxed = box_rows("predicted", predicted, "cpu")
         truths = checked_boxes(boxes, sizes, len(boxed))
         best = [
             box_iou(box[None], torch.from_numpy(truth)).max().item() for box, truth in zip(boxed, truths, strict=True)
@@ -138,6 +129,7 @@ class TopKLocalization(HitMetric):
         Raises:
             InputError: The shapes are others.
         """
+        ious, ranks = checked_ious(ious), class_labels("ranks", ranks, len(ious), "rows of ious")
         self.updated()
         self._add(ious, ranks)
 
@@ -184,22 +176,18 @@ def class_ranks(logits: Tensor, labels: Labels) -> Tensor:
     Raises:
         InputError: Something is of another shape or type, a label is no class, or a logit is NaN.
     """
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(f"logits: expected a tensor of shape (B, K), got {got}.")
-    true = torch.as_tensor(labels, device=logits.device)
-    if true.shape != logits.shape[:1] or true.is_floating_point() or true.dtype == torch.bool:
-        raise InputError(
-            f"labels: expected {len(logits)} integers, one per image, got {tuple(true.shape)} {true.dtype}."
-        )
-    if ((true < 0) | (true >= logits.shape[1])).any():
+    logits = numbers("logits", logits)
+    if logits.dim() != 2:
+        raise InputError(f"logits: expected shape (B, K), got {tuple(logits.shape)}.")
+    true = class_labels("labels", labels, len(logits), "rows of logits", logits.device)
+    if (true >= logits.shape[1]).any():
         raise InputError(
             f"labels: expected classes in [0, {logits.shape[1] - 1}] for {logits.shape[1]} logits, got "
             f"{int(true.min())} to {int(true.max())}."
         )
     if logits.isnan().any():
         raise InputError(f"logits[{int(logits.isnan().any(1).nonzero()[0])}] has a NaN, which has no rank.")
-    own = logits.gather(1, true.long()[:, None])
+    own = logits.gather(1, true[:, None])
     before = torch.arange(logits.shape[1], device=logits.device) < true[:, None]
     return ((logits > own) | ((logits == own) & before)).sum(1)
 
@@ -209,5 +197,5 @@ def topk_localization(
 ) -> dict[str, Tensor]:
     """Return GT-known, Top-1 and Top-5 Loc of a set of score maps in per cent, see `TopKLocalization`."""
     metric = TopKLocalization(**options)
-    metric.update(torch.as_tensor(maps), boxes, sizes, logits, labels)
+    metric.update(numbers("maps", maps), boxes, sizes, logits, labels)
     return metric.compute()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from camtools.classes.targets import Targets, target_indices
 from camtools.model.adapter import FeatureSpec
+from camtools.model.backward import Backward
 from camtools.model.decomposition import Decomposition, class_maps, head_gradient
 from camtools.model.layout import to_nchw
 from camtools.model.outputs import Activation
@@ -24,12 +25,14 @@ class Activations:
         decomposition: How the logits come from F.
         pyramid: Outputs of the network's earlier stages, (B, C', h', w') each, coarse to fine, all finer than F;
             detached, and only where they were asked for.
+        backward: From F back to those of them at which gradients were asked for.
         activation: What makes probabilities of the logits, as far as the model's output tells.
     """
 
     logits: Tensor
     features: Tensor
     decomposition: Decomposition
+    backward: Backward = field(repr=False)
     _captured: Tensor = field(repr=False)
     _scores: Tensor = field(repr=False)
     _spec: FeatureSpec = field(repr=False)

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from camtools.classes.targets import Targets
 from camtools.errors import InputError, ModelError
 from camtools.images.preprocess import Preprocess, Transform
+from camtools.images.read import check_dense
 from camtools.model.activations import Activations
 from camtools.model.adapter import Adapter, FeatureSpec, find_adapter
+from camtools.model.backward import Backward
 from camtools.model.call import AsClassifier, Call
 from camtools.model.capture import Blank, Capture
 from camtools.model.decomposition import Decomposition, classifier_weights, linear_head, shares
@@ -153,9 +155,8 @@ class CamModel(nn.Module):
         located = self._location()
         if located.first is not None:
             share = self._share(unwrapped(self.model), located.spec, located.first)
-            self._located = located = replace(
-                located, decomposition=replace(located.decomposition, share=share), first=None
-            )
+            found = replace(located.decomposition, share=share)
+            self._located = located = replace(located, decomposition=found, first=None)
         return located.decomposition
 
     @property
@@ -204,24 +205,32 @@ class CamModel(nn.Module):
         noise = torch.randn((1, *size), generator=torch.Generator().manual_seed(0))
         return noise.to(reference.device, reference.dtype)
 
-    def activations(self, x: Tensor, pyramid: int = 0) -> Activations:
+    def activations(self, x: Tensor, pyramid: int = 0, gradients: int = 0) -> Activations:
         """Run one forward and return logits, features and class weights together.
 
         Args:
             x: Model inputs, (B, 3, H, W), normalised as the model expects.
             pyramid: How many of the network's earlier, finer stages to return as well, the coarsest first; fewer where
-                it has fewer. They are found on one image, by watching a forward.
+                it has fewer. They are found on one image, by watching a forward. In a network that has one grid from
+                end to end they are outputs of blocks at 3/4, 1/2 and 1/4 of the depth.
+            gradients: At how many of these `Activations.backward` has to give gradients; 0 for none, at most `pyramid`.
 
         Raises:
+            InputError: `x` is no batch of dense tensors.
             ModelError: The model has no map, or returns no class scores.
         """
+        if not isinstance(x, Tensor):
+            raise InputError(f"the input is of type {type(x).__name__}: expected a tensor (B, C, H, W)")
+        check_dense(x, "the input")
+        if x.dim() != 4 or x.is_complex():
+            raise InputError(
+                f"the input is {tuple(x.shape)} {x.dtype}: expected (B, C, H, W); one image is image[None]. {TWO_D}"
+            )
         model = unwrapped(self.model)
-        if x.dim() != 4:
-            raise InputError(f"got inputs of shape {tuple(x.shape)}: expected (B, C, H, W). {TWO_D}")
         self.call.check(len(x))
         with lock_of(model):
             try:
-                return self._activations(model, x, pyramid)
+                return self._activations(model, x, pyramid, gradients)
             except _COMPLAINTS as error:
                 if (known := self.misfit(x, error)) is None:
                     raise
@@ -259,14 +268,14 @@ class CamModel(nn.Module):
         """The model's class and the adapter that knows it, for messages."""
         return f"{type(unwrapped(self.model)).__name__} ({self.adapter.name})"
 
-    def _activations(self, model: nn.Module, x: Tensor, pyramid: int) -> Activations:
+    def _activations(self, model: nn.Module, x: Tensor, pyramid: int, gradients: int) -> Activations:
         training = any(module.training for module in model.modules() if type(module) not in _STEADY)
         known = self._located.decomposition if self._located else None
         if training and (known is None or (known.exact and self._claim(known) is None)):
             self.locate(x)  # here dropout and batch statistics would blur the check
-        return self._run(model, x, check=not training, pyramid=pyramid)
+        return self._run(model, x, check=not training, pyramid=pyramid, gradients=gradients)
 
-    def _run(self, model: nn.Module, x: Tensor, *, check: bool, pyramid: int = 0) -> Activations:
+    def _run(self, model: nn.Module, x: Tensor, *, check: bool, pyramid: int = 0, gradients: int = 0) -> Activations:
         if self._located and self._located.size and min(x.shape[-2:]) > min(self._located.size):
             self._located = None  # so small an input may have hidden where the features are: look again
         levels = self._levels(model, x)[:pyramid] if pyramid else ()
@@ -280,22 +289,25 @@ class CamModel(nn.Module):
             spec, size = (before.spec, before.size) if before else self._found(model, x)
             exact = before is not None and before.decomposition.exact
             unchecked = before.decomposition if before and not check else None
-            with PyramidCapture(model, levels) as capture:
+            with PyramidCapture(model, levels, gradients) as capture:
                 activations = self._forward(model, spec, x, unchecked, cut=not exact)
-            if exact and not activations.decomposition.exact:  # the head was changed since, or looked so at one size
-                spec, size = self._found(model, x)
-                activations = self._forward(model, spec, x, unchecked, cut=True)
+                if exact and not activations.decomposition.exact:  # the head was changed, or looked so at one size
+                    spec, size = self._found(model, x)
+                    activations = self._forward(model, spec, x, unchecked, cut=True)
             if before is None and not activations.decomposition.exact:
                 self._check_used(model, spec, x, activations)
-            first = None
-            if not activations.decomposition.exact and before is not None and not exact:
-                known = replace(activations.decomposition, share=before.decomposition.share)
-                activations, first = replace(activations, decomposition=known), before.first
-            elif not activations.decomposition.exact:
+            found, first = activations.decomposition, None
+            if before is not None and not exact and not found.exact:
+                found, first = replace(found, share=before.decomposition.share), before.first
+            elif found.share is None:
                 first = x[:1].detach().clone()
-            levels_known = before.levels if before else None
-            self._located = _Located(spec, activations.decomposition, size, levels_known, first)
-            return replace(activations, pyramid=capture.tensors((x.shape[2], x.shape[3]))) if levels else activations
+            self._located = _Located(spec, found, size, before.levels if before else None, first)
+            stages = capture.stages((x.shape[2], x.shape[3]))
+            finer, back = (
+                tuple(stage.tensor for stage in stages),
+                replace(activations.backward, stages=stages[:gradients]),
+            )
+            return replace(activations, decomposition=found, pyramid=finer, backward=back)
 
     def _found(self, model: nn.Module, x: Tensor) -> tuple[FeatureSpec, tuple[int, int] | None]:
         """Ask the adapter where the features are, and say at what size it looked where that was a small one.
@@ -325,7 +337,9 @@ class CamModel(nn.Module):
 
         if self._located is None or self._located.levels is None:
             levels, _ = self._looked(x, watch)
-            self._located = replace(self._location(), levels=levels)
+            located = self._location()
+            first = None if located.first is None else x[:1].detach().clone()  # not the probe that was looked at
+            self._located = replace(located, levels=levels, first=first)
         assert self._located.levels is not None
         return self._located.levels
 
@@ -385,22 +399,25 @@ class CamModel(nn.Module):
             with capture:
                 logits = self._logits(model, x)
         size = (x.shape[-2], x.shape[-1])
-        features = to_nchw(capture.features, spec.layout, size, spec.prefix_tokens)
-        if spec.activation is not None:
-            features = spec.activation(features)
+        with torch.enable_grad():  # stays on the graph, where there is one
+            last = to_nchw(capture.features, spec.layout, size, spec.prefix_tokens)
+            features = last if spec.activation is None else spec.activation(last)
         if unchecked is None:
             decomposition = self._decompose(model, spec, features.detach(), logits.detach())
         else:
             decomposition = replace(unchecked, grid=(features.shape[2], features.shape[3]))
         claim = classifier_weights(model, spec, features) if decomposition.exact else None
         weight = claim and (claim[0].clone() if claim[0].is_inference() else claim[0])
+        backward = Backward(features if decomposition.exact else last, ())
         captured, scores = capture.features, logits
         if not torch.is_grad_enabled():  # the head's graph, if there is one, is ours and not the caller's
             features, logits = features.detach(), logits.detach()
         if decomposition.exact:  # and is not needed
             captured, scores = features, logits
         told = self._reading.activation if self._reading is not None else "softmax"
-        return Activations(logits, features, decomposition, captured, scores, spec, weight, size, activation=told)
+        return Activations(
+            logits, features, decomposition, backward, captured, scores, spec, weight, size, activation=told
+        )
 
     def _logits(self, model: nn.Module, x: Tensor) -> Tensor:
         """Call the model and return its logits; where they are in its output is found out by the first call."""
@@ -458,7 +475,8 @@ class CamModel(nn.Module):
             adapter=self.adapter.name,
             channels=features.shape[1],
             grid=(features.shape[2], features.shape[3]),
-            share=(1.0,) * logits.shape[1] if exact else None,
+            # What adapters find is all that the scores come from, but for tokens before the positions.
+            share=None if not exact and (spec.prefix_tokens or self._given) else (1.0,) * logits.shape[1],
         )
 
 

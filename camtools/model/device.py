@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from camtools.errors import InputError
 
+Precision = Literal["float32", "bf16", "auto"]
+
+
+def autocast_to(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """Return what to run a forward in: bfloat16 autocast for "bf16", and for "auto" where the device computes in it."""
+    wanted = precision == "bf16" or (precision == "auto" and _has_bf16(device))
+    return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    told = torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(told.get("avx512_bf16") or told.get("amx_bf16"))
+
 
 def on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
     """Return the model, or a copy of it where it lives on another device."""
     if device is None or not isinstance(model, nn.Module):
         return model
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         wanted = torch.device(device)

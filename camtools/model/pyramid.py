@@ -12,41 +12,73 @@ from torch.utils.hooks import RemovableHandle
 from camtools.errors import ModelError
 from camtools.model.guard import in_this_thread
 from camtools.model.layout import Layout, is_grid, to_nchw
-from camtools.model.outputs import tensors_in
+from camtools.model.outputs import replace_tensor, tensors_in
 
+_MOST_PREFIX_TOKENS = 16
 _FINER = 1.5  # least ratio of sides between one stage's grid and the next; stages usually differ by 2
 
 
 @dataclass(frozen=True)
 class LevelSpec:
-    """The output of an earlier stage.
+    """The output of an earlier stage, or of a block in a network that has one grid from end to end.
 
     Attributes:
         layer: Dotted name of the module whose output it is.
-        layout: NCHW or NHWC.
+        layout: NCHW, NHWC, or NLC for tokens.
         index: Which of several tensors, counted as in `FeatureSpec`.
         grid: Rows and columns for the input it was found with.
+        prefix_tokens: How many tokens come before the positions.
     """
 
     layer: str
     layout: Layout
     index: int
     grid: tuple[int, int]
+    prefix_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """What a stage made of a batch.
+
+    Attributes:
+        raw: In the model's own layout, on the graph to F where that was asked for.
+        spec: Which stage.
+        input_size: (height, width) of the network's input in pixels.
+    """
+
+    raw: Tensor
+    spec: LevelSpec
+    input_size: tuple[int, int]
+
+    @property
+    def tensor(self) -> Tensor:
+        """The features, (B, C, h, w), detached."""
+        return self.nchw(self.raw.detach())
+
+    def nchw(self, raw: Tensor) -> Tensor:
+        """Return a tensor of the shape of `raw` as (B, C, h, w)."""
+        return to_nchw(raw, self.spec.layout, self.input_size, self.spec.prefix_tokens)
 
 
 class PyramidCapture:
-    """Records the outputs of stages while the model runs, detached; a context manager around one forward.
+    """Records the outputs of stages while the model runs; a context manager around one forward.
+
+    With `gradients` the forward's autograd graph begins at the finest of that many stages: what comes before runs
+    without a graph, unless the caller who trains has one already.
 
     Args:
         model: The module whose stages these are.
-        stages: Which.
+        pyramid: Which, coarse to fine.
+        gradients: How many of them, from the coarsest on, F must be differentiable with respect to.
 
     Raises:
         ModelError: A layer is gone.
     """
 
-    def __init__(self, model: nn.Module, pyramid: tuple[LevelSpec, ...]) -> None:
+    def __init__(self, model: nn.Module, pyramid: tuple[LevelSpec, ...], gradients: int = 0) -> None:
         self._pyramid = pyramid
+        self._gradients = gradients
         self._recorded: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
         self._modules: list[nn.Module] = []
@@ -60,22 +92,27 @@ class PyramidCapture:
                 ) from error
 
     def __enter__(self) -> PyramidCapture:
+        self._grad_mode = torch.is_grad_enabled()
         for number, (stage, module) in enumerate(zip(self._pyramid, self._modules, strict=True)):
-            self._handles.append(module.register_forward_hook(in_this_thread(self._recorder(number, stage.index))))
+            hook = (
+                self._starter(number, stage.index) if number < self._gradients else self._recorder(number, stage.index)
+            )
+            self._handles.append(module.register_forward_hook(in_this_thread(hook)))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         for handle in self._handles:
             handle.remove()
+        torch.set_grad_enabled(self._grad_mode)
 
-    def tensors(self, input_size: tuple[int, int]) -> tuple[Tensor, ...]:
-        """Return what was recorded, (B, C, h, w) each, coarse to fine; of several calls in a forward the last.
+    def stages(self, input_size: tuple[int, int]) -> tuple[StageOutput, ...]:
+        """Return what was recorded, coarse to fine; of several calls in a forward the last.
 
         Args:
             input_size: (height, width) of the network's input in pixels.
         """
-        found = ((number, stage) for number, stage in enumerate(self._pyramid) if number in self._recorded)
-        return tuple(to_nchw(self._recorded[number], stage.layout, input_size) for number, stage in found)
+        found = ((number, spec) for number, spec in enumerate(self._pyramid) if number in self._recorded)
+        return tuple(StageOutput(self._recorded[number], spec, input_size) for number, spec in found)
 
     def _recorder(self, number: int, index: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -84,9 +121,20 @@ class PyramidCapture:
 
         return hook
 
+    def _starter(self, number: int, index: int) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            tensor = recorded = list(tensors_in(output))[index]
+            if not (tensor.requires_grad and torch.is_grad_enabled()):
+                torch.set_grad_enabled(True)  # from here on; __exit__ puts it back
+                recorded = (tensor.clone() if tensor.is_inference() else tensor.detach()).requires_grad_()
+            self._recorded[number] = recorded
+            return replace_tensor(output, tensor, recorded.clone())
+
+        return hook
+
 
 class Observer:
-    """Watches one forward for tensors on grids; a context manager, after which `stages` names the finer ones.
+    """Watches one forward for tensors on grids; a context manager, after which `pyramid` names the earlier stages.
 
     Args:
         model: The module to watch.
@@ -97,6 +145,7 @@ class Observer:
         self._model = model
         self._size = input_size
         self._seen: list[LevelSpec] = []
+        self._tokens: list[tuple[str, int]] = []  # modules that return a sequence of tokens, and how many
         self._entered: dict[str, int] = {}  # positions of what a module was last called with
         self._handles: list[RemovableHandle] = []
 
@@ -114,7 +163,7 @@ class Observer:
             handle.remove()
 
     def pyramid(self, grid: tuple[int, int]) -> tuple[LevelSpec, ...]:
-        """Return the last tensor of every resolution finer than a grid, coarse to fine.
+        """Return the last tensor of every resolution finer than a grid, coarse to fine; of one that has none, blocks.
 
         A network's stages are modules nearer to its root than what they are built of. So of two resolutions too much
         alike to be two stages the one with the less deeply nested module stays; and of a resolution's tensors those
@@ -136,7 +185,27 @@ class Observer:
         for size in sorted(sizes):
             deepest = max(deepest, least[size])
             found.append([stage for stage in self._seen if stage.grid == size and _depth(stage) <= deepest][-1])
-        return tuple(found)
+        return tuple(found) or self._blocks(grid)
+
+    def _blocks(self, grid: tuple[int, int]) -> tuple[LevelSpec, ...]:
+        """Return what blocks at 3/4, 1/2 and 1/4 of the depth return, of a network that has one grid from end to end.
+
+        Such networks (vision transformers, mixers) repeat a block: of modules with one parent, one type and parts of
+        their own, which all return the grid, the most numerous are the blocks.
+        """
+        specs = [spec for spec in self._seen if spec.grid == grid]
+        for name, count in self._tokens:
+            prefix = count - grid[0] * grid[1]
+            if 0 <= prefix <= _MOST_PREFIX_TOKENS:
+                specs.append(LevelSpec(name, Layout.NLC, 0, grid, prefix))
+        groups: dict[tuple[str, type[nn.Module]], list[LevelSpec]] = {}
+        for spec in dict.fromkeys(specs):  # once, if the model ran several times
+            module = self._model.get_submodule(spec.layer)
+            if any(module.children()):
+                groups.setdefault((spec.layer.rpartition(".")[0], type(module)), []).append(spec)
+        blocks = max(groups.values(), key=len, default=[])
+        places = [int(len(blocks) * share) - 1 for share in (0.75, 0.5, 0.25)]
+        return tuple(blocks[place] for place in dict.fromkeys(places) if place >= 0)
 
     def _counter(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -147,6 +216,8 @@ class Observer:
 
     def _watcher(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.dim() == 3 and len(output) == 1 and output.is_floating_point():
+                self._tokens.append((name, output.shape[1]))
             for index, tensor in enumerate(tensors_in(output)):
                 layout = _layout(tensor, self._size)
                 if layout is not None:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from camtools.errors import PipelineError
 from camtools.pipeline.trace import TraceStep
-from camtools.steps import CAM, Enlarge, FixedThreshold, MinMax, Stage, State, Step
+from camtools.steps import CAM, Enlarge, FixedThreshold, MinMax, Peaks, Stage, State, Step
 
-_ORDER = "one input step, weights steps, one map step, refine steps, one threshold step"
+_ORDER = "one input step, weights steps, one map step, refine steps, one threshold step, one parts step"
+_ONCE = {Stage.INPUT: "choose the input", Stage.MAP: "make the maps", Stage.THRESHOLD: "threshold"}
+_ONCE[Stage.PARTS] = "split the masks"
 
 
 class Pipeline(Sequence[Step]):
@@ -28,8 +30,8 @@ class Pipeline(Sequence[Step]):
 
     Args:
         steps: One step, or any number of them: at most one input step, weights steps, at most one map step, refine
-            steps, at most one threshold step, in this order, and none on the feature grid after one on the image's
-            pixels.
+            steps, at most one threshold step, at most one step that splits the masks (`Peaks`), in this order, and none
+            on the feature grid after one on the image's pixels.
 
     Raises:
         PipelineError: The list holds something that is not a step, or the steps can't work in that order.
@@ -63,6 +65,11 @@ class Pipeline(Sequence[Step]):
         return max(step.needs_pyramid for step in self._steps)
 
     @property
+    def needs_gradients(self) -> int:
+        """At how many of `State.pyramid` the steps ask for gradients."""
+        return max(step.needs_gradients for step in self._steps)
+
+    @property
     def scale(self) -> float:
         """Sides of the input that the maps are made from over the model's own; 1 without `Enlarge`."""
         first = self._steps[0]
@@ -72,6 +79,11 @@ class Pipeline(Sequence[Step]):
     def pixel_steps(self) -> tuple[Step, ...]:
         """The refine steps that work on the image's pixels: what makes the map of the resized one."""
         return tuple(step for step in self._steps if _on_image(step) and step.stage == Stage.REFINE)
+
+    @property
+    def peaks(self) -> Peaks | None:
+        """The step that splits masks into parts; None keeps connected parts whole."""
+        return self._steps[-1] if isinstance(self._steps[-1], Peaks) else None
 
     @property
     def summary(self) -> str:
@@ -85,7 +97,8 @@ class Pipeline(Sequence[Step]):
             state: A batch with features and weights; or with finished maps on the feature grid and no weights.
 
         Returns:
-            The state with `raw_maps` (B, K', h, w), normalised `maps` (B, K', H, W), `masks` and `thresholds`.
+            The state with `raw_maps` (B, K', h, w), normalised `maps` (B, K', H, W), `masks` and `thresholds`, and
+            `parts` where a step splits the masks.
 
         Raises:
             PipelineError: The state lacks what a step needs.
@@ -153,7 +166,7 @@ class Pipeline(Sequence[Step]):
                 state = step(state)
             if trace is not None and not _on_image(step) and not (step.stage == Stage.MAP and brings_maps):
                 trace.append(self._traced(position, state))
-        return state
+        return state.replace(backward=None)  # nothing needs the graph from here on
 
     def image(self, state: State, trace: list[TraceStep] | None = None) -> State:
         """Resize the maps, where `state.resize` says how, and run the steps on the image's pixels.
@@ -163,8 +176,8 @@ class Pipeline(Sequence[Step]):
             trace: A list to which the maps after every step are appended, see `trace`.
 
         Returns:
-            The state with normalised `maps` (B, K', H, W), `masks` and `thresholds`. Its `resize` is None, so that it
-            is not applied twice.
+            The state with normalised `maps` (B, K', H, W), `masks` and `thresholds`, and `parts` where a step splits
+            the masks. Its `resize` is None, so that it is not applied twice.
 
         Raises:
             PipelineError: There are no maps, or a step needs `images` and there are none.
@@ -194,7 +207,7 @@ class Pipeline(Sequence[Step]):
         """Return the entry of the step at this position, which has just run."""
         step = self._steps[position]
         maps = self._preview(state, step) if step.stage == Stage.WEIGHTS else state.require("maps", step)
-        masks = state.masks if step.stage == Stage.THRESHOLD else None
+        masks = state.masks if step.stage >= Stage.THRESHOLD else None
         normalised = any(map(_normalises, self._steps[: position + 1]))
         return TraceStep(repr(step), step.stage.name.lower(), maps, masks, normalised)
 
@@ -229,41 +242,39 @@ def _brief(step: Step) -> str:
     """Write a step in short: numbers and words by position, flags by name and only where set."""
     name = type(step).__name__
     values = {key: getattr(step, key, None) for key in inspect.signature(type(step)).parameters}
-    plain = {key: value for key, value in values.items() if isinstance(value, (int, float, str))}
+    plain = {key: value for key, value in values.items() if isinstance(value, (int, float, str, tuple))}
     shown = [key if value is True else str(value) for key, value in plain.items() if value is not False]
     return f"{name}({', '.join(shown)})" if shown else name
 
 
 def _on_image(step: Step) -> bool:
-    """Whether a step works on the image's pixels; thresholds always do, weights and map steps never."""
-    return step.stage == Stage.THRESHOLD or (step.stage == Stage.REFINE and step.resolution == "image")
+    """Whether a step works on the image's pixels; from the threshold on all do, weights and map steps never."""
+    return step.stage >= Stage.THRESHOLD or (step.stage == Stage.REFINE and step.resolution == "image")
 
 
 def _checked(steps: Any) -> list[Step]:
     """Return the steps as a list, all of them steps and in a possible order."""
     if isinstance(steps, Step):
         steps = [steps]
-    if isinstance(steps, str | type) or not isinstance(steps, Iterable):
+    try:
+        listed = None if isinstance(steps, str | type) else list(steps)
+    except (TypeError, RuntimeError):  # no iterable, or a tensor without an axis or values
+        listed = None
+    if listed is None:
         raise PipelineError(f"A pipeline is made of steps. {_not_a_step(steps)}")
-    steps = list(steps)
-    for position, step in enumerate(steps):
+    for position, step in enumerate(listed):
         if not isinstance(step, Step):
             raise PipelineError(f"Item {position} of the pipeline is not a step. {_not_a_step(step)}")
-    for before, after in pairwise(steps):
+    for before, after in pairwise(listed):
         _check_order(before, after)
-    return steps
+    return listed
 
 
 def _check_order(before: Step, after: Step) -> None:
     """Check that two neighbours can follow each other."""
-    if before.stage == after.stage == Stage.INPUT:
-        raise PipelineError(
-            f"{before!r} and {after!r} both choose the input; a pipeline has one such step. Remove one."
-        )
-    if before.stage == after.stage == Stage.MAP:
-        raise PipelineError(f"{before!r} and {after!r} both make the maps; a pipeline has one map step. Remove one.")
-    if before.stage == after.stage == Stage.THRESHOLD:
-        raise PipelineError(f"{before!r} and {after!r} both threshold; a pipeline has one threshold step. Remove one.")
+    if before.stage == after.stage and before.stage in _ONCE:
+        does = f"{_ONCE[before.stage]}; a pipeline has one {before.stage.name.lower()} step"
+        raise PipelineError(f"{before!r} and {after!r} both {does}. Remove one.")
     if before.stage > after.stage:
         raise PipelineError(
             f"{after!r} ({after.stage.name.lower()}) can't come after {before!r} ({before.stage.name.lower()}). Put "
@@ -296,4 +307,4 @@ def _complete(steps: list[Step]) -> tuple[Step, ...]:
     if not any(getattr(step, "normalises", False) for step in refine):
         refine.append(MinMax())
     threshold = [step for step in steps if step.stage == Stage.THRESHOLD] or [FixedThreshold()]
-    return (*first, *maps, *refine, *threshold)
+    return (*first, *maps, *refine, *threshold, *(step for step in steps if step.stage == Stage.PARTS))

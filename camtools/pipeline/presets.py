@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from camtools.defaults import DESCRIPTIONS
 from camtools.errors import PipelineError
 from camtools.pipeline.pipeline import Pipeline
 from camtools.steps import (
@@ -17,8 +18,10 @@ from camtools.steps import (
     AbsoluteNegative,
     AdaptiveThreshold,
     Affinity,
+    EdgeLevel,
     Enlarge,
     FixedThreshold,
+    Gradient,
     MinMax,
     PaS,
     RangeThreshold,
@@ -71,23 +74,35 @@ def _fast() -> Pipeline:
 
 
 def _best() -> Pipeline:
-    return Pipeline([Enlarge(1.43), CAM(), Affinity(levels=2, power=3), MinMax(), RangeThreshold(30, 0.22)])
+    return Pipeline(_best_steps())
 
 
+def _best_enlarge() -> Pipeline:
+    return Pipeline([Enlarge(1.43), *_best_steps()])
+
+
+def _best_steps() -> list[Step]:
+    return [
+        Gradient("product", levels=(0, 1, 2)),
+        Affinity(levels=2, power=3),
+        EdgeLevel(),
+        MinMax(),
+        FixedThreshold(0.48),
+    ]
+
+
+_FACTORIES: dict[str, Callable[[], Pipeline]] = {
+    "cam": _cam,
+    "rcam": _rcam,
+    "adaptive": _adaptive,
+    "cream": _cream,
+    "rcam+crf": _rcam_crf,
+    "fast": _fast,
+    "best": _best,
+    "best+enlarge": _best_enlarge,
+}
 PRESETS: Mapping[str, Preset] = MappingProxyType(
-    {
-        "cam": Preset(_cam, "Plain CAM, kept above 20% of its maximum (Zhou et al., 2016)."),
-        "rcam": Preset(_rcam, "Negative weights clamped, threshold from the 98th percentile (Bae et al., 2020)."),
-        "adaptive": Preset(
-            _adaptive, "Absolute weights, threshold where the boundary's values jump (Zhang et al., 2022)."
-        ),
-        "cream": Preset(
-            _cream, "Features, less their mean, clustered into object and surroundings (after Xu et al., 2022)."
-        ),
-        "rcam+crf": Preset(_rcam_crf, "Negative weights clamped, then drawn to the image's edges by a dense CRF."),
-        "fast": Preset(_fast, "The map spread over what earlier stages see as alike; one forward."),
-        "best": Preset(_best, "The same from an input 1.43 times as large; less than four forwards' cost."),
-    }
+    {name: Preset(factory, DESCRIPTIONS[name]) for name, factory in _FACTORIES.items()}
 )
 """Every preset by its name."""
 

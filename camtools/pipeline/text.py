@@ -35,6 +35,23 @@ def named_pipelines(given: Any) -> dict[str, Pipeline]:
     return pipelines
 
 
+def one_pipeline(given: str | Pipeline | Step | Iterable[Step]) -> tuple[Pipeline, str]:
+    """Return a pipeline and its name, for those who take one: a preset's name, steps as text or objects.
+
+    Raises:
+        PipelineError: It is no pipeline, or several.
+    """
+    if not isinstance(given, str):
+        pipeline = as_pipeline(given)
+        return pipeline, pipeline.summary
+    if not given.strip() or given in PRESETS:
+        return as_pipeline(given), given
+    named = parse_pipelines(given)
+    if len(named) != 1:
+        raise PipelineError(f"{given!r} are {len(named)} pipelines: expected one. Call once for each.")
+    return named[0][1], named[0][0]
+
+
 def parse_pipelines(text: str) -> list[tuple[str, Pipeline]]:
     """Read pipelines from text: entries with ";" between them.
 

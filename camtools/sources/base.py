@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from camtools.errors import ModelError, WeightsError
 from camtools.images.preprocess import Preprocess
+from camtools.notebook import html_table
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Built:
     class_names: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedModel:
     """A classifier ready to be explained.
 
@@ -51,6 +52,23 @@ class LoadedModel:
     class_names: tuple[str, ...] | None
     spec: str
     model_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def _told(self) -> dict[str, object]:
+        millions = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+        names = self.class_names
+        classes = "no names" if names is None else f"{len(names)}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}"
+        return {
+            "model": type(self.model).__name__,
+            "parameters": f"{millions:.2f} million",
+            "classes": classes,
+            "preprocess": self.preprocess,
+        } | ({"model_args": dict(self.model_args)} if self.model_args else {})
+
+    def __repr__(self) -> str:
+        return f"LoadedModel({self.spec!r}, {', '.join(f'{key}: {value}' for key, value in self._told().items())})"
+
+    def _repr_html_(self) -> str:
+        return html_table(self._told().items(), caption=self.spec)
 
 
 class Source(abc.ABC):

@@ -7,12 +7,15 @@ from camtools.steps.base import Stage, State, Step
 from camtools.steps.cam import CAM
 from camtools.steps.cream import CREAM, UnitFeatures
 from camtools.steps.crf import CRF
+from camtools.steps.edge_level import EdgeLevel
 from camtools.steps.enlarge import Enlarge
 from camtools.steps.fixed_threshold import FixedThreshold
+from camtools.steps.gradient import Gradient
 from camtools.steps.ivr import IVR
 from camtools.steps.minmax import MinMax
 from camtools.steps.nwc import NWC
 from camtools.steps.pas import PaS
+from camtools.steps.peaks import Peaks
 from camtools.steps.range_threshold import RangeThreshold
 from camtools.steps.sigmoid import ScoreThreshold, Sigmoid
 
@@ -25,10 +28,13 @@ __all__ = [
     "AbsoluteNegative",
     "AdaptiveThreshold",
     "Affinity",
+    "EdgeLevel",
     "Enlarge",
     "FixedThreshold",
+    "Gradient",
     "MinMax",
     "PaS",
+    "Peaks",
     "RangeThreshold",
     "ScoreThreshold",
     "Sigmoid",

@@ -25,10 +25,14 @@ class Affinity(Step):
     less contrast. So a map with its peak on a head spreads over the body that looks like it, and what spilled over the
     edge falls to the ground's level. It costs no forward: the stages come with the one that made the map.
 
-    Reads `State.pyramid` and `State.maps` (B, K', h, w); replaces `State.maps`, float32, (B, K', h', w'). Where the
-    model has no finer stage (class-token transformers), so that `State.pyramid` is empty, maps pass unchanged. A
-    constant map, or one with a NaN or an infinity in it or in its image's stages, becomes zeros. A position at which
-    all features are zero is like no other and keeps its value.
+    In a network that has one grid from end to end (vision transformers, mixers) the outputs of blocks at 3/4, 1/2 and
+    1/4 of the depth take the place of stages, class tokens left out: the map keeps its grid and spreads over tokens
+    that are alike.
+
+    Reads `State.pyramid` and `State.maps` (B, K', h, w); replaces `State.maps`, float32, (B, K', h', w'). Where
+    `State.pyramid` is empty, as in a network of a single layer, maps pass unchanged. A constant map, or one with a NaN
+    or an infinity in it or in its image's stages, becomes zeros. A position at which all features are zero is like no
+    other and keeps its value.
 
     Source: the pixel correlation module of Wang et al., "Self-supervised Equivariant Attention Mechanism for Weakly
     Supervised Semantic Segmentation", CVPR 2020, section 3.3, which trains an embedding of the features for it and has

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from camtools.errors import PipelineError
+from camtools.model.backward import Backward
 
 Resolution = Literal["feature", "image"]
 Resize = Callable[[Tensor], Tensor]
@@ -29,6 +30,7 @@ class Stage(IntEnum):
     MAP = 1
     REFINE = 2
     THRESHOLD = 3
+    PARTS = 4
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,14 @@ class State:
         images: The images, (B, 3, H, W), RGB in [0, 1], at original resolution; only for steps that need them.
         masks: Where the object is, (B, K', H, W) bool.
         thresholds: The value each map was compared with, (B, K'); `masks` is `maps > thresholds`.
+        parts: Which part of its mask each pixel is in, (B, K', H, W) int32: 1, 2 ... in each map, 0 outside the mask;
+            None where no step split the masks.
         resize: Takes maps (B, K', h, w) from the feature grid to the original images' pixels, (B, K', H, W).
             None leaves them at feature resolution.
         stages: Outputs of the network's earlier stages, (B, C', h', w') each, coarse to fine, all finer than F; empty
             where it has none.
         labels: Which class each map is of, (B, K') int64, on any device; for steps on the feature grid.
+        backward: From the features back to the coarsest of `pyramid`; for map steps.
     """
 
     features: Tensor | None = None
@@ -57,9 +62,11 @@ class State:
     images: Tensor | None = None
     masks: Tensor | None = None
     thresholds: Tensor | None = None
+    parts: Tensor | None = None
     resize: Resize | None = None
     pyramid: tuple[Tensor, ...] | None = None
     labels: Tensor | None = None
+    backward: Backward | None = None
 
     def replace(self, **changes: Any) -> State:
         """Return a new state with the given fields changed; this one stays as it is."""
@@ -80,7 +87,8 @@ class State:
             name: value if value is None or (name == "weights" and len(value) == 1) else value[list(chosen)]
             for name, value in fields.items()
         }
-        return self.replace(**changes, pyramid=self.pyramid and tuple(level[list(chosen)] for level in self.pyramid))
+        pyramid = self.pyramid and tuple(level[list(chosen)] for level in self.pyramid)
+        return self.replace(**changes, pyramid=pyramid, backward=None)
 
     def classes(self, part: slice) -> State:
         """Return the state of some of the classes, on the feature grid."""
@@ -117,12 +125,14 @@ class Step(abc.ABC):
         resolution: Whether it works on the feature grid ("feature") or on the original image's pixels ("image").
         needs_image: Whether `State.images` must be filled.
         needs_pyramid: How many of `State.pyramid` the step looks at; 0 for none.
+        needs_gradients: At how many of these it asks `State.backward` for gradients; 0 for none.
     """
 
     stage: ClassVar[Stage]
     resolution: ClassVar[Resolution] = "feature"
     needs_image: ClassVar[bool] = False
     needs_pyramid: int = 0
+    needs_gradients: int = 0
 
     @abc.abstractmethod
     def __call__(self, state: State) -> State:

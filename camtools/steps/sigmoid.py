@@ -39,7 +39,8 @@ class Sigmoid(Step):
     normalises = True
 
     def __init__(self, bias: Sequence[float] | None = None) -> None:
-        if bias is not None and not all(isinstance(number, Real) and math.isfinite(number) for number in bias):
+        numbers = isinstance(bias, Sequence) and all(isinstance(b, Real) and math.isfinite(b) for b in bias)
+        if bias is not None and not numbers:
             raise PipelineError(f"Sigmoid(bias={bias!r}): bias must be finite numbers, one per class, or None.")
         self.bias = None if bias is None else tuple(float(number) for number in bias)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,10 +154,25 @@ class Loader:
             InputError: An image cannot be read.
         """
         self._keys[:] = [[(epoch, position) for position in batch] for batch in batches]
-        for batch in self._loader:
+        with _interrupts_wait():
+            read = iter(self._loader)
+        for batch in read:
             if isinstance(batch, str):
                 raise InputError(f"a training image cannot be read: {batch}. Repair it, or leave it out")
             yield Batch(*batch)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Let Ctrl-C wait while worker processes start, and keep it from them for good: this process ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _collate(items: list[Any]) -> Any:

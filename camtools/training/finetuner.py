@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,6 @@ from camtools.errors import InputError
 from camtools.files import locked
 from camtools.heads.headed import HeadedModel
 from camtools.model.cam_model import unwrapped, wrap
-from camtools.pipeline.pipeline import Pipeline
-from camtools.pipeline.presets import preset
 from camtools.progress import progress_bar
 from camtools.sources.base import LoadedModel
 from camtools.training.augment import seeded
@@ -31,6 +29,7 @@ from camtools.training.data import TrainingSet
 from camtools.training.logs import EpochRow, Logs
 from camtools.training.recipe import Recipe
 from camtools.training.registry import make_recipe
+from camtools.training.result import FinetuneResult
 from camtools.training.start import ClassFit, fit_classes, labels_are_shares, starting_model, training_preprocess
 from camtools.training.trainer import Trainer, accelerated
 from camtools.training.validation import LAST, LOSS, Validation, check_best, read_pipelines
@@ -39,31 +38,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _BUILDING = 1_000_037  # so that a fresh classifier's random numbers are its own
-
-
-@dataclass(frozen=True, eq=False)
-class FinetuneResult:
-    """What `camtools.finetune` gives back.
-
-    Attributes:
-        model: The best epoch's model, in eval mode, on the device where the caller's lived.
-        history: One row per epoch: its number, learning rate, losses, "val_accuracy" and "PIPELINE/METRIC", all but
-            rates and losses in per cent. Epoch 0 is the validation before training.
-        best_epoch: Whose model it is, from 1.
-        class_names: Of the model's classes.
-        settings: All that the run depended on.
-        paths: Files by what they are: "best", "last", "state", "csv", "tensorboard", "config", "examples". Empty
-            without `out`. What a recipe saves beside the model has the file's own name ("bank").
-        pipeline: How the model's maps are read; with what the recipe learnt beside the weights.
-    """
-
-    model: nn.Module
-    history: list[EpochRow]
-    best_epoch: int
-    class_names: tuple[str, ...]
-    settings: dict[str, Any]
-    paths: dict[str, Path] = field(default_factory=dict)
-    pipeline: Pipeline = field(default_factory=lambda: preset("cam"))
 
 
 def finetune(

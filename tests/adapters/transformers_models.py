@@ -156,9 +156,7 @@ def build(kind: str, name: str, classes: int = 5) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            if (
-                parameter.ndim >= 2
-            ):  # transformers start with a standard deviation of 0.02, at which small nets are flat
+            if parameter.ndim >= 2:  # they start with a standard deviation of 0.02, at which small nets are flat
                 fan = parameter[0].numel()
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / max(fan, 1) ** 0.5)
             elif bool((parameter.abs() < 0.1).all()) and not bool(parameter.any() == 0):

@@ -1,8 +1,11 @@
 r"""What pipelines gain, and what they cost: MaxBoxAccV2 against the time of bare forwards, as a table and a plot.
 
+With --peers methods of pytorch-grad-cam and torch-cam (extra `bench`) are measured beside them, with the same network,
+images and metric, at F, with the libraries' own defaults; their cost is that of a map per image without masks or boxes.
+
     python tests/benchmarks/frontier.py --data boxfolder:../shared/data/ilsvrc_val/test --limit 1000 \
         --model torchvision/mobilenet_v2 --weights ../shared/weights/mobilenet_v2_imagenet.safetensors \
-        --out runs/frontier --plot docs/images/frontier.png
+        --peers all --out runs/frontier --plot docs/images/frontier.png
 
 Every pipeline is evaluated under the WSOL protocol with each image's own class (one pass of `camtools.evaluate` for
 all, which resumes). The cost is that of everything from the ready batch to the masks at the protocol's size, over that
@@ -16,14 +19,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from peers import Peer, peer, write_maps
 from ratios import interleave, ratio, table
 
 import camtools
+from camtools.datasets.selection import Selection
 from camtools.pipeline.text import parse_pipelines
 
 PIPELINES = (
-    "cam,rcam,adaptive,cream,rcam+crf,fast,best;Affinity(1,2);NWC,Affinity(2,2);"
-    "Enlarge(1.43);Enlarge(2);Enlarge(1.43),NWC,Affinity(2,3);Enlarge(2),Affinity(2,3)"
+    "cam,rcam,rcam+crf,fast,best,best+enlarge;Gradient(levels=(0,1)),Affinity(2,3),EdgeLevel;"
+    "Enlarge(1.43),Affinity(2,3)"
+)
+PEERS = (
+    "grad-cam:GradCAM,grad-cam:GradCAMPlusPlus,grad-cam:HiResCAM,grad-cam:LayerCAM,grad-cam:XGradCAM,grad-cam:EigenCAM,"
+    "grad-cam:EigenGradCAM,torchcam:GradCAMpp,torchcam:LayerCAM,torchcam:SmoothGradCAMpp"
 )
 
 
@@ -34,6 +43,8 @@ def main() -> None:
     parser.add_argument("--classes", type=int, help="classes of the model, where not the usual 1,000")
     parser.add_argument("--weights")
     parser.add_argument("--pipelines", default=PIPELINES)
+    parser.add_argument("--peers", default="", help="methods of other libraries, with commas; 'all' for " + PEERS)
+    parser.add_argument("--layer", help="target layer of these; left out, the last before the pooling")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--skip", type=int, default=0)
@@ -58,23 +69,43 @@ def main() -> None:
         device=wanted.device,
         transform=loaded.preprocess,
     )
-    costs = measured(loaded.model, pipelines, wanted)
+    metrics = dict(result.metrics)
+    layer = wanted.layer or camtools.wrap(loaded.model).decomposition.layer
+    names = (PEERS if wanted.peers == "all" else wanted.peers).split(",") if wanted.peers else []
+    others = {name: peer(name, loaded.model.eval(), layer) for name in names}
+    if others:
+        data = Selection(wanted.data, wanted.limit, wanted.every, wanted.skip)
+        out = Path(wanted.out or "runs/frontier") / "peers"
+        count = camtools.wrap(loaded.model).class_weights.shape[0]
+        folders = write_maps(others, data, loaded.preprocess, count, wanted.batch, out)
+        theirs = camtools.evaluate(
+            None,
+            wanted.data,
+            scoremaps=folders,
+            metrics=["MaxBoxAcc", "MaxBoxAccV2"],
+            limit=wanted.limit,
+            every=wanted.every,
+            skip=wanted.skip,
+        )
+        metrics |= dict(theirs.metrics)
+    costs = measured(loaded.model, pipelines, others, wanted)
     rows = []
-    for name in pipelines:
-        old, new = result.metrics[name]["MaxBoxAcc"], result.metrics[name]["MaxBoxAccV2"]
-        gain = "" if new.delta is None else f"{new.delta:+.1f}"
-        interval = "" if new.low is None else f"{new.low:+.1f} to {new.high:+.1f}"
+    base = metrics[next(iter(pipelines))]["MaxBoxAccV2"].value
+    for name in [*pipelines, *others]:
+        old, new = metrics[name]["MaxBoxAcc"], metrics[name]["MaxBoxAccV2"]
+        interval = "" if new.low is None or name in others else f"{new.low:+.1f} to {new.high:+.1f}"
+        gain = f"{new.value - base:+.1f}"
         rows.append((name, f"{old.value:.1f}", f"{new.value:.1f}", gain, interval, f"{costs[name]:.2f}"))
     print(table(("pipeline", "MaxBoxAcc", "MaxBoxAccV2", "gain", "95 % interval", "forwards"), rows))
     if wanted.plot is not None:
-        points = {name: (costs[name], result.metrics[name]["MaxBoxAccV2"].value) for name in pipelines}
+        points = {name: (costs[name], metrics[name]["MaxBoxAccV2"].value) for name in [*pipelines, *others]}
         draw(points, wanted.plot, wanted.title)
 
 
 def measured(
-    model: torch.nn.Module, pipelines: dict[str, camtools.Pipeline], wanted: argparse.Namespace
+    model: torch.nn.Module, pipelines: dict[str, camtools.Pipeline], peers: dict[str, Peer], wanted: argparse.Namespace
 ) -> dict[str, float]:
-    """Return what each pipeline costs, in forwards of the bare model at 224 x 224."""
+    """Return what each pipeline and peer costs, in forwards of the bare model at 224 x 224."""
     model = model.to(wanted.device).eval()
     batch = torch.randn(wanted.batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(wanted.device)
 
@@ -86,10 +117,13 @@ def measured(
     for name, pipeline in pipelines.items():
         explainer = camtools.Explainer(model, pipeline, batch_size=wanted.batch)
         contenders[name] = lambda explainer=explainer: explainer(batch)
+    classes = [0] * wanted.batch
+    for name, method in peers.items():
+        contenders[name] = lambda method=method: method(batch, classes)
     wait = torch.cuda.synchronize if wanted.device.startswith("cuda") else lambda: None
     interleave(contenders, 1, wait)
     seconds = interleave(contenders, wanted.rounds, wait)
-    return {name: ratio(name, seconds[name], seconds["bare"]).median for name in pipelines}
+    return {name: ratio(name, seconds[name], seconds["bare"]).median for name in [*pipelines, *peers]}
 
 
 def draw(points: dict[str, tuple[float, float]], path: Path, title: str) -> None:
@@ -106,7 +140,10 @@ def draw(points: dict[str, tuple[float, float]], path: Path, title: str) -> None
     axes.plot(*zip(*(points[name] for name in frontier), strict=True), color="0.75", zorder=1, drawstyle="steps-post")
     for name, (cost, value) in points.items():
         preset = name in camtools.PRESETS
-        axes.scatter(cost, value, s=36, color="#c0392b" if preset else "#2c3e50", zorder=2)
+        theirs = ":" in name
+        axes.scatter(
+            cost, value, s=36, marker="x" if theirs else "o", color="#c0392b" if preset else "#2c3e50", zorder=2
+        )
         label = axes.annotate(name, (cost, value), (6, -3), textcoords="offset points", fontsize=8)
         label.set_fontweight("bold" if preset else "normal")
     axes.set_xlabel("cost of the whole pipeline, bare forwards at 224 x 224")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from skimage.measure import label, regionprops
 
-from camtools.boxes import boxes_from_masks
+from camtools.boxes import boxes_from_masks, boxes_from_parts
 from camtools.errors import InputError
 
 DEVICES = [
@@ -182,3 +182,54 @@ def test_boxes_do_not_share_memory():
 def test_anything_else_is_refused(value, got):
     with pytest.raises(InputError, match=rf"needs a bool tensor of shape \(\.\.\., H, W\), got {got}"):
         boxes_from_masks(value)
+
+
+# Parts ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_the_parts_of_a_mask_are_its_components(name):
+    mask = MASKS[name]
+    values = torch.rand(mask.shape, generator=torch.Generator().manual_seed(5))
+    [found] = boxes_from_parts(mask, values)
+    assert found.boxes.tolist() == boxes_from_masks(mask)[0].tolist()
+    numbers = label(mask.numpy(), connectivity=2)
+    for (x0, y0, x1, y1), peak, (x, y) in zip(found.boxes.tolist(), found.peaks, found.firsts.tolist(), strict=True):
+        inside = numbers == numbers[y, x]
+        assert mask[y, x] and peak == values[torch.from_numpy(inside)].max()
+        rows, columns = np.nonzero(inside)
+        assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == [x0, y0, x1, y1]
+        assert (rows[0], columns[0]) == (y, x)
+
+
+def test_parts_by_hand():
+    parts = torch.tensor([[[1, 1, 2, 2, 0], [1, 2, 2, 0, 1]], [[0, 0, 0, 0, 0], [0, 0, 0, 3, 3]]])
+    maps = torch.tensor(
+        [[[0.1, 0.2, 0.3, 0.4, 9.0], [0.5, 0.6, 0.7, 9.0, 0.8]], [[9.0] * 5, [9.0, 9.0, 9.0, 0.9, 1.0]]]
+    )
+    first, second = boxes_from_parts(parts, maps)
+    assert first.boxes.tolist() == [[1, 0, 4, 2], [0, 0, 2, 2], [4, 1, 5, 2]]
+    torch.testing.assert_close(first.peaks, torch.tensor([0.7, 0.5, 0.8]))
+    assert first.firsts.tolist() == [[2, 0], [0, 0], [4, 1]]
+    assert second.boxes.tolist() == [[3, 1, 5, 2]] and second.peaks.tolist() == [1.0]
+    assert [one.boxes.tolist() for one in boxes_from_parts(parts, maps, least=0.5)] == [
+        first.boxes[:2].tolist(),
+        [[3, 1, 5, 2]],
+    ]
+    # IoU of the first two boxes: 2 / 8; the higher peak stays, whichever is larger.
+    assert [len(boxes_from_parts(parts, maps, overlap=most)[0].boxes) for most in (0.24, 0.26)] == [2, 3]
+    maps[0, 0, 0] = 0.75
+    assert boxes_from_parts(parts, maps, overlap=0.2)[0].boxes.tolist() == [[0, 0, 2, 2], [4, 1, 5, 2]]
+    none = boxes_from_parts(torch.zeros(2, 3, 4, dtype=torch.int32), torch.ones(2, 3, 4), overlap=0.5)
+    assert [(one.boxes.shape, one.peaks.shape, one.firsts.shape) for one in none] == [((0, 4), (0,), (0, 2))] * 2
+    assert boxes_from_parts(torch.zeros(0, 3, 4, dtype=torch.int32), torch.ones(0, 3, 4)) == []
+
+
+def test_parts_that_are_refused():
+    ones = torch.ones(3, 4)
+    with pytest.raises(InputError, match=r"needs bool masks or numbered parts of shape .*, got \(3, 4\) torch.float32"):
+        boxes_from_parts(ones, ones)
+    with pytest.raises(InputError, match=r"needs maps of the parts' shape \(3, 4\), got \(4, 3\)"):
+        boxes_from_parts(ones > 0, ones.T)
+    with pytest.raises(InputError, match="overlap=2: expected a number, 0 <= overlap <= 1"):
+        boxes_from_parts(ones > 0, ones, overlap=2)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from skimage.measure import label, regionprops
 
-from camtools.boxes import SPECK, boxes_from_masks, coco_annotations, run_lengths
+from camtools.boxes import SPECK, boxes_from_parts, coco_annotations, run_lengths
 
 
 def decoded(segmentation):
@@ -16,6 +16,13 @@ def decoded(segmentation):
     counts = segmentation["counts"]
     assert sum(counts) == height * width and all(count > 0 for count in counts[1:])
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(height, width, order="F")
+
+
+def annotated(mask):
+    """The boxes of a mask's parts, and their annotations."""
+    parts = torch.from_numpy(mask)
+    [found] = boxes_from_parts(parts, parts.float(), SPECK)
+    return found.boxes.tolist(), coco_annotations(parts, found)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +47,7 @@ def test_run_lengths_by_hand(rows, expected):
 @pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 0.9, 1.0])
 def test_annotations_are_the_parts_of_the_mask(shape, density):
     mask = np.random.default_rng(0).random(shape) < density
-    annotations = coco_annotations(mask)
+    _, annotations = annotated(mask)
     parts = label(mask, connectivity=2)
     regions = regionprops(parts)
     largest = max((region.area for region in regions), default=0)
@@ -64,6 +71,22 @@ def test_annotations_are_the_parts_of_the_mask(shape, density):
 def test_the_order_is_that_of_the_boxes():
     for seed in range(20):
         mask = np.random.default_rng(seed).random((20, 30)) < 0.25
-        boxes = boxes_from_masks(torch.from_numpy(mask), SPECK)[0].tolist()
-        found = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in coco_annotations(mask))]
+        boxes, annotations = annotated(mask)
+        found = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in annotations)]
         assert found == boxes
+
+
+def test_touching_parts_of_two_numbers_are_two_annotations():
+    parts = torch.tensor([[1, 1, 2, 2, 0], [1, 2, 2, 0, 1]])
+    [found] = boxes_from_parts(parts, parts.float())
+    first, second, third = coco_annotations(parts, found)
+    assert decoded(first["segmentation"]).tolist() == [
+        [False, False, True, True, False],
+        [False, True, True, False, False],
+    ]
+    assert decoded(second["segmentation"]).tolist() == [
+        [True, True, False, False, False],
+        [True, False, False, False, False],
+    ]
+    assert [a["bbox"] for a in (first, second, third)] == [[1, 0, 3, 2], [0, 0, 2, 2], [4, 1, 1, 1]]
+    assert [a["area"] for a in (first, second, third)] == [4, 3, 1]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from camtools import InputError, PipelineError
-from camtools.checks import flag, literal, number, share, whole
+from camtools.checks import flag, literal, number, one_of, share, whole
 
 
 def test_what_passes_comes_back_as_pythons_own():
@@ -31,6 +31,7 @@ def test_no_whole_number(value):
         (0, "(0, inf)", "a finite number above 0"),
         (math.inf, "(0, inf)", "a finite number above 0"),
         (math.nan, "[0, inf)", "a finite number of at least 0"),
+        (10**400, "[0, inf)", "a finite number of at least 0"),
         (1, "[0, 1)", "a number, 0 <= x < 1"),
         (0.0, "(0, 1]", "a number, 0 < x <= 1"),
         (True, "[0, 1]", "a number, 0 <= x <= 1"),
@@ -52,6 +53,17 @@ def test_the_owner_is_named_and_the_error_chosen():
     assert str(error.value) == "CREAM(steps=9): steps must be a whole number of at least 1 and at most 8."
     with pytest.raises(InputError, match=r"^trace=1: expected True or False$"):
         flag("trace", 1)
+
+
+@pytest.mark.parametrize("value", ["c", None, ["a"], np.array([], np.uint8)], ids=["word", "none", "list", "array"])
+def test_one_of_a_few_words(value):
+    assert one_of("split", "a", ("a", "b")) == "a"
+    with pytest.raises(InputError) as error:
+        one_of("split", value, ("a", "b"))
+    assert str(error.value) == f"split={value!r}: expected 'a' or 'b'"
+    with pytest.raises(PipelineError) as error:
+        one_of("method", value, ("a", "b", "d"), owner="Gradient", error=PipelineError)
+    assert str(error.value) == f"Gradient(method={value!r}): method must be one of 'a', 'b', 'd'."
 
 
 @pytest.mark.parametrize("text", ["same", "", "1 +", "[" * 5000, "-" * 5000 + "1", "9" * 5000, "{[]: 1}", "\0"])

@@ -476,7 +476,7 @@ def test_another_device_gets_a_copy(make_tiny, cuda):
         ({"batch_size": 0}, InputError, "batch_size=0: expected a whole number of at least 1"),
         ({"batch_size": True}, InputError, "batch_size=True: expected"),
         ({"batch_size": 2.5}, InputError, r"batch_size=2\.5: expected"),
-        ({"activation": "relu"}, InputError, "activation='relu': expected 'softmax' or 'sigmoid'"),
+        ({"activation": "relu"}, InputError, "activation='relu': expected one of 'softmax', 'sigmoid', 'none'"),
         ({"device": "toaster"}, InputError, "device='toaster' cannot be used: .*Pass 'cpu', 'cuda' or 'auto'"),
         ({"device": "cuda:77"}, InputError, "device='cuda:77' cannot be used"),
         ({"device": 1.5}, InputError, r"device=1\.5 cannot be used"),
@@ -611,9 +611,7 @@ def test_paths_may_be_relative(explainer, tmp_path, monkeypatch):
     assert (exp.name, exp.source, exp.box.tolist()) == ("red", "red.png", [20, 30, 40, 44])
 
 
-@pytest.mark.parametrize(
-    "images", [5, None, "bird.jpg", Image.new("RGB", (4, 4))], ids=["number", "none", "path", "image"]
-)
+@pytest.mark.parametrize("images", [5, None, Image.new("RGB", (4, 4))], ids=["number", "none", "image"])
 def test_a_stream_of_what_is_no_stream(tiny, images):
     with pytest.raises(InputError, match=r"expected an iterable of images"):
         next(Explainer(tiny).stream(images))

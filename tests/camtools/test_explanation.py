@@ -40,6 +40,7 @@ def explanation(name="red kite", height=40, width=60, parts=((30, 5, 50, 25), (2
         threshold=0.5,
         geometry=Geometry.identity((height, width)),
         boxes=torch.tensor(parts, dtype=torch.int64).reshape(-1, 4),
+        box_scores=torch.tensor([0.875, 0.5])[: len(parts)],
         exact=True,
         layer="layer4",
         logits=torch.arange(5.0),
@@ -110,6 +111,7 @@ def test_to_dict_goes_through_json(exp):
         "boxes": [[30, 5, 50, 25], [2, 30, 12, 38]],
         "cut": [False, False],
         "seen": [0, 0, 60, 40],
+        "box_scores": [0.875, 0.5],
         "threshold": 0.5,
         "exact": True,
         "layer": "layer4",
@@ -218,9 +220,9 @@ def test_to_coco_is_a_data_set_of_one_image(exp, tmp_path):
     assert [a["id"] for a in data["annotations"]] == [100, 101]
     assert [a["bbox"] for a in data["annotations"]] == [[30, 5, 20, 20], [2, 30, 10, 8]]
     assert [a["area"] for a in data["annotations"]] == [400, 80]
-    for annotation in data["annotations"]:
+    for annotation, (x0, y0, x1, y1) in zip(data["annotations"], exp.boxes.tolist(), strict=True):
         assert (annotation["image_id"], annotation["category_id"], annotation["iscrowd"]) == (7, 4, 0)
-        assert annotation["score"] == 0.87654
+        assert annotation["score"] == pytest.approx(0.87654 * float(exp.map[y0:y1, x0:x1].max()))
     plain = exp.to_coco(category_id=0)
     assert plain["images"][0]["file_name"] == "1"
     assert plain["categories"][0]["id"] == plain["annotations"][0]["category_id"] == 0

@@ -17,9 +17,10 @@ from camtools.drawing.overlay import BOX, TRUTH
 from camtools.drawing.panels import fit
 from camtools.drawing.trace import CHANGE, SIGNED
 from camtools.explanation import Explanation
+from camtools.images.geometry import Geometry
 from camtools.images.read import read_image
 from camtools.pipeline.trace import TraceStep
-from camtools.plot import best_iou, compare, plot_trace
+from camtools.plot import _titles, best_iou, compare, plot_trace
 
 PLAIN = Preprocess(input_size=(8, 8), resize=(8, 8))
 GREY = (100, 110, 120)
@@ -29,11 +30,9 @@ GAP = 11  # the letters' size at panels of up to 200 pixels
 def explanation(height=40, width=60, box=(30, 5, 50, 25), name="red kite", pipeline="", value=0.0, **fields):
     """An explanation of a grey image with an even map and one box."""
     pixels = np.full((height, width, 3), GREY, np.uint8)
-    mask = torch.zeros(height, width, dtype=torch.bool)
     boxes = torch.tensor([box] if box else [], dtype=torch.int64).reshape(-1, 4)
-    for x0, y0, x1, y1 in boxes.tolist():
-        mask[y0:y1, x0:x1] = True
-    given = {"map": torch.full((height, width), value), "raw_map": torch.zeros(4, 6), "mask": mask, "boxes": boxes}
+    given = {"grid_map": torch.full((height, width), value), "raw_map": torch.zeros(4, 6), "boxes": boxes}
+    given |= {"box_scores": torch.full((len(boxes),), 0.876), "geometry": Geometry.identity((height, width))}
     facts = {"label": 3, "name": name, "score": 0.876, "threshold": 0.5, "exact": True, "layer": "layer4"}
     rest = {"logits": torch.zeros(5), "input_image": read_image(pixels), "transform": PLAIN, "pipeline": pipeline}
     return Explanation(**{**given, **facts, **rest, **fields})
@@ -385,3 +384,15 @@ def test_images_are_not_changed():
     compare([exp], truth=torch.tensor([[1, 1, 9, 9]]), height=40)
     exp.overlay()
     assert np.array_equal(np.asarray(exp.image), np.full((40, 60, 3), GREY))
+
+
+def test_titles_are_the_classes_where_nothing_else_differs():
+    from camtools.datasets import Scenes
+    from camtools.datasets.scenes import scene_classifier
+
+    model, image = scene_classifier(), Scenes("test", n=1)[0].image
+    three = camtools.explain(model, image, top_k=3)
+    one = [camtools.explain(model, image, pipeline=name) for name in ("cam", "rcam")]
+    assert _titles([three], None, False) == [[exp.name for exp in three]]
+    assert _titles([one], None, False) == [["cam", "rcam"]]
+    assert _titles([one, three], None, True) == [["cam", "rcam"], [exp.name for exp in three]]

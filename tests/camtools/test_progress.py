@@ -23,3 +23,21 @@ def test_what_is_seen(monkeypatch, terminal, shown, total):
     assert bool(text) == (terminal and shown and total > 0)
     if text:
         assert "Epoch 1/2, loss 0.5" in text and "4/4" in text and "scenes/s" in text
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+def test_in_a_notebook_it_needs_widgets(monkeypatch, widgets):
+    console = Console(file=io.StringIO(), force_jupyter=True)
+    made = {}
+
+    class Spy(progress.Progress):
+        def __init__(self, *columns, disable, **options):
+            made["hidden"] = disable
+            super().__init__(*columns, disable=True, **options)
+
+    monkeypatch.setattr(progress, "Console", lambda stderr: console)
+    monkeypatch.setattr(progress, "find_spec", lambda name: object() if widgets else None)
+    monkeypatch.setattr(progress, "Progress", Spy)
+    with progress.progress_bar(4, "Images"):
+        pass
+    assert made["hidden"] != widgets

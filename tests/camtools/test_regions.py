@@ -19,11 +19,13 @@ PLAIN = Preprocess(input_size=(8, 8), resize=(8, 8))
 class Result(HasBoxes):
     """The attributes of an `Explanation` that regions are made of."""
 
-    label, name, score, mask = 3, "red kite", 0.75, None
+    label, name, score, mask, parts = 3, "red kite", 0.75, None, None
 
     def __init__(self, mask, boxes):
         self.mask = torch.as_tensor(mask)
         self.boxes = torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
+        self.box_scores = torch.tensor([0.75, 0.5])[: len(self.boxes)]
+        self.parts = self.mask
         self.size = tuple(self.mask.shape)
         self.image = Image.fromarray(np.arange(3 * self.mask.numel(), dtype=np.uint8).reshape(*self.size, 3))
 
@@ -124,7 +126,7 @@ def test_supervision_gets_boxes_masks_scores_and_names(exp, empty):
     detections = exp.to_supervision()
     assert detections.xyxy.tolist() == [[2, 1, 8, 7], [12, 4, 16, 6]]
     assert detections.class_id.tolist() == [3, 3] and detections.data["class_name"].tolist() == ["red kite"] * 2
-    assert detections.confidence.tolist() == [0.75, 0.75]
+    assert detections.confidence.tolist() == [0.75, 0.5]
     assert np.array_equal(detections.mask.any(0), exp.mask.numpy()) and detections.area.tolist() == [36, 8]
     assert len(empty.to_supervision()) == 0
     both = type(detections).merge([detections, empty.to_supervision()])
@@ -141,7 +143,7 @@ def test_a_segmentation_gives_all_classes():
         names=("kite", "wren", "lost"),
         scores=(0.5, 0.25, 0.125),
         probabilities=torch.zeros(4, 10, 20),
-        maps=torch.zeros(3, 10, 20),
+        maps=torch.ones(3, 10, 20) / torch.tensor([1, 2, 4])[:, None, None],
         backgrounds=(0.3,) * 3,
         exact=True,
         layer="layer4",
@@ -150,7 +152,7 @@ def test_a_segmentation_gives_all_classes():
         transform=PLAIN,
     )
     detections = seg.to_supervision()
-    assert detections.class_id.tolist() == [3, 1] and detections.confidence.tolist() == [0.5, 0.25]
+    assert detections.class_id.tolist() == [3, 1] and detections.confidence.tolist() == [0.5, 0.125]
     assert detections.data["class_name"].tolist() == ["kite", "wren"] and detections.area.tolist() == [36, 8]
     assert [len(polygons) for polygons in seg.polygons()] == [1, 1]
     assert [isinstance(region, ClassRegions) and region.label for region in seg.regions] == [3, 1, 0]

@@ -20,7 +20,7 @@ from camtools import metrics
 
 SEEDS = st.integers(0, 2**32 - 1)
 FAMILIES = st.sampled_from(sorted(wsol.FAMILIES))
-SIZES = st.one_of(st.just((16, 16)), st.tuples(st.integers(2, 20), st.integers(2, 20)))
+SIZES = st.one_of(st.just((16, 16)), st.tuples(st.integers(3, 20), st.integers(3, 20)))
 TYPES = st.sampled_from([torch.float64, torch.float64, torch.float32, torch.bfloat16])
 
 

@@ -203,6 +203,7 @@ def test_save_and_load(tmp_path, bright):
     regressor = fixed(0.1, 0.2, 0.3, 0.4)
     regressor.save(tmp_path / "r.safetensors")
     again = BoxRegressor.load(tmp_path / "r.safetensors", Fixed())
+    assert not any(module.training for module in again.modules())
     image = Image.new("RGB", (50, 50))
     assert torch.equal(again.boxes(image), regressor.boxes(image)) and again.preprocess == regressor.preprocess
     camtools.heads.replace_head(bright, camtools.heads.GAP()).save(tmp_path / "c.safetensors")

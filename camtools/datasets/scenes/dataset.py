@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from camtools.checks import whole
+from camtools.checks import one_of, whole
 from camtools.datasets.base import ListedDataset, TargetKind
-from camtools.datasets.lists import one_of
 from camtools.datasets.record import Record
 from camtools.datasets.scenes.creature import MARKS
 from camtools.datasets.scenes.drawing import Stream

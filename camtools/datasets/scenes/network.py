@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from camtools.checks import whole
 from camtools.datasets.scenes.creature import MARKS
+from camtools.errors import ModelError
 from camtools.images.preprocess import Preprocess
 
 WEIGHTS = Path(__file__).with_name("scenes_classifier.safetensors")
@@ -58,6 +60,7 @@ class SceneNet(nn.Module):
 
     def __init__(self, num_classes: int = len(MARKS), widths: tuple[int, int, int, int] = WIDTHS) -> None:
         super().__init__()
+        whole("num_classes", num_classes, error=ModelError)
         self.class_names = self.classes if num_classes == len(self.classes) else None
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()

@@ -169,7 +169,7 @@ def test_maps_from_files(place):
         (["--metric", "acc"], "expected some of MaxBoxAcc"),
         (["--metric", "PxAP"], "no truth for PxAP"),
         (["--calibrate", "boxfolder:nowhere"], "'nowhere' is not a folder"),
-        (["--out", "nets.py"], "nets.py cannot be used as the output folder"),
+        (["--out", "nets.py"], "nets.py cannot be written: it is a file"),
         (["--device", "nowhere"], "Device 'nowhere' cannot be used"),
         (["--activation", "tanh"], "activation='tanh'"),
         (["--scoremaps", "pics"], "give --model or --scoremaps, one of them"),
@@ -186,8 +186,8 @@ def test_wrong_use_is_one_line_and_exit_code_2(place, args, words):
 
 
 def test_more_wrong_use(place):
-    result = run(data="pics")
-    assert (result.exit_code, "'pics' is no data set" in result.stderr) == (2, True)
+    result = run(data="nowhere")
+    assert (result.exit_code, "'nowhere' is no data set" in result.stderr) == (2, True)
     result = run("--scoremaps", "pics", "--scoremaps", "pics", model=None)
     assert (result.exit_code, "two folders are named 'pics'" in result.stderr) == (2, True)
     (place / "names.txt").write_text("a\nb\nc\n")
@@ -201,7 +201,7 @@ from pathlib import Path
 import pyarrow.parquet
 import camtools.evaluation.report
 import camtools.explainer
-from camtools.cli import main
+from camtools.__main__ import main
 
 def command(name, *arguments):
     for number, suffix in (1, "stdout"), (2, "stderr"):

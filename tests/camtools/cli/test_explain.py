@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,6 +153,38 @@ def test_a_second_run_replaces_results_and_leaves_no_old_files(place):
     assert found == ["manifest.json", "map.npz", "mask.png", "note.txt", "overlay.jpg"]
 
 
+def test_a_result_half_written_leaves_nothing_for_good(place, monkeypatch):
+    """Whichever change of a file is the last before a run ends early, the next one's result is all there is."""
+    run("pics/red.png", "--out", "whole")
+    wanted = {path.name: path.read_bytes() for path in (place / "whole" / "red").iterdir()}
+    plain, calls, at = {name: getattr(Path, name) for name in ("replace", "unlink", "rmdir")}, [], 0
+
+    def failing(name):
+        def change(path, *args, **options):
+            if "red" in path.parts:
+                calls.append(name)
+                if len(calls) == at:
+                    raise OSError("no more")
+            return plain[name](path, *args, **options)
+
+        return change
+
+    for at in range(1, 40):
+        run("pics/red.png", "--out", "out", "--top-k", "3")
+        calls.clear()
+        with monkeypatch.context() as patch:
+            for name in plain:
+                patch.setattr(Path, name, failing(name))
+            done = run("pics/red.png", "--out", "out", "--top-k", "2").exit_code == 0
+        run("pics/red.png", "--out", "out")
+        found = {path.name: path for path in (place / "out" / "red").iterdir()}
+        assert sorted(found) == sorted(wanted), f"after {at - 1} changes"
+        assert all(path.read_bytes() == wanted[name] for name, path in found.items())
+        if done:
+            break
+    assert 15 < at < 39
+
+
 def test_out_inside_the_folder_of_images(place):
     for _ in range(2):
         result = run("pics", "--out", "pics/out", "--format", "json")
@@ -184,7 +217,7 @@ class TestResume:
         run("pics", "--out", "out")
         result = run("pics", "--out", "out", "--resume", "--pipeline", "rcam")
         assert result.exit_code == 2
-        assert "out holds results of other settings (pipeline 'cam', now 'rcam')" in result.stderr
+        assert "out holds results of other settings (pipeline 'fast', now 'rcam')" in result.stderr
 
     def test_starts_afresh_where_there_is_nothing(self, place):
         assert run("pics", "--out", "out", "--resume").exit_code == 0
@@ -197,7 +230,7 @@ class TestResume:
         """A whole run, then one of other settings killed midway, then that one resumed: all results are the last's."""
         run("pics", "--out", "out")
         run("pics", "--out", "wanted", *changed)
-        chunk, calls = Run._chunk, []
+        chunk, calls = Run._each, []
 
         def killed(self, *args):
             calls.append(1)
@@ -205,14 +238,14 @@ class TestResume:
                 raise KeyboardInterrupt
             return chunk(self, *args)
 
-        monkeypatch.setattr(Run, "_chunk", killed)
+        monkeypatch.setattr(Run, "_each", killed)
         assert run("pics", "--out", "out", "--batch-size", "1", *changed).exit_code == 130
-        monkeypatch.setattr(Run, "_chunk", chunk)
+        monkeypatch.setattr(Run, "_each", chunk)
         result = run("pics", "--out", "out", "--resume", *changed)
         assert result.exit_code == 0 and "1 done before" in result.stderr
         mixed, wanted = (json.loads((place / out / "manifest.json").read_text()) for out in ("out", "wanted"))
         assert mixed == wanted
-        for file in (place / "wanted").rglob("*.npy"):
+        for file in (place / "wanted").rglob("*.npz"):
             assert file.read_bytes() == (place / "out" / file.relative_to(place / "wanted")).read_bytes()
 
     def test_other_weights_under_the_same_name_are_other_settings(self, place):
@@ -259,7 +292,7 @@ def test_files_that_fail_are_listed_and_the_others_done(place):
         (["pics", "--pipeline", "rcamm"], "rcam"),
         (["pics", "--device", "nowhere"], "Device 'nowhere' cannot be used"),
         (["pics", "--weights", "none.pth"], "There is no weights file none.pth"),
-        (["pics", "--out", "nets.py"], "--out nets.py cannot be made a folder"),
+        (["pics", "--out", "nets.py"], "nets.py cannot be written: it is a file"),
         (["pics", "--class-names", "none.txt"], "The class names cannot be read from none.txt"),
         (["pics", "--std", "0"], "std must be positive"),
         (["pics", "--target", "red", "--top-k", "2"], "give --target or --top-k, not both"),
@@ -289,16 +322,8 @@ def test_weights_and_normalisation_from_the_command_line(place):
     assert (found["name"], found["box"], found["map_size"]) == ("blue", None, [4, 8])  # there is no blue: an even map
 
 
-def test_interrupting_keeps_what_is_done(place, monkeypatch):
-    chunk, calls = Run._chunk, []
-
-    def interrupted(self, *args):
-        calls.append(1)
-        if len(calls) > 2:
-            raise KeyboardInterrupt
-        return chunk(self, *args)
-
-    monkeypatch.setattr(Run, "_chunk", interrupted)
+def test_interrupting_keeps_what_is_done(place, monkeypatch, interrupt):
+    interrupt(2)
     result = run("pics", "--out", "out", "--batch-size", "1", "--format", "json")
     assert result.exit_code == 130
     assert "Interrupted." in result.stderr
@@ -373,7 +398,7 @@ class TestThreshold:
         [
             ("1.5", "theta must be a number, 0 <= theta < 1"),
             ("nowhere.json", "nowhere.json holds no thresholds"),
-            ("threshold.json", "has no pipeline 'cam': expected one of 'rcam'"),
+            ("threshold.json", "has no pipeline 'fast': expected one of 'rcam'"),
         ],
     )
     def test_errors(self, place, text, words):

@@ -9,7 +9,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from camtools.cli import app
-from camtools.cli.run import Run
 
 NETS = '''
 import torch
@@ -97,16 +96,8 @@ def test_segment_exports_too(place):
     assert np.asarray(Image.open(place / "voc" / "SegmentationClass" / "b" / "sieb.png"))[16, 48] == 2
 
 
-def test_an_interrupted_run_leaves_no_exports(place, monkeypatch):
-    chunk, calls = Run._chunk, []
-
-    def interrupted(self, *args):
-        calls.append(1)
-        if len(calls) > 2:
-            raise KeyboardInterrupt
-        return chunk(self, *args)
-
-    monkeypatch.setattr(Run, "_chunk", interrupted)
+def test_an_interrupted_run_leaves_no_exports(place, interrupt):
+    interrupt(2)
     before = sorted(place.rglob("*"))
     assert run("explain", "--export", "coco.json", "--export", "voc:voc", "--batch-size", 1).exit_code == 130
     assert sorted(place.rglob("*")) == before

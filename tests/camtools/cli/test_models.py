@@ -1,6 +1,7 @@
 """`camtools models` and the command itself."""
 
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -41,9 +42,11 @@ def test_a_file_of_a_model_with_another_head(tmp_path):
 
 
 def test_a_pattern_and_a_size():
-    result = run("models", "torchvision/squeezenet1_[01]", "--size", "96x128", "--format", "json")
+    names = ["torchvision/squeezenet1_0", "torchvision/squeezenet1_1"]
+    assert run("models", "torchvision/squeezenet1_[01]").stdout.split() == names
+    result = run("models", "torchvision/squeezenet1_[01]", "--describe", "--size", "96x128", "--format", "json")
     rows = json.loads(result.stdout)
-    assert [row["model"] for row in rows] == ["torchvision/squeezenet1_0", "torchvision/squeezenet1_1"]
+    assert [row["model"] for row in rows] == names
     assert [row["map"] for row in rows] == [[5, 7], [5, 7]]
 
 
@@ -60,6 +63,12 @@ def test_without_a_pattern_all_names():
     assert sum(name.startswith("torchvision/") for name in names) == 80
     assert {"timm/resnet50", "torchvision/vit_b_16"} <= set(names)
     assert run("models").stdout.split() == names
+
+
+def test_a_pattern_builds_nothing(monkeypatch):
+    monkeypatch.setattr(sys.modules["camtools.cli.models"], "describe", None)  # calling it would fail
+    names = json.loads(run("models", "timm/resnet5*", "--format", "json").stdout)
+    assert len(names) > 10 and all(name.startswith("timm/resnet5") for name in names)
 
 
 def test_models_of_a_users_own(tmp_path):

@@ -10,7 +10,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from camtools.cli import app
-from camtools.cli.run import Run
 from camtools.drawing.colours import voc_colour
 
 NETS = '''
@@ -169,16 +168,8 @@ def test_files_that_fail_are_listed_and_the_others_done(place):
     assert "Error: pics/empty.jpg: " in result.stderr and "1 failed" in result.stderr
 
 
-def test_interrupting_keeps_what_is_done(place, monkeypatch):
-    chunk, calls = Run._chunk, []
-
-    def interrupted(self, *args):
-        calls.append(1)
-        if len(calls) > 1:
-            raise KeyboardInterrupt
-        return chunk(self, *args)
-
-    monkeypatch.setattr(Run, "_chunk", interrupted)
+def test_interrupting_keeps_what_is_done(place, monkeypatch, interrupt):
+    interrupt(1)
     result = run("pics", "--out", "out", "--batch-size", "1", "--format", "json")
     assert result.exit_code == 130
     assert "Interrupted." in result.stderr
@@ -203,7 +194,7 @@ def test_interrupting_keeps_what_is_done(place, monkeypatch):
         (["pics", "--activation", "relu"], "--activation"),
         (["pics", "--resume"], "needs --out"),
         (["pics", "--device", "nowhere"], "Device 'nowhere' cannot be used"),
-        (["pics", "--out", "nets.py"], "--out nets.py cannot be made a folder"),
+        (["pics", "--out", "nets.py"], "nets.py cannot be written: it is a file"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(place, args, words):

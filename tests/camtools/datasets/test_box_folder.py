@@ -107,7 +107,7 @@ def test_what_is_missing_is_named(root, write, tmp_path):
     with pytest.raises(InputError, match=r"(?s)nowhere' is not a folder. Expected this layout:.*FOLDER\.csv"):
         BoxFolder(tmp_path / "nowhere")
     write(tmp_path / "birds.csv", "file,label", "a.jpg,wren")
-    with pytest.raises(InputError, match="line 1: no column 'class', 'x0', 'y0', 'x1', 'y1' in 'file,label'"):
+    with pytest.raises(InputError, match="line 1: no column 'class' in 'file,label'"):
         BoxFolder(root)
     (tmp_path / "birds.csv").unlink()
     with pytest.raises(InputError, match=r"no table: looked for .*birds\.csv"):
@@ -145,3 +145,13 @@ def test_the_shared_images(shared, split, images, classes):
 def test_shared_dogs_as_imagenet_classes(shared):
     found = BoxFolder(shared / "data" / "ilsvrc_woof" / "test", classes="imagenet")
     assert found.classes[found[0].label] == "Shih-Tzu"
+
+
+def test_labels_alone_are_enough(root, write, tmp_path):
+    write(tmp_path / "birds.csv", "class,file", "wren,a.jpg", "kite,sub/b.jpg")
+    data = BoxFolder(root)
+    assert data.classes == ("kite", "wren") and [data.labels_of(i) for i in range(2)] == [[1], [0]]
+    assert data[0].boxes.shape == (1, 4) and data[0].boxes.isnan().all()
+    write(tmp_path / "birds.csv", "file,class,x0,y0", "a.jpg,wren,1,2")
+    with pytest.raises(InputError, match="line 2: the box is '1,2,,', expected four numbers"):
+        BoxFolder(root)

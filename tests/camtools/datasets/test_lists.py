@@ -10,7 +10,6 @@ from camtools.datasets.lists import (
     FolderLayout,
     class_names,
     keyed,
-    one_of,
     read_rows,
     read_table,
     relative_name,
@@ -85,9 +84,6 @@ def test_names():
     for name in ("", "/etc/a.jpg", "a/../../b.jpg"):
         with pytest.raises(InputError, match=r"here: the file is .*, expected a path relative to the images' folder"):
             relative_name(name, "here")
-    assert one_of("split", "a", ("a", "b")) == "a"
-    with pytest.raises(InputError, match=r"split='c': expected one of 'a', 'b'"):
-        one_of("split", "c", ("a", "b"))
     assert keyed({"a": 1, "b": 2}, ["b", "a"], Path("f")) == [2, 1]
     with pytest.raises(InputError, match=r"f has no line for 'c': expected one for every image"):
         keyed({"a": 1}, ["c"], Path("f"))

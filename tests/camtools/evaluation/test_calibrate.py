@@ -67,5 +67,23 @@ def test_errors(result, tmp_path):
         InputError, match=r"expected the threshold\.json that camtools evaluate --calibrate has written"
     ):
         calibrated("cam", tmp_path / "list.json")
+    (tmp_path / "null.json").write_text('{"thresholds": {"cam": null}}')
+    with pytest.raises(InputError, match="holds no thresholds"):
+        calibrated("cam", tmp_path / "null.json")
     with pytest.raises(PipelineError, match="0 <= theta < 1"):
         calibrated("cam", 1.0)
+
+
+def test_what_was_made_of_other_results_goes(result, model, images, tmp_path, options):
+    """Thresholds, the report and batches of the calibration are not those of a later run without them."""
+    out, data = tmp_path / "out", f"boxfolder:{images}"
+    made = ("table.md", "curve-MaxBoxAcc.png", "sheet-cam.png", "changes-rcam.png", "detections.parquet")
+    for name in (*made, "notes.md"):
+        (out / name).write_text("older")
+    camtools.evaluate(model, data, "cam,rcam", calibrate=f"boxfolder:{tmp_path / 'other'}", out=out, **options)
+    assert all((out / name).exists() for name in made), "the same results: what was made of them is right"
+    camtools.evaluate(model, data, "cam,rcam", out=out, **options)
+    assert not any((out / name).exists() for name in (*made, "threshold.json"))
+    assert (out / "calibration" / "run.json").exists(), "they may be wanted again"
+    camtools.evaluate(model, data, "cam", out=out, fresh=True, **options)
+    assert sorted(p.name for p in out.iterdir()) == ["notes.md", "results.json", "rows.parquet", "run.json", "shards"]

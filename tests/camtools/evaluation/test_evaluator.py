@@ -189,7 +189,7 @@ def test_several_classes_per_image(model, options):
         boxes = torch.cat([one.boxes for one in found]).double()
         labels = torch.cat([torch.full((len(one.boxes),), one.label) for one in found])
         scores = torch.tensor([one.score for one in found])
-        preds = {"boxes": boxes, "labels": labels, "scores": scores[labels]}
+        preds = {"boxes": boxes, "labels": labels, "scores": torch.cat([one.box_scores for one in found])}
         target = {"boxes": record.boxes, "labels": record.labels, "difficult": record.difficult}
         localisation.update([preds], [target])
         own = [record.labels == k for k in range(3)]

@@ -57,7 +57,7 @@ def test_coco_is_read_by_pycocotools(found, folder, tmp_path, capsys):
         annotations = coco.loadAnns(coco.getAnnIds(imgIds=image["id"]))
         there = [(a["category_id"] - 1, *a["bbox"]) for a in annotations]
         assert there == [(exp.label, *box) for exp in per_image for box in exp.xywh.tolist()]
-        scores = [exp.score for exp in per_image for _ in exp.boxes]
+        scores = [score for exp in per_image for score in exp.box_scores.tolist()]
         assert [a["score"] for a in annotations] == pytest.approx(scores)
         parts = [part for exp in per_image for part in exp.regions[0].parts()]
         for annotation, part in zip(annotations, parts, strict=True):
@@ -299,7 +299,7 @@ def test_fiftyone_samples(fiftyone, found, folder):
         assert np.array(there) == pytest.approx(np.array(boxes_of(per_image)))
     [first, *_] = data.samples[0].camtools.detections
     x0, y0, x1, y1 = found[0][0].box.tolist()
-    assert first.mask.shape == (y1 - y0, x1 - x0) and first.confidence == found[0][0].score
+    assert first.mask.shape == (y1 - y0, x1 - x0) and first.confidence == float(found[0][0].box_scores[0])
     with pytest.raises(InputError, match="FiftyOne has a data set 'birds' already"):
         export(found, "fiftyone:birds", root=folder)
 

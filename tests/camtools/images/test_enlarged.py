@@ -209,7 +209,7 @@ def test_a_scale_of_one_is_the_plain_map_from_one_forward():
     model = SizeSensitive()
     settings = {"target": 0, "transform": Preprocess.imagenet(64)}
     WIDTHS.clear()
-    plain = camtools.explain(model, photo(), **settings)
+    plain = camtools.explain(model, photo(), pipeline="cam", **settings)
     own = len(WIDTHS)
     WIDTHS.clear()
     one = camtools.explain(model, photo(), pipeline=[Enlarge(1)], **settings)
@@ -335,7 +335,7 @@ def test_a_fixed_size_warns_once_and_gives_the_plain_map(model, own, name):
         found = explainer([photo(), photo(seed=1)])
     assert [str(one.message) for one in caught] == [no_size(name, 2 * own, 2 * own)]
     for one, image in zip(found, [photo(), photo(seed=1)], strict=True):
-        plain = camtools.explain(model, image, **settings)
+        plain = camtools.explain(model, image, pipeline="cam", **settings)
         assert one.map.equal(plain.map) and one.label == plain.label
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -250,7 +250,7 @@ def test_display_image():
         assert display_image(read_image(torch.randn(channels, 4, 6))).size == (6, 4)
     constant = display_image(read_image(torch.full((3, 2, 2), -3.0)))
     assert (constant.mode, constant.getpixel((0, 0))) == ("RGB", (0, 0, 0))
-    with pytest.raises(InputError, match="neither image nor tensor"):
+    with pytest.raises(InputError, match="this image has no pixels"):
         display_image(InputImage(None, None, None, (1, 1)))
 
 

@@ -318,7 +318,9 @@ def test_a_home_that_nobody_has():
     ids=["sparse", "meta", "nested"],
 )
 def test_tensors_without_values_at_hand(tensor):
-    with pytest.raises(InputError, match=r"the image is a sparse, nested or meta tensor: expected one with its values"):
+    with pytest.raises(
+        InputError, match=r"the image is a sparse, nested, quantized or meta tensor: expected one with its values"
+    ):
         read_image(tensor)
 
 

@@ -178,13 +178,17 @@ def test_a_coarser_interval_reads_fewer_thresholds():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MaxBoxAcc(0), r"MaxBoxAcc: IoU of \(0,\); expected numbers in \(0, 1\], such as 0.5"),
-        (lambda: MaxBoxAccV2((0.5, 70)), r"MaxBoxAccV2: IoU of \(0.5, 70\)"),
-        (lambda: MaxBoxAccV2(()), r"MaxBoxAccV2: IoU of \(\)"),
-        (lambda: MaxBoxAcc(interval=0), r"MaxBoxAcc\(interval=0\): interval must be a number, 0 < interval <= 1"),
+        (lambda: MaxBoxAcc(0), r"MaxBoxAcc\(iou=0\): iou must be a number, 0 < iou <= 1"),
+        (lambda: MaxBoxAccV2((0.5, 70)), r"MaxBoxAccV2\(iou=70\)"),
+        (lambda: MaxBoxAccV2(()), r"MaxBoxAccV2\(ious=\(\)\): expected at least one number in \(0, 1\]"),
+        (lambda: MaxBoxAccV2(0.5), r"MaxBoxAccV2: ious: expected a list .*, got 0.5"),
+        (lambda: MaxBoxAcc(interval=0), r"MaxBoxAcc\(interval=0\): interval must be a number, 1e-6 <= interval <= 1"),
         (lambda: MaxBoxAcc(workers=1.5), r"workers=1.5: expected a whole number of at least 1"),
-        (lambda: MaxBoxAcc().update_ious(torch.rand(3, 255)), r"ious: expected \(B, 256\) from box_ious\(\)"),
-        (lambda: MaxBoxAcc().update(torch.rand(2, 3, 3), [], []), r"got 0 sets of boxes and 0 sizes for 2 maps"),
+        (
+            lambda: MaxBoxAcc().update_ious(torch.rand(3, 255)),
+            r"ious: expected \(B, 256\) in \[0, 1\] from",
+        ),
+        (lambda: MaxBoxAcc().update(torch.rand(2, 3, 3), [], []), r"boxes: got 0 for 2 maps; give one for each"),
     ],
 )
 def test_bad_parameters_are_refused(make, message):

@@ -123,13 +123,17 @@ BOX = [torch.tensor([[1.0, 1.0, 3.0, 3.0]])]
 @pytest.mark.parametrize(
     ("boxes", "sizes", "message"),
     [
-        (BOX * 2, [(9, 9)], r"got 2 sets of boxes and 1 sizes for 1 maps"),
+        (BOX * 2, [(9, 9)], r"boxes: got 2 for 1 maps"),
         (BOX, [(9, 0)], r"sizes\[0\] is \(9, 0\): expected \(width, height\), two positive"),
         ([BOX[0][0]], [(9, 9)], r"boxes\[0\]: expected \(N, 4\).*got \(4,\)"),
         ([torch.zeros(0, 4)], [(9, 9)], r"boxes\[0\] has no box: leave out images"),
         ([torch.full((2, 4), torch.nan)], [(9, 9)], r"boxes\[0\] has no box"),
         (BOX, [(9, 2)], r"boxes\[0\] has \[1.0, 1.0, 3.0, 3.0\]: expected 0 <= x0 <= x1 <= 9 and 0 <= y0 <= y1 <= 2"),
-        ([torch.tensor([[3.0, 1.0, 1.0, 3.0]])], [(9, 9)], r"expected 0 <= x0 <= x1"),
+        (
+            [torch.tensor([[3.0, 1.0, 1.0, 3.0]])],
+            [(9, 9)],
+            r"boxes\[0\]\[0\] is \[3.0, .*expected finite",
+        ),
         ([torch.tensor([[-1.0, 1.0, 1.0, 3.0]])], [(9, 9)], r"expected 0 <= x0"),
     ],
 )

@@ -217,26 +217,38 @@ def test_box_iou():
 @pytest.mark.parametrize(
     ("preds", "target", "message"),
     [
-        ([one([BOX], [0.5])], [], "preds has 1 images and target 0: give one of each"),
+        ([one([BOX], [0.5])], [], "preds: got 1 for 0 images of the truth; give one"),
         ([one([BOX])], [one([BOX])], r"preds\[0\]: expected a dict with .*'scores'\], and there is no 'scores'"),
         ([one([BOX], [0.5])], [{"boxes": []}], r"target\[0\]: expected a dict with .*there is no 'labels'"),
         ([one([BOX], [0.5])], [torch.tensor(BOX)], r"target\[0\]: expected a dict"),
-        ([one([BOX[:3]], [0.5])], [one([])], r"preds\[0\]\['boxes'\]: expected shape \(n, 4\).* got \(1, 3\)"),
+        ([one([BOX[:3]], [0.5])], [one([])], r"preds\[0\]\['boxes'\]: expected \(N, 4\).* got \(1, 3\)"),
         (
             [one([BOX], [0.5, 0.1])],
             [one([])],
-            r"preds\[0\]\['scores'\]: expected shape \(1,\), one per box, got \(2,\)",
+            r"preds\[0\]\['scores'\]: expected 1 numbers, one for each of the boxes, got shape \(2,\)",
         ),
-        ([one([BOX], [0.5], [1, 1])], [one([])], r"preds\[0\]\['labels'\]: expected shape \(1,\)"),
-        ([one([BOX], [0.5], [1.5])], [one([])], r"preds\[0\]\['labels'\]: expected integers.*float32"),
-        ([one([BOX], [float("nan")])], [one([])], r"preds\[0\]: a box or a score is NaN"),
-        ([one([[float("nan")] * 4], [0.5])], [one([])], r"preds\[0\]: a box or a score is NaN"),
+        ([one([BOX], [0.5], [1, 1])], [one([])], r"preds\[0\]\['labels'\]: expected 1 class indices.*got \(2,\)"),
+        (
+            [one([BOX], [0.5], [1.5])],
+            [one([])],
+            r"preds\[0\]\['labels'\]: expected 1 class .*float32 with 1.5",
+        ),
+        ([one([BOX], [float("nan")])], [one([])], r"preds\[0\]\['scores'\]: .* with a NaN; leave such out"),
+        (
+            [one([[float("nan")] * 4], [0.5])],
+            [one([])],
+            r"preds\[0\]\['boxes'\]\[0\] is \[nan.*leave out what",
+        ),
         (
             [one([], [])],
             [one([BOX], difficult=torch.ones(1))],
-            r"target\[0\]\['difficult'\]: expected bool, got .*float",
+            r"target\[0\]\['difficult'\]: expected bool of shape \(1,\), one per box, got .*float",
         ),
-        ([one([], [])], [one([BOX, [9, 9, 5, 5]])], r"target\[0\]\['boxes'\]\[1\] is \[9.*expected x0 <= x1.*width"),
+        (
+            [one([], [])],
+            [one([BOX, [9, 9, 5, 5]])],
+            r"target\[0\]\['boxes'\]\[1\] is \[9.*x0 <= x1.*width",
+        ),
     ],
 )
 def test_bad_input_is_named(preds, target, message):

@@ -115,7 +115,7 @@ def test_on_its_device(device):
 @pytest.mark.parametrize(
     ("preds", "target", "message"),
     [
-        (PREDS, TARGET[:0], "preds has 1 images and target 0: give one of each per image"),
+        (PREDS, TARGET[:0], "preds: got 1 for 0 images of the truth; give one"),
         (PREDS[:, :1], TARGET, r"image 0: the prediction is \(1, 1, 3\) and the truth \(1, 2, 3\); resize"),
         ([PREDS[0], PREDS[0, :1]], [TARGET[0]] * 2, r"image 1: the prediction is \(1, 3\) and the truth \(2, 3\)"),
         (PREDS.float(), TARGET, "image 0: expected integers.* the prediction is torch.float32. From scores"),
@@ -129,7 +129,7 @@ def test_bad_input_is_named(preds, target, message):
         MeanIoU(3).update(preds, target)
 
 
-@pytest.mark.parametrize("value", [1, 0, 21.0, None])
+@pytest.mark.parametrize("value", [1, 0, -1, 21.0, None, 10**6])
 def test_bad_number_of_classes_is_named(value):
-    with pytest.raises(InputError, match=rf"MeanIoU\(num_classes={value!r}\): expected an integer >= 2"):
+    with pytest.raises(InputError, match=rf"MeanIoU\(num_classes={value!r}\): num_classes must be a whole number"):
         MeanIoU(value)

@@ -223,7 +223,7 @@ MASK = torch.zeros(2, 4, 4, dtype=torch.bool)
 @pytest.mark.parametrize(
     ("masks", "ignore", "message"),
     [
-        (MASK[:1], None, "masks: got 1 for 2 maps; give one for each map, in the same order."),
+        (MASK[:1], None, "masks: got 1 for 2 maps; give one for each of them, in order."),
         (MASK, [None], "ignore: got 1 for 2 maps"),
         (MASK[:, 0], None, r"masks: expected \(B, h, w\), got \(2, 4\)\. Join the objects"),
         (MASK.float(), None, "masks: expected a bool mask .*float32. Compare values first: mask > 0."),
@@ -231,8 +231,8 @@ MASK = torch.zeros(2, 4, 4, dtype=torch.bool)
         ([MASK[0], MASK], None, r"masks\[1\]: .* 2 dimensions, got \(2, 4, 4\)"),
         ([MASK[0], MASK[0, :0]], None, r"masks\[1\]: expected a bool mask with at least one pixel"),
         (MASK, [None, MASK[0].int()], r"ignore\[1\]: expected a bool mask"),
-        ("mask", None, "masks: expected a bool tensor .* got str"),
-        (None, None, "masks: expected a bool tensor .* got NoneType"),
+        ("mask", None, "masks: expected a list with an entry for each image, got 'mask'"),
+        (None, None, "masks: expected a list with an entry for each image, got None"),
     ],
 )
 def test_bad_masks_are_named(kind, masks, ignore, message):

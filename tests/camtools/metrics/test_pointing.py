@@ -253,18 +253,18 @@ GOOD = {"maps": torch.rand(1, 4, 4), "boxes": [torch.tensor(BOX)], "sizes": [(10
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"maps": torch.rand(4, 4)}, r"maps: expected a real tensor of shape \(B, H, W\).*got \(4, 4\)"),
-        ({"maps": [1]}, "maps: expected a real tensor .* got list"),
+        ({"maps": torch.rand(4, 4)}, r"maps: expected shape \(B, H, W\).*got \(4, 4\)"),
+        ({"maps": ["a"]}, r"maps: expected a tensor, array or list of real numbers, got \['a'\]"),
         ({"maps": torch.full((1, 4, 4), float("inf"))}, r"maps\[0\] has an infinite value"),
-        ({"sizes": []}, r"sizes: got 0 for 1 maps; give \(width, height\) for each"),
+        ({"sizes": []}, r"sizes: got 0 for 1 maps; give one for each"),
         ({"sizes": [(100, 0)]}, r"sizes\[0\] is \(100, 0\): expected \(width, height\), two positive integers"),
         ({"sizes": [(100.5, 80)]}, r"sizes\[0\] is \(100.5, 80\)"),
         ({"boxes": []}, "boxes: got 0 for 1 maps"),
-        ({"boxes": [torch.rand(2, 5)]}, r"boxes\[0\]: expected \(N, 4\).* got shape \(2, 5\)"),
-        ({"boxes": [torch.tensor([[5.0, 5, 4, 9]])]}, r"boxes\[0\]: .* x0 <= x1 .* \[\[5.0, 5.0, 4.0, 9.0\]\]"),
-        ({"labels": [0, 1]}, r"labels: expected 1 class indices >= 0, one for each map, got \(2,\)"),
-        ({"labels": [0.5]}, "labels: expected 1 class indices .*float32"),
-        ({"labels": [-1]}, "labels: .* with a negative one"),
+        ({"boxes": [torch.rand(2, 5)]}, r"boxes\[0\]: expected \(N, 4\).* got \(2, 5\)"),
+        ({"boxes": [torch.tensor([[5.0, 5, 4, 9]])]}, r"boxes\[0\]\[0\] is \[5.0, 5.0, 4.0, 9.0\]: .* x0 <= x1"),
+        ({"labels": [0, 1]}, r"labels: expected 1 class indices, integers >= 0, one for each of the maps, got \(2,\)"),
+        ({"labels": [0.5]}, "labels: expected 1 class indices, .*float32 with 0.5"),
+        ({"labels": [-1]}, "labels: .* with -1"),
         ({"difficult": []}, "difficult: got 0 for 1 maps"),
         ({"difficult": [torch.zeros(1)]}, r"difficult\[0\]: expected bool of shape \(1,\), one per box, got .*float32"),
         ({"difficult": [torch.zeros(2).bool()]}, r"difficult\[0\]: expected bool of shape \(1,\)"),
@@ -279,7 +279,7 @@ def test_bad_input_is_named(kind, changed, message):
 
 @pytest.mark.parametrize("scores", [[0.5, 0.1], [NAN]])
 def test_bad_scores_are_named(scores):
-    with pytest.raises(InputError, match="scores: expected 1 numbers, one for each map"):
+    with pytest.raises(InputError, match="scores: expected 1 numbers, one for each of the maps"):
         PointingMAP().update(**GOOD, scores=scores)
 
 

@@ -55,8 +55,8 @@ def test_a_gpu_finds_the_same(cuda):
 @pytest.mark.parametrize(
     ("maps", "message"),
     [
-        (torch.rand(2, 3, 4, 4), r"expected a real tensor of shape \(B, H, W\).* got \(2, 3, 4, 4\) torch.float32"),
-        ([[1.0]], r"got list. Choose the class first: maps\[:, k\]"),
+        (torch.rand(2, 3, 4, 4), r"expected shape \(B, H, W\).* got \(2, 3, 4, 4\).*maps\[:, k\]"),
+        ([[1.0]], r"expected shape \(B, H, W\).* got \(1, 1\)"),
         (torch.rand(1, 0, 4), r"got \(1, 0, 4\)"),
         (torch.tensor([[[0.0, 1.0]], [[0.0, torch.inf]]]), r"maps\[1\] has an infinite value"),
     ],

@@ -135,17 +135,38 @@ def test_of_parallel_branches_the_finer_ones():
     assert shapes == [(64, 8, 8), (32, 16, 16), (16, 32, 32)]
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        timm.create_model("test_vit"),
-        torchvision.models.VisionTransformer(160, 16, 2, 2, 32, 64),
-        timm.create_model("cait_xxs24_224", depth=2, img_size=160),  # attention of 100 tokens
-    ],
-    ids=["timm", "torchvision", "cait"],
-)
-def test_class_token_transformers_have_none(model):
-    assert found(model, 160)[:2] == ([], [])
+ONE_GRID = {
+    "timm": (lambda: timm.create_model("test_vit"), ["blocks.3", "blocks.2", "blocks.0"], 1),  # of 6
+    "torchvision": (
+        lambda: torchvision.models.VisionTransformer(160, 16, 4, 2, 32, 64),
+        [f"encoder.layers.encoder_layer_{number}" for number in (2, 1, 0)],
+        1,
+    ),
+    "cait": (lambda: timm.create_model("cait_xxs24_224", depth=2, img_size=160), ["blocks.0"], 0),
+    "mixer": (
+        lambda: timm.create_model("mixer_s32_224", img_size=160),
+        ["blocks.5", "blocks.3", "blocks.1"],
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ONE_GRID)
+def test_of_networks_with_one_grid_blocks_stand_in(name):
+    """At 3/4, 1/2 and 1/4 of the depth, without the tokens before the positions."""
+    make, layers, prefix = ONE_GRID[name]
+    torch.manual_seed(0)
+    model = make().eval()
+    cam_model, x = camtools.wrap(model), torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        activations = cam_model.activations(x, pyramid=3)
+        assert [stage.layer for stage in cam_model.pyramid] == layers
+        for layer, tensor in zip(layers, activations.pyramid, strict=True):
+            seen = []
+            with model.get_submodule(layer).register_forward_hook(lambda m, i, o, seen=seen: seen.append(o.clone())):
+                model(x)
+            expected = seen[0][:, prefix:].mT.unflatten(2, activations.features.shape[2:])
+            torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
 
 
 def test_attention_over_positions_is_no_stage():
@@ -250,7 +271,7 @@ def test_an_in_place_relu_after_a_stage_does_not_change_it():
     with PyramidCapture(inner, (LevelSpec("norm", Layout.NCHW, 0, (16, 16)),)) as capture, torch.no_grad():
         inner(x)
         expected = inner.norm(inner.conv[1](inner.conv[0](x)))
-    recorded = capture.tensors((64, 64))[0]
+    recorded = capture.stages((64, 64))[0].tensor
     assert (recorded < 0).any()
     torch.testing.assert_close(recorded, expected, rtol=0, atol=0)
 
@@ -268,7 +289,7 @@ def test_of_several_calls_the_last():
     x = torch.randn(1, 3, 8, 8)
     with PyramidCapture(model, (LevelSpec("conv", Layout.NCHW, 0, (8, 8)),)) as capture:
         out = model(x)
-    assert capture.tensors((8, 8))[0].equal(out) and not capture.tensors((8, 8))[0].requires_grad
+    assert capture.stages((8, 8))[0].tensor.equal(out) and not capture.stages((8, 8))[0].tensor.requires_grad
 
 
 def test_a_layer_that_did_not_run_is_left_out():
@@ -276,7 +297,7 @@ def test_a_layer_that_did_not_run_is_left_out():
     specs = tuple(LevelSpec(name, Layout.NCHW, 0, (8, 8)) for name in "ab")
     with PyramidCapture(model, specs) as capture:
         out = model["b"](torch.randn(1, 3, 8, 8))
-    assert len(capture.tensors((8, 8))) == 1 and capture.tensors((8, 8))[0].equal(out)
+    assert len(capture.stages((8, 8))) == 1 and capture.stages((8, 8))[0].tensor.equal(out)
 
 
 def test_an_image_does_not_depend_on_its_batch():

@@ -1,11 +1,23 @@
 import pytest
 import torch
+from torch.nn.functional import avg_pool2d
 
 from camtools.errors import PipelineError
 from camtools.images.geometry import Geometry
+from camtools.model.backward import Backward
+from camtools.model.layout import Layout
+from camtools.model.pyramid import LevelSpec, StageOutput
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.presets import PRESETS, as_pipeline, preset
 from camtools.steps import CREAM, CRF, NWC, Affinity, Enlarge, PaS, RangeThreshold, State
+
+BEST = [
+    "Gradient(method='product', levels=(0, 1, 2))",
+    repr(Affinity(2, 3)),
+    "EdgeLevel(power=1.0)",
+    "MinMax()",
+    "FixedThreshold(theta=0.48)",
+]
 
 
 @pytest.mark.parametrize(
@@ -29,10 +41,8 @@ from camtools.steps import CREAM, CRF, NWC, Affinity, Enlarge, PaS, RangeThresho
             ],
         ),
         ("fast", ["CAM(relu=False)", repr(Affinity(2, 2)), "MinMax()", repr(RangeThreshold(30, 0.3))]),
-        (
-            "best",
-            [repr(Enlarge(1.43)), "CAM(relu=False)", repr(Affinity(2, 3)), "MinMax()", repr(RangeThreshold(30, 0.22))],
-        ),
+        ("best", BEST),
+        ("best+enlarge", [repr(Enlarge(1.43)), *BEST]),
     ],
 )
 def test_what_the_names_stand_for(name, steps):
@@ -47,10 +57,18 @@ def test_every_preset_runs_is_fresh_and_described(name):
     def random(*shape):
         return torch.rand(*shape, generator=generator)
 
+    fine = random(2, 3, 28, 28).requires_grad_()
+    middle = avg_pool2d(fine, 2)
+    features = avg_pool2d(middle, 2).repeat(1, 2, 1, 1)
+    stages = tuple(
+        StageOutput(one, LevelSpec(name, Layout.NCHW, 0, tuple(one.shape[2:])), (56, 56))
+        for name, one in (("middle", middle), ("fine", fine))
+    )
     state = State(
-        features=random(2, 6, 7, 7),
+        features=features.detach(),
         weights=torch.randn(1, 3, 6, generator=generator),
-        pyramid=(random(2, 4, 14, 14), random(2, 3, 28, 28)),
+        pyramid=tuple(stage.tensor for stage in stages),
+        backward=Backward(features, stages),
         images=random(2, 3, 56, 56),
         resize=Geometry.identity((56, 56)).resize,
     )

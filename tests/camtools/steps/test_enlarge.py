@@ -60,12 +60,12 @@ def test_a_trace_has_no_entry_of_it():
     [
         (
             [Enlarge(2), Enlarge(3)],
-            "Enlarge(scale=2) and Enlarge(scale=3) both choose the input; a pipeline has one such step. Remove one.",
+            "Enlarge(scale=2) and Enlarge(scale=3) both choose the input; a pipeline has one input step. Remove one.",
         ),
         (
             [NWC(), Enlarge(2)],
             "Enlarge(scale=2) (input) can't come after NWC() (weights). Put Enlarge(scale=2) before NWC(); the order "
-            "is: one input step, weights steps, one map step, refine steps, one threshold step.",
+            "is: one input step, weights steps, one map step, refine steps, one threshold step, one parts step.",
         ),
     ],
 )

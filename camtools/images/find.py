@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from camtools.errors import InputError
+from camtools.files import shortened
 
 # What folders, and patterns without a suffix, are searched for; a file named itself is read whatever its suffix.
 SUFFIXES = frozenset(
     f".{kind}"
     for kind in (
-        *("avif", "bmp", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg"),
+        *("avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jpeg", "jpg"),
         *("pbm", "pgm", "png", "pnm", "ppm", "tga", "tif", "tiff", "webp"),
     )
 )
@@ -71,6 +72,26 @@ def find_jobs(paths: Sequence[str], out: Path | None = None) -> list[Job]:
     ordered = sorted(files.values(), key=natural_key)
     places = _places(ordered, roots)
     return [Job(*job) for job in zip(ordered, _folders(places), map(str, places), strict=True)]
+
+
+def find_images(place: str | os.PathLike[str]) -> list[Path]:
+    """Return the images of a folder and its sub-folders, of a pattern, or of a list file (.txt, a path per line).
+
+    Paths in a list file are relative to where the program runs.
+
+    Args:
+        place: What the caller named.
+
+    Raises:
+        InputError: It holds no images, or is none of these.
+    """
+    text = os.fspath(place)
+    if Path(text).suffix == ".txt" and Path(text).is_file():
+        lines = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines()]
+        return [Path(line) for line in lines if line]
+    if not Path(text).is_dir() and not _MAGIC.search(text):
+        raise InputError(f"{text!r} is neither a folder nor a pattern nor a list (.txt): pass [{text!r}] for one image")
+    return [job.path for job in find_jobs([text])]
 
 
 def _expand(text: str, out: Path | None) -> tuple[Path, list[Path]]:
@@ -138,14 +159,16 @@ def _places(files: Sequence[Path], roots: Iterable[Path]) -> list[PurePosixPath]
 
 def _folders(places: Sequence[PurePosixPath]) -> list[str]:
     """Name a result folder for each image, without collisions."""
-    plain = [str(PurePosixPath(*place.parts[:-1], place.stem or place.name)) for place in places]
+    plain = [
+        str(PurePosixPath(*map(shortened, place.parts[:-1]), shortened(place.stem or place.name))) for place in places
+    ]
     counts = Counter(name.casefold() for name in plain)
     above = {str(parent).casefold() for name in plain for parent in PurePosixPath(name).parents}
     names: list[str] = []
     taken = {"manifest.json"}
     for place, name in zip(places, plain, strict=True):
         if counts[name.casefold()] > 1 or name.casefold() in above:
-            name += place.suffix.lower().replace(".", "-")
+            name += shortened(place.suffix.lower().replace(".", "-"), 30)
         unique, number = name, 2
         while unique.casefold() in taken or (number > 2 and unique.casefold() in above):
             unique, number = f"{name}-{number}", number + 1

@@ -2,8 +2,8 @@
 
 import pytest
 
-from camtools.cli.images import find_jobs, natural_key
 from camtools.errors import InputError
+from camtools.images.find import find_jobs, natural_key
 
 
 @pytest.fixture
