@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from camtools.checks import number, share
+from camtools.checks import number, one_of, share
 from camtools.classes.names import resolve_target
 from camtools.classes.targets import Target, class_indices, is_list
 from camtools.engine import Engine, Forward
@@ -109,8 +109,8 @@ class Segmenter:
             share("min_score", min_score)
         if crf is not None and not isinstance(crf, bool | CRF):
             raise InputError(f"crf={crf!r}: expected True, False, or a camtools.steps.CRF with parameters of your own")
-        if activation == "none":
-            raise InputError("activation='none': expected 'softmax' or 'sigmoid', as masks go by probabilities")
+        if activation is not None:
+            one_of("activation", activation, ("softmax", "sigmoid"))
         self.pipeline = as_pipeline(pipeline)
         self.pipeline_name = pipeline if isinstance(pipeline, str) else self.pipeline.summary
         self.engine = Engine(

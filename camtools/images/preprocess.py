@@ -185,7 +185,7 @@ class Preprocess:
             InputError: A ready tensor has another number of channels.
         """
         if image.tensor is not None:
-            tensor = _ready(image)
+            tensor = image.tensor
             if len(tensor) != self.channels:
                 raise InputError(
                     f"a ready tensor has shape {tuple(tensor.shape)}, so {len(tensor)} channels: expected "
@@ -359,10 +359,10 @@ def display_image(image: InputImage, preprocess: Transform | None = None) -> Ima
     chosen = getattr(preprocess, "display", None)
     if image.values is not None:
         pixels = torch.from_numpy(image.values).permute(2, 0, 1)
-    elif image.tensor is None and (image.image is not None or image.source is not None):
+    elif image.tensor is None:
         return image.pixels()
     else:
-        pixels = _ready(image).detach().float().cpu()
+        pixels = image.tensor.detach().float().cpu()
         if isinstance(preprocess, Preprocess) and preprocess.channels == len(pixels):
             restored = pixels * _per_channel(preprocess.std) + _per_channel(preprocess.mean)
             plausible = ((restored > -0.02) & (restored < 1.02)).float().mean() >= 0.99
@@ -402,12 +402,6 @@ def _drawn(count: int, chosen: tuple[int, ...] | None) -> list[int]:
     if max(chosen) >= count:
         raise InputError(f"display={chosen}: expected channels from 0 to {count - 1}, as the image has {count}")
     return list(chosen)
-
-
-def _ready(image: InputImage) -> Tensor:
-    if image.tensor is None:
-        raise InputError("the image has neither image nor tensor: expected one. Make it with read_image(...)")
-    return image.tensor
 
 
 def _of_processor(processor: Any) -> Transform:
