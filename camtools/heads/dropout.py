@@ -87,7 +87,8 @@ class ADL(HeadLayer):
         drop_rate: Probability of the drop mask.
         gamma: Threshold of the drop mask, a share of the attention's maximum in the image.
         per_map: Every channel is a map of its own with its own draw (ex-CAM thesis, 3.8.3): attention is the map's
-            sigmoid, which also is what gamma thresholds. For the class maps of `Wildcat`.
+            sigmoid, and gamma is a share of the way from its minimum to its maximum (of the maximum alone it would drop
+            98 % of a fresh head's positions, where every sigmoid is near 0.5). For the class maps of `Wildcat`.
 
     Raises:
         ModelError: A parameter outside [0, 1].
@@ -105,7 +106,11 @@ class ADL(HeadLayer):
             return features
         f = positions(features)
         attention = f.sigmoid() if self.per_map else f.mean(1, keepdim=True)
-        kept = attention.detach() < self.gamma * attention.detach().amax(2, keepdim=True)
+        strength = attention.detach()
+        if self.per_map:  # a fresh map's sigmoid is near 0.5 everywhere: gamma counts from its own minimum
+            strength = strength - strength.amin(2, keepdim=True)
+        largest = strength.amax(2, keepdim=True)
+        kept = (strength < self.gamma * largest) | (largest == 0)  # nothing is strongest in a constant map
         importance = attention if self.per_map else attention.sigmoid()
         draw = torch.rand((*f.shape[:2], 1) if self.per_map else (), device=f.device)
         factor = torch.where(draw < self.drop_rate, kept.to(f.dtype), importance)

@@ -16,6 +16,7 @@ from camtools.images.preprocess import Preprocess
 from camtools.training.config import TrainConfig
 
 _RESIZE_OVER_INPUT = 8 / 7  # 256 to 224, wsolevaluation
+_JITTER = 0.4  # of brightness, contrast and saturation, as in torchvision's and timm's references
 
 
 @contextmanager
@@ -36,11 +37,12 @@ class HideAndSeek(torch.nn.Module):
     Args:
         grid: Cells per side.
         drop: Probability that a cell is hidden.
+        cell: Side of a cell in pixels, instead of `grid`; the last of a row or column may be smaller.
     """
 
-    def __init__(self, grid: int = 4, drop: float = 0.5) -> None:
+    def __init__(self, grid: int = 4, drop: float = 0.5, cell: int | None = None) -> None:
         super().__init__()
-        self.grid, self.drop = grid, drop
+        self.grid, self.drop, self.cell = grid, drop, cell
 
     def forward(self, image: Tensor) -> Tensor:
         """Return a copy with the hidden cells 0, the mean image of a normalised one.
@@ -48,10 +50,11 @@ class HideAndSeek(torch.nn.Module):
         Args:
             image: (C, H, W), normalised.
         """
-        hidden = torch.rand(self.grid, self.grid) < self.drop
-        height, width = image.shape[-2:]
-        rows = torch.arange(height) * self.grid // height
-        columns = torch.arange(width) * self.grid // width
+        rows, columns = (
+            torch.arange(side) // self.cell if self.cell else torch.arange(side) * self.grid // side
+            for side in image.shape[-2:]
+        )
+        hidden = torch.rand(int(rows[-1]) + 1, int(columns[-1]) + 1) < self.drop
         return image.masked_fill(hidden[rows][:, columns], 0.0)
 
 
@@ -79,7 +82,11 @@ def training_transform(config: TrainConfig, preprocess: Preprocess) -> Callable[
         parts = [v2.Resize(size)]
     if "flip" in config.augment:
         parts.append(v2.RandomHorizontalFlip())
-    hide = [HideAndSeek(config.has_grid, config.has_drop)] if "has" in config.augment else []
+    if "vflip" in config.augment:
+        parts.append(v2.RandomVerticalFlip())
+    if "colour" in config.augment:
+        parts.append(v2.ColorJitter(*[_JITTER] * 3))
+    hide = [HideAndSeek(config.has_grid, config.has_drop, config.has_cell)] if "has" in config.augment else []
     convert = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
     normalise = v2.Normalize(list(preprocess.mean), list(preprocess.std))
     channels = v2.Grayscale() if preprocess.channels == 1 else v2.RGB()

@@ -62,6 +62,7 @@ class CreamRegressorRecipe(Recipe):
 
     name = "cream_regressor"
     Config = CreamRegressorConfig
+    needs_images = True
 
     def __init__(self, config: TrainConfig | None = None) -> None:
         super().__init__(config)
@@ -89,7 +90,7 @@ class CreamRegressorRecipe(Recipe):
                 raise InputError(f"bank={self.config.bank!r} goes with maps='cream', but maps is {self.config.maps!r}")
             self._cream.bank = ContextBank.load(self.config.bank, model)
         self._teacher = model
-        return BoxRegressor.of(model, self.config.output_stride)
+        return BoxRegressor.of(model, **self.place)
 
     def fast_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """Return the fresh layer's."""

@@ -61,6 +61,11 @@ class ExCamRecipe(WildcatRecipe):
     name = "excam"
     Config = ExCamConfig
 
+    @property
+    def needs_images(self) -> bool:  # type: ignore[override]
+        """Whether a step looks at images anew: with `acol="image"`."""
+        return bool(self.config.acol == "image")
+
     def check(self, labels: Labels, names: Sequence[str]) -> None:
         """Check that settings don't exclude each other."""
         config = self.config

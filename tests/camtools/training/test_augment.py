@@ -52,6 +52,23 @@ def test_flips_are_flips():
     assert seen == {tuple(range(0, 80, 10)), tuple(range(70, -10, -10))}
 
 
+def test_vertical_flips_turn_images_over():
+    transform = training_transform(TrainConfig(augment=("vflip",)), UNIT)
+    seen = set()
+    for number in range(12):
+        with seeded(number):
+            seen.add(tuple((transform(ramp())[1, :, 0] * 255).round().long().tolist()))
+    assert seen == {tuple(range(0, 80, 10)), tuple(range(70, -10, -10))}
+
+
+def test_colours_change_and_positions_stay():
+    image = Image.new("RGB", (8, 8), (200, 100, 50))
+    with seeded(1):
+        x = training_transform(TrainConfig(augment=("colour",)), UNIT)(image)
+    assert len(x.flatten(1).unique(dim=1)[0]) == 1  # still one colour
+    assert not torch.allclose(x[:, 0, 0] * 255, torch.tensor([200.0, 100.0, 50.0]), atol=1)
+
+
 def test_a_crop_is_a_window_of_the_resized_image():
     transform = training_transform(TrainConfig(augment=("crop",), resize=12), UNIT)
     corners = set()
@@ -84,6 +101,15 @@ def test_hide_and_seek_hides_whole_cells():
     assert 0 < sum(float(cell.max()) for cell in cells) < 16
     assert torch.all(HideAndSeek(drop=0.0)(torch.ones(3, 8, 8)) == 1)
     assert torch.all(HideAndSeek(drop=1.0)(torch.ones(3, 8, 8)) == 0)
+
+
+def test_cells_of_hide_and_seek_in_pixels():
+    transform = training_transform(TrainConfig(augment=("has",), has_cell=6, input_size=16, has_grid=1), UNIT)
+    with seeded(2):
+        x = transform(Image.new("RGB", (8, 8), (255, 255, 255)))
+    cells = [cell for rows in x[0].split(6, 0) for cell in rows.split(6, 1)]  # sides 6, 6 and 4
+    assert len(cells) == 9 and all(len(cell.unique()) == 1 for cell in cells)
+    assert 0 < sum(float(cell.max()) for cell in cells) < 9
 
 
 def test_cutmix_shares_are_the_shares_of_pixels():
