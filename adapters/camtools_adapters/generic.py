@@ -51,9 +51,10 @@ class GenericAdapter:
 
     def class_names(self, model: nn.Module) -> Sequence[str] | None:
         """Return the names in one of the attributes that libraries use, else those of the one model inside."""
-        names = told_names(model)
+        if hasattr(model, "class_names") or (names := told_names(model)) is not None:
+            return told_names(model)
         found = inside(model)
-        return found[0][0].class_names(found[0][1]) if names is None and len(found) == 1 else names
+        return found[0][0].class_names(found[0][1]) if len(found) == 1 else names
 
 
 def told_names(model: Any) -> Sequence[str] | None:

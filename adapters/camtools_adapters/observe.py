@@ -140,7 +140,7 @@ def _last_cut(
                 s = _attention_input(seen[number + 1 :], s, prefix)
             places = [FeatureSpec(one.layer, one.side, layout, prefix, one.index) for one in recorder.borders(s)]
             found = places[0]
-            if s.changed or len(places) > 1:
+            if s.changed or len(places) > 1 or recorder.returned_more(s):
                 # A module may have pooled what it returns, so that what follows does not see it replaced there.
                 through_all = (one for one in places if _passes(model, one, image, s, whole, score))
                 candidate = next(through_all, None)

@@ -89,6 +89,12 @@ class Recorder:
         ]
         return [seen, *sorted(inner, key=lambda note: note.layer.count("."))]
 
+    def returned_more(self, seen: Seen) -> bool:
+        """Whether the module whose output a tensor is returned others with it: what it pooled of it, say."""
+        place = (seen.layer, "output", seen.call)
+        of = [note for note in self.notes if (note.layer, note.side, note.call) == place]
+        return seen.side == "output" and len(of) > 1
+
     def vector_scores(self) -> Iterator[Tensor]:
         """Yield scalars of the vectors on the way to the logits, the last first.
 

@@ -245,8 +245,8 @@ class CamModel(nn.Module):
         """
         takes = self.example().shape[1:]
         if not is_two_d(unwrapped(self.model)):
-            way_out = TWO_D[0].upper() + TWO_D[1:]
-        elif isinstance(error, TypeError) and "argument" in str(error):
+            return InputError(f"{self.about} takes no 2-D images. {TWO_D}")
+        if isinstance(error, TypeError) and "argument" in str(error):
             way_out = "What its forward takes beside the images goes into forward_args=(...) or forward_kwargs={...}"
         elif x.shape[1] != takes[0]:
             way_out = "Give it such inputs, or a transform that makes them"
