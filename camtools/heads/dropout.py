@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from camtools.checks import number, whole
 from camtools.errors import ModelError
 from camtools.heads.pooling import HeadLayer, positions
+from camtools.steps.wildcat_maps import remaining
 
 
 class SequentialDropout(nn.Module):
@@ -19,6 +20,10 @@ class SequentialDropout(nn.Module):
     F_1 <- (1 - D_1) F_1; every later one loses what it and all before it find important, F_j <- D_1 ... D_j F_j. The
     thesis stops once nothing is left of the region: the products are zero from there on, and so are the maps. In eval
     mode the maps pass as they are.
+
+    Later maps have little to live on: of a fresh head's random maps the first keeps half of its positions, the second
+    a quarter, the eighth .003 (measured with M = 8 and delta 0.5: .52 .23 .13 .08 .03 .01 .005 .003). A larger delta
+    leaves the later ones more.
 
     The masks carry no gradient. A learnable delta gets one straight through: forward the masks are binary, backward
     they are sigmoid((delta - sigmoid(F_j)) / 0.1), with respect to delta alone. The parameter is delta's logit, so that
@@ -66,9 +71,7 @@ class SequentialDropout(nn.Module):
         if self.logit is not None:
             soft = ((self.logit.sigmoid() - score) / self.WIDTH).sigmoid()
             unimportant = unimportant + (soft - soft.detach())
-        left = unimportant.cumprod(2)
-        keep = torch.cat([1 - unimportant[:, :, :1], left[:, :, 1:]], dim=2)
-        return (grouped * keep.to(maps.dtype)).flatten(1, 2)
+        return (grouped * remaining(unimportant).to(maps.dtype)).flatten(1, 2)
 
     def extra_repr(self) -> str:
         """Say the parameters, for `repr`."""

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from camtools.checkpoints import write_tensors
+from camtools.checks import as_path
 from camtools.errors import InputError, ModelError
+from camtools.heads.bas import BAS
 from camtools.heads.pooling import GAP, TAP, WGAP, MapHead
 from camtools.heads.wildcat import ExCAM, Wildcat
 from camtools.images.preprocess import Preprocess, Transform
@@ -27,7 +29,7 @@ KEY = "camtools.headed"  # in the header of a saved file
 FORMAT = 1
 PROBED = 64  # scores of the probe
 ACTIVATIONS = {"relu": torch.relu}
-OWN_HEADS: dict[str, Any] = {kind.__name__: kind for kind in (GAP, TAP, WGAP, Wildcat, ExCAM)}
+OWN_HEADS: dict[str, Any] = {kind.__name__: kind for kind in (GAP, TAP, WGAP, Wildcat, ExCAM, BAS)}
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,8 @@ class HeadedModel(nn.Module):
         """Say where F lives and what makes logits of it; the "described" adapter asks."""
         if isinstance(self.head, MapHead):
             return FeatureSpec("feature_map", classifier="head", map_pool=self.head.map_pool)
+        if getattr(self.head, "makes_logits", False):
+            return FeatureSpec("feature_map", head=name_of(self.head))
         if self.classifier is None:
             return FeatureSpec("feature_map", pool="identity", map_pool=self.head)
         words = f"{name_of(self.head)} pooling + linear"
@@ -179,7 +183,7 @@ class HeadedModel(nn.Module):
         # Clones, since two names may stand for one tensor.
         tensors = {key: value.detach().cpu().clone() for key, value in self.state_dict().items()}
         try:
-            write_tensors(Path(path), tensors, header)
+            write_tensors(as_path("path", path, error=ModelError), tensors, header)
         except InputError as error:
             raise ModelError(str(error)) from error
 
@@ -224,6 +228,8 @@ def configuration(model: HeadedModel) -> dict[str, Any]:
             "torch.relu. Save model.state_dict() and build the model in your own code"
         )
     classes = linear.out_features if linear is not None else None
+    if isinstance(model.head, BAS):
+        classes = model.head.classes
     if isinstance(model.head, MapHead):
         classes = model.head.weight.shape[0]
     first: Any = None if isinstance(model.neck, nn.Identity) else model.neck[0]  # type: ignore[index]

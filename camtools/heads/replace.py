@@ -49,7 +49,8 @@ def replace_head(
         model: A classifier whose logits are W · pool(F) + b; left as it was. A `LoadedModel` brings its name,
             preprocessing and class names with it. A `HeadedModel` gets its head swapped again.
         head: A pooling from F, (B, C, h, w), to (B, C) (`TAP()`, any module of yours), before the model's own dropout
-            and classifier; or a `MapHead` that makes logits itself, in place of pooling and classifier. A class or
+            and classifier; or a `MapHead` that makes logits itself, in place of pooling and classifier, or a module
+            that says so by `makes_logits = True`, whose maps then are linearised. A class or
             function of (channels, classes) is called with the model's: `camtools.heads.Wildcat`,
             `functools.partial(ExCAM, M=4)`.
         classes: K; None keeps the model's. Another number gets a fresh classifier.
@@ -112,7 +113,8 @@ def replace_head(
     body, origin, dropout = _body(cam_model, place, source, source_args, stride)
     made = _made(head, place.channels, count)
     classifier = None
-    if not isinstance(made, MapHead) and (fresh or origin.cut or origin.classifier is not None):
+    logits = isinstance(made, MapHead) or getattr(made, "makes_logits", False)
+    if not logits and (fresh or origin.cut or origin.classifier is not None):
         classifier = nn.Linear(place.channels, count, bias=fresh or bias is not None).to(example)
         if weight is not None and not fresh:
             with torch.no_grad():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from camtools.images.preprocess import Preprocess
@@ -64,13 +65,8 @@ def input_size(config: TrainConfig, preprocess: Preprocess) -> tuple[int, int]:
     return size or (224, 224)
 
 
-def training_transform(config: TrainConfig, preprocess: Preprocess) -> Callable[[Any], Tensor]:
-    """Return what turns an RGB PIL image into a model input, (C, H, W) float32, augmented as `config.augment` says.
-
-    Args:
-        config: Settings.
-        preprocess: The model's own, for channels, mean and std.
-    """
+def _geometry(config: TrainConfig, preprocess: Preprocess) -> list[Any]:
+    """Return what moves pixels, in the order in which it draws random numbers."""
     size = height, width = input_size(config, preprocess)
     scaled = round(height * _RESIZE_OVER_INPUT), round(width * _RESIZE_OVER_INPUT)
     resize = scaled if config.resize is None else (config.resize, config.resize)
@@ -84,6 +80,36 @@ def training_transform(config: TrainConfig, preprocess: Preprocess) -> Callable[
         parts.append(v2.RandomHorizontalFlip())
     if "vflip" in config.augment:
         parts.append(v2.RandomVerticalFlip())
+    return parts
+
+
+def move_boxes(config: TrainConfig, preprocess: Preprocess, boxes: Tensor) -> Tensor:
+    """Return where boxes are in an augmented image; under the same `seeded` numbers as the image's own.
+
+    Args:
+        config: Settings; with "resized_crop" the draws depend on the image's size, so that boxes cannot follow.
+        preprocess: The model's.
+        boxes: x0, y0, x1, y1 as shares of the whole image's sides, (N, 4).
+
+    Returns:
+        Shares of the input's sides, within [0, 1]; without area where a box is outside.
+    """
+    side = 1000.0
+    canvas: Any = tv_tensors.BoundingBoxes(boxes * side, format="XYXY", canvas_size=(int(side), int(side)))  # type: ignore[call-overload]
+    moved = v2.Compose(_geometry(config, preprocess))(canvas)
+    height, width = moved.canvas_size
+    shares: Tensor = moved.as_subclass(Tensor) / boxes.new_tensor([width, height, width, height])
+    return shares.clamp(0, 1)
+
+
+def training_transform(config: TrainConfig, preprocess: Preprocess) -> Callable[[Any], Tensor]:
+    """Return what turns an RGB PIL image into a model input, (C, H, W) float32, augmented as `config.augment` says.
+
+    Args:
+        config: Settings.
+        preprocess: The model's own, for channels, mean and std.
+    """
+    parts = _geometry(config, preprocess)
     if "colour" in config.augment:
         parts.append(v2.ColorJitter(*[_JITTER] * 3))
     hide = [HideAndSeek(config.has_grid, config.has_drop, config.has_cell)] if "has" in config.augment else []

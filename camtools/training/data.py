@@ -119,13 +119,15 @@ class Images(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int] | str:
         epoch, position = key
         try:
-            image = self.tensor(self.view(epoch, position) if self.views else epoch, position)
+            image = self.tensor(self.view(epoch, position), position)
         except InputError as error:
             return str(error)
         return image, self.target(position), position
 
     def view(self, epoch: int, position: int) -> int:
-        """Return which of an image's views an epoch takes; drawn by the seed."""
+        """Return which of an image's views an epoch takes, drawn by the seed; the epoch where they are not limited."""
+        if not self.views:
+            return epoch
         return int(np.random.SeedSequence((self.seed, epoch, position)).generate_state(1)[0]) % self.views
 
     def tensor(self, number: int, position: int) -> Tensor:
@@ -139,13 +141,17 @@ class Images(Dataset[Any]):
             InputError: It cannot be read.
         """
         try:
-            with seeded(*(() if self.views else (self.seed,)), number, position):
+            with self.seeded(number, position):
                 return self.transform(self.data.image(position))
         except Exception as error:  # a library's own, for a damaged file
             kind = "" if isinstance(error, CamtoolsError) else f"{type(error).__name__}: "
             words = " ".join(str(error).split())
             raise InputError(f"a training image cannot be read: {self.data.name(position)}: {kind}{words}. Repair it, "
                              "or leave it out") from error  # fmt: skip
+
+    def seeded(self, number: int, position: int) -> Any:
+        """Return the context in which an image is augmented; see `tensor`."""
+        return seeded(*(() if self.views else (self.seed,)), number, position)
 
     def target(self, position: int) -> Tensor:
         """Return an image's label, a scalar, or shares of the classes, (K,)."""

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
 from camtools.errors import InputError, ModelError
-from camtools.training.augment import cutmix, plain_transform, seeded, training_transform
+from camtools.training.augment import cutmix, move_boxes, plain_transform, seeded, training_transform
 from camtools.training.config import TrainConfig
 from camtools.training.data import Batch, Images, Loader, TrainingSet
 from camtools.training.frozen import freeze, kept_features, layer_of, split
@@ -74,6 +74,7 @@ class Trainer:
         self.preprocess, self.accelerator, self.device = preprocess, accelerator, accelerator.device
         self.inner = self._whole = channels_last(model.to(self.device))
         images = Images(data, training_transform(config, preprocess), classes, shares, config.seed, config.views)
+        self._images = images
         self._frozen: Sequence[nn.Module] = ()
         read: Dataset[Any] = images
         if config.freeze is not None:
@@ -130,6 +131,22 @@ class Trainer:
         images = Images(self.data, transform, self.classes, self.shares, self.config.seed)
         for batch in Loader(images).epoch(0, [positions[i : i + size] for i in range(0, len(positions), size)]):
             yield self._placed(batch)
+
+    def boxes_of(self, batch: Batch, boxes: Tensor) -> Tensor:
+        """Return where boxes are in a batch's augmented images, whose crops and flips they follow.
+
+        Args:
+            batch: Of this epoch.
+            boxes: One per image of the batch, x0, y0, x1, y1 as shares of the whole image's sides, (B, 4).
+
+        Returns:
+            Shares of the input's sides, (B, 4) on the CPU, within [0, 1].
+        """
+        moved = []
+        for position, box in zip(batch.indices.tolist(), boxes.cpu(), strict=True):
+            with self._images.seeded(self._images.view(self.epoch, position), position):
+                moved.append(move_boxes(self.config, self.preprocess, box[None]))
+        return torch.cat(moved)
 
     def own_batches(self, batches: list[list[int]]) -> list[list[int]]:
         """Return this process's share of an epoch's batches; all processes have as many.

@@ -6,7 +6,7 @@ from PIL import Image
 
 from camtools.images.preprocess import Preprocess
 from camtools.training import TrainConfig
-from camtools.training.augment import HideAndSeek, cutmix, plain_transform, seeded, training_transform
+from camtools.training.augment import HideAndSeek, cutmix, move_boxes, plain_transform, seeded, training_transform
 
 UNIT = Preprocess(input_size=(8, 8), resize=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
 
@@ -79,6 +79,25 @@ def test_a_crop_is_a_window_of_the_resized_image():
         assert x[0, 3].tolist() == [10 * (left + i) for i in range(8)]
         corners.add((left, top))
     assert {left for left, _ in corners} == set(range(5)) == {top for _, top in corners}
+
+
+def test_boxes_follow_crops_and_flips():
+    config = TrainConfig(augment=("crop", "flip", "vflip", "colour"), input_size=48, resize=64)
+    unit = Preprocess(input_size=(48, 48), resize=(48, 48), mean=(0.0,) * 3, std=(1.0,) * 3)
+    pixels = np.zeros((32, 64, 3), dtype=np.uint8)
+    pixels[8:20, 12:40] = 255  # of a 64 x 64 image after resizing: rows 16 to 40, columns 12 to 40
+    box = torch.tensor([[12 / 64, 8 / 32, 40 / 64, 20 / 32]])
+    seen = set()
+    for number in range(20):
+        with seeded(number):
+            image = training_transform(config, unit)(Image.fromarray(pixels))
+        with seeded(number):
+            moved = move_boxes(config, unit, box)[0] * 48
+        rows, columns = (image[0] > 0.3).nonzero().T
+        drawn = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        torch.testing.assert_close(moved, torch.stack(drawn).float(), atol=1.01, rtol=0)
+        seen.add(tuple(moved.round().long().tolist()))
+    assert len(seen) > 15
 
 
 def test_the_default_resize_is_eight_sevenths():
