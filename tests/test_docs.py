@@ -32,6 +32,9 @@ WIDTH = 88  # what a page of the site has room for
 PLACEHOLDER = re.compile(r"(?<![\w./-])[A-Z]{3,}\b")
 
 
+NEEDS = {"coming-from.md": ("pytorch_grad_cam", "torchcam", "captum")}  # extras that not everybody has
+
+
 @dataclass(frozen=True)
 class Block:
     """A fenced block: its language, title (a file's name), text, and the line it starts in."""
@@ -80,6 +83,8 @@ def run_commands(block: Block, where: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_examples_run(document, tmp_path, monkeypatch, no_network):
+    for package in NEEDS.get(document.name, ()):
+        pytest.importorskip(package, reason="pip install -e '.[bench]'")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "__example__"}
     for block in blocks(document):
