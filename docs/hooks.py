@@ -1,4 +1,4 @@
-"""What the site does with formulas: TeX between dollars becomes MathML, which browsers draw without any script."""
+"""The site's formulas: TeX between dollars becomes MathML, drawn without any script."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Every example in README.md and docs/ is run, offline: Python blocks, `camtools` commands and the adapter package.
 
 A document's blocks share one namespace and one working folder, in order. A block with a title, ```python title="NAME",
-is a file of that name instead. `expression  # -> text` in a Python block says what the expression's repr is; what is long
+is a file of that name instead. `expression  # -> text` in a Python block says what the expression's repr is; a long one
 is in lines of its own below, `# -> text` and then `#     text`. In ```bash blocks the lines that begin with "camtools "
 are run and must succeed, unless a word in capitals stands for something.
 """

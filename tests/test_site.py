@@ -1,4 +1,4 @@
-"""The built site: every public name has a reference entry, every link leads somewhere, nothing is fetched from elsewhere.
+"""The built site: every public name has a reference entry, links lead somewhere, nothing is fetched from elsewhere.
 
 `mkdocs build && pytest tests/test_site.py`. Links to other sites are only listed: `pytest tests/test_site.py -s`.
 """

@@ -61,7 +61,8 @@ print(again.name, again.box.tolist() == exp.box.tolist())
 # ## Your own model
 #
 # Any classifier of timm or torchvision, or a module of your own, takes the place of
-# `model`. camtools finds by itself the features that enter its pooling, and says whether
-# the map is made of the classifier's own weights (*exact*) or of gradients at the head.
+# `model`. camtools finds by itself the features that enter its pooling, and says
+# whether the map is made of the classifier's own weights (*exact*) or of gradients at
+# the head.
 
 print(exp.layer, "exact" if exp.exact else "linearised")

@@ -63,8 +63,8 @@ print(f"the map's mean and the biases: {difference.mean() + of_bias:.3f}")
 
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.4))
 axes[0].imshow(cat)
-limit = difference.abs().max()
-shown = axes[1].imshow(difference, cmap="coolwarm", vmin=-limit, vmax=limit)
+limit = float(difference.abs().max())
+shown = axes[1].imshow(difference.numpy(), cmap="coolwarm", vmin=-limit, vmax=limit)
 axes[1].set_title("tiger cat (red) against tabby (blue)")
 fig.colorbar(shown)
 for ax in axes:

@@ -56,9 +56,9 @@ print("kept:", [exp.name for exp in kept])
 # %%
 # ## One epoch of a detector
 #
-# `labels.csv` is a data set again, `boxfolder:` on the command line. Here it feeds one of
-# torchvision's detectors: classes from 1, since 0 is its background. Ultralytics reads
-# `detector/data.yaml` as it is.
+# `labels.csv` is a data set again, `boxfolder:` on the command line. Here it feeds
+# one of torchvision's detectors: classes from 1, since 0 is its background.
+# Ultralytics reads `detector/data.yaml` as it is.
 
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.transforms.functional import pil_to_tensor

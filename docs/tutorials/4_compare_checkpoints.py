@@ -37,18 +37,16 @@ photos = [data.chelsea(), data.coffee(), data.camera(), data.rocket()]
 first = camtools.explain(before.model, photos)
 second = camtools.explain(after.model, photos, target=[exp.label for exp in first])
 
-print(
-    f"{'class':10} {'before':>7} {'after':>7}  IoU of the boxes  correlation of the maps"
-)
+print(f"{'class':12} {'before':>7} {'after':>7}  IoU of boxes  correlation of maps")
 for a, b in zip(first, second, strict=True):
     iou = box_iou(a.box[None].float(), b.box[None].float()).item()
     both = torch.stack([a.raw_map.flatten(), b.raw_map.flatten()])
     same = torch.corrcoef(both)[0, 1]
-    print(f"{a.name:10} {a.score:7.1%} {b.score:7.1%}  {iou:16.2f}  {same:23.2f}")
+    print(f"{a.name:12} {a.score:7.1%} {b.score:7.1%}  {iou:12.2f}  {same:19.2f}")
 
 # %%
-# Scores say how much the answer has suffered; boxes and maps say whether the model still
-# looks at the same thing.
+# Scores say how much the answer has suffered; boxes and maps say whether the model
+# still looks at the same thing.
 
 fig, ax = plt.subplots(figsize=(7, 10))
 rows = [list(pair) for pair in zip(first, second, strict=True)]
@@ -58,8 +56,8 @@ ax.axis("off")
 # %%
 # ## With the truth
 #
-# Where there are boxes, `camtools.evaluate` measures. It compares pipelines on one model
-# from one forward; for two models run it once for each, on the same images.
+# Where there are boxes, `camtools.evaluate` measures. It compares pipelines on one
+# model from one forward; for two models run it once for each, on the same images.
 #
-#     camtools evaluate --data boxfolder:VAL --model NAME --weights old.pth --out runs/old
-#     camtools evaluate --data boxfolder:VAL --model NAME --weights new.pth --out runs/new
+#     camtools evaluate --data boxfolder:VAL --model NAME --weights OLD --out runs/old
+#     camtools evaluate --data boxfolder:VAL --model NAME --weights NEW --out runs/new
