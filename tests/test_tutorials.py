@@ -23,7 +23,7 @@ def run(tmp_path, monkeypatch, no_network, capsys):
         matplotlib.use("Agg")
         monkeypatch.chdir(tmp_path)
         runpy.run_path(str(TUTORIALS / f"{name}.py"))
-        assert pyplot.get_fignums(), "expected a figure: the gallery shows one for each tutorial"
+        assert not list(tmp_path.iterdir()), "a tutorial leaves nothing where it is run"
         pyplot.close("all")
         return capsys.readouterr().out
 
@@ -35,7 +35,6 @@ def test_first_image(run):
     assert re.search(r"^espresso: [789]\d\.\d%$", said, re.MULTILINE)
     assert "espresso True" in said  # what was saved comes back
     assert said.splitlines()[-1] == "global_pool exact"
-    assert Path("presets.png").exists() and Path("espresso/manifest.json").exists()
 
 
 def test_which_class_where(run):
@@ -51,8 +50,6 @@ def test_label_a_folder(run):
     assert {row[0] for row in rows} == {"chelsea.png", "coffee.png", "camera.png", "rocket.png"}
     assert "kept: ['tripod', 'Egyptian cat', 'espresso']" in said
     assert len(re.findall(r"batch \d: loss \d+\.\d\d$", said, re.MULTILINE)) == 2
-    labels = sorted(path.name for path in Path("detector/labels").rglob("*.txt"))
-    assert labels == ["camera.txt", "chelsea.txt", "coffee.txt", "rocket.txt"]
 
 
 def test_compare_checkpoints(run):

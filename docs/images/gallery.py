@@ -1,4 +1,6 @@
-"""Draw docs/images/gallery: ten photographs under every preset, by the model lite0.
+"""Draw docs/images/gallery and docs/images/first.jpg by the model lite0.
+
+The gallery has ten photographs under every preset, the other four under `best`.
 
     pip install ".[demo]" && python docs/images/gallery.py
 
@@ -54,13 +56,18 @@ def main() -> None:
     OUT.mkdir(exist_ok=True)
     model = camtools.load_model("lite0").model
     explainers = [camtools.Explainer(model, name) for name in camtools.PRESETS]
-    for name, photo in photos().items():
+    known = photos()
+    four = [known[name] for name in ("cat", "tripod", "coffee", "motorcycle")]
+    best = explainers[list(camtools.PRESETS).index("best")](four)
+    titles = [""] * len(four)
+    first = camtools.plot.compare(best, titles=titles, columns=4, height=190)
+    first.save(OUT.parent / "first.jpg", quality=85, optimize=True)
+    for name, photo in known.items():
         target = CLASSES[name]
         found = [explainer(photo, target=target) for explainer in explainers]
         drawn = camtools.plot.compare(found, image=True, columns=3, height=SIZE)
         drawn.save(OUT / f"{name}.jpg", quality=85, optimize=True)
-        best = found[-2]
-        print(f"{name:12} {best.caption:26} likeliest: {int(best.logits.argmax())}")
+        print(f"{name:12} {found[0].caption}")
 
 
 if __name__ == "__main__":

@@ -9,19 +9,20 @@ what it says?
 # `lite0` is a small ImageNet classifier that needs no download. The photograph is an
 # array here; a path, a PIL image or a tensor would do as well.
 
-import matplotlib.pyplot as plt
+import tempfile
+
 from skimage import data
 
 import camtools
 
 model = camtools.load_model("lite0").model
 exp = camtools.explain(model, data.coffee())
+exp
 
-fig, ax = plt.subplots(figsize=(7, 5))
-exp.plot(ax)
 # %%
-# In a notebook the explanation shows itself. It holds what is drawn: the class and its
-# probability, the box in pixels of the photograph, the mask and the map.
+# A notebook shows an explanation as its image; elsewhere `exp.show()` does. It holds
+# what is drawn: the class and its probability, the box in pixels of the photograph, the
+# mask and the map.
 
 print(f"{exp.name}: {exp.score:.1%}")
 print(f"box x0, y0, x1, y1: {exp.box.tolist()}")
@@ -40,11 +41,8 @@ found = [
     camtools.explain(model, data.coffee(), pipeline=name)
     for name in ("cam", "fast", "best")
 ]
-camtools.plot.compare(found, image=True).save("presets.png")
+camtools.plot.compare(found, image=True)
 
-fig, ax = plt.subplots(figsize=(10, 3.2))
-ax.imshow(camtools.plot.compare(found, image=True))
-ax.axis("off")
 # %%
 # [Which method shall I use?](../../choose.md) has figures for all of them.
 #
@@ -53,8 +51,9 @@ ax.axis("off")
 # `save` writes the overlay, the mask, the map and a manifest; `Explanation.load` brings
 # the explanation back.
 
-exp.save("espresso")
-again = camtools.Explanation.load("espresso")
+folder = tempfile.mkdtemp()
+exp.save(folder)
+again = camtools.Explanation.load(folder)
 print(again.name, again.box.tolist() == exp.box.tolist())
 
 # %%

@@ -20,9 +20,7 @@ found = camtools.explain(model, photo, top_k=3)
 for exp in found:
     print(f"{exp.name:10} {exp.score:6.1%}  box {exp.box.tolist()}")
 
-fig, ax = plt.subplots(figsize=(10, 3.2))
-ax.imshow(camtools.plot.compare(found, image=True))
-ax.axis("off")
+camtools.plot.compare(found, image=True)
 # %%
 # ## Classes of your choice
 #
@@ -31,9 +29,7 @@ ax.axis("off")
 
 found = camtools.explain(model, photo, target=["espresso", "wooden spoon", "soup bowl"])
 
-fig, ax = plt.subplots(figsize=(10, 3.2))
-ax.imshow(camtools.plot.compare(found, image=True))
-ax.axis("off")
+camtools.plot.compare(found, image=True)
 # %%
 # A name that is none says which ones are close.
 

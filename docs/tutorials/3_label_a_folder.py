@@ -8,16 +8,17 @@ a detector from, or to correct by hand instead of drawing each.
 # %%
 # A folder of photographs, as you have one:
 
+import tempfile
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 from skimage import data, io
 
 import camtools
 
-folder = Path("photos")
-folder.mkdir(exist_ok=True)
+work = Path(tempfile.mkdtemp())
+folder = work / "photos"
+folder.mkdir()
 for name in ("chelsea", "coffee", "camera", "rocket"):
     io.imsave(folder / f"{name}.png", getattr(data, name)())
 
@@ -33,11 +34,11 @@ loaded = camtools.load_model("lite0")
 explainer = camtools.Explainer(loaded.model, "best")
 camtools.export(
     explainer.stream(folder),
-    ["labels.csv", "coco.json", "yolo:detector"],
+    [f"{work}/labels.csv", f"{work}/coco.json", f"yolo:{work}/detector"],
     root=folder,
     class_names=explainer.class_names,
 )
-print(Path("labels.csv").read_text())
+print((work / "labels.csv").read_text())
 
 # %%
 # ## Look before you train
@@ -47,11 +48,9 @@ print(Path("labels.csv").read_text())
 # with every image and a slider for the threshold.
 
 found = explainer(sorted(folder.glob("*.png")))
-fig, ax = plt.subplots(figsize=(10, 3))
-ax.imshow(camtools.plot.compare(found))
-ax.axis("off")
 kept = [exp for exp in found if exp.score > 0.3]
 print("kept:", [exp.name for exp in kept])
+camtools.plot.compare(found)
 
 # %%
 # ## One epoch of a detector
@@ -65,7 +64,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from camtools.datasets import BoxFolder
 
-records = BoxFolder(folder, "labels.csv")
+records = BoxFolder(folder, work / "labels.csv")
 number = {name: i for i, name in enumerate(records.classes, 1)}
 print(number)
 

@@ -10,7 +10,8 @@ before, and is it still?
 # convolution is rounded to one of 31 values per channel. Any two files that fit one
 # architecture can be compared in the same way.
 
-import matplotlib.pyplot as plt
+import tempfile
+
 import torch
 from safetensors.torch import save_file
 from skimage import data
@@ -24,8 +25,9 @@ for name, weight in state.items():
     if weight.ndim == 4:
         step = weight.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-8) / 15
         state[name] = (weight / step).round() * step
-save_file(state, "rounded.safetensors")
-after = camtools.load_model("lite0", "rounded.safetensors")
+file = f"{tempfile.mkdtemp()}/rounded.safetensors"
+save_file(state, file)
+after = camtools.load_model("lite0", file)
 
 # %%
 # ## The same class in both
@@ -48,10 +50,8 @@ for a, b in zip(first, second, strict=True):
 # Scores say how much the answer has suffered; boxes and maps say whether the model
 # still looks at the same thing.
 
-fig, ax = plt.subplots(figsize=(7, 10))
 rows = [list(pair) for pair in zip(first, second, strict=True)]
-ax.imshow(camtools.plot.compare(rows, titles=["before", "after"], image=True))
-ax.axis("off")
+camtools.plot.compare(rows, titles=["before", "after"], image=True)
 
 # %%
 # ## With the truth

@@ -14,8 +14,6 @@ does that gain, and what does reading the maps in another way gain?
 # `camtools.datasets.ImageFolder("train")`, and a folder with a CSV of boxes to
 # measure by ([data sets](../../datasets.md)).
 
-import matplotlib.pyplot as plt
-
 import camtools
 from camtools.datasets import Scenes
 
@@ -91,12 +89,8 @@ for record in records:
             )
         ]
     )
-fig, ax = plt.subplots(figsize=(8, 7))
-ax.imshow(
-    camtools.plot.compare(
-        rows,
-        titles=["before, cam", "after, cream", "after, best"],
-        truth=[record.boxes for record in records],
-    )
+camtools.plot.compare(
+    rows,
+    titles=["before, cam", "after, cream", "after, best"],
+    truth=[record.boxes for record in records],
 )
-ax.axis("off")
