@@ -18,7 +18,8 @@ def on_page_content(html: str, **_: Any) -> str:
     """Turn the TeX that `pymdownx.arithmatex` has found in a page into MathML."""
 
     def drawn(found: re.Match[str]) -> str:
-        return convert(unescape(found[2]), "inline" if found[1] == "span" else "block")
+        tex = unescape(found[2]).replace("'", r"\text{′}")  # the sign is raised already
+        return convert(tex, "inline" if found[1] == "span" else "block")
 
     return FORMULA.sub(drawn, html)
 
