@@ -4,6 +4,7 @@
 linear classifier; `Wildcat` and `ExCAM` bring their own.
 """
 
+from camtools.heads.bas import BAS
 from camtools.heads.box_regressor import BoxRegressor
 from camtools.heads.dropout import ADL, SequentialDropout
 from camtools.heads.headed import HeadedModel
@@ -14,6 +15,7 @@ from camtools.heads.wildcat import ClassWisePool, ExCAM, Wildcat, WildcatPool
 
 __all__ = [
     "ADL",
+    "BAS",
     "GAP",
     "TAP",
     "WGAP",

@@ -48,17 +48,17 @@ class BoxRegressor(nn.Module):
         self.preprocess = network.preprocess
 
     @classmethod
-    def of(cls, model: nn.Module, output_stride: int | None = None) -> BoxRegressor:
+    def of(cls, model: nn.Module, **place: Any) -> BoxRegressor:
         """Make one with a copy of a classifier's body, its last layer fresh.
 
         Args:
             model: Any classifier that `replace_head` takes; left as it was.
-            output_stride: See `replace_head`.
+            **place: `output_stride`, `dilate`, `cut_after` and `conv` of `replace_head`.
 
         Raises:
             ModelError: The classifier has no body to take.
         """
-        network = replace_head(model, GAP(), classes=4, keep_classifier=False, output_stride=output_stride)
+        network = replace_head(model, GAP(), classes=4, keep_classifier=False, **place)
         network.class_names = None
         return cls(network)
 

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from camtools.checkpoints import write_tensors
 from camtools.errors import InputError, ModelError
+from camtools.heads.bas import BAS
 from camtools.heads.pooling import GAP, TAP, WGAP, MapHead
 from camtools.heads.wildcat import ExCAM, Wildcat
 from camtools.images.preprocess import Preprocess, Transform
@@ -27,7 +28,7 @@ KEY = "camtools.headed"  # in the header of a saved file
 FORMAT = 1
 PROBED = 64  # scores of the probe
 ACTIVATIONS = {"relu": torch.relu}
-OWN_HEADS: dict[str, Any] = {kind.__name__: kind for kind in (GAP, TAP, WGAP, Wildcat, ExCAM)}
+OWN_HEADS: dict[str, Any] = {kind.__name__: kind for kind in (GAP, TAP, WGAP, Wildcat, ExCAM, BAS)}
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Origin:
         source: The name that `camtools.load_model` builds the model by, or None.
         source_args: Keyword arguments that go with it.
         output_stride: What the body was set to, or None.
+        dilate: Whether kernels were dilated for it.
+        cut: Whether all that ran behind F was taken out.
     """
 
     spec: FeatureSpec
@@ -49,6 +52,8 @@ class Origin:
     source: str | None = None
     source_args: dict[str, Any] = field(default_factory=dict)
     output_stride: int | None = None
+    dilate: bool = True
+    cut: bool = False
 
 
 class FeatureHook:
@@ -89,6 +94,7 @@ class HeadedModel(nn.Module):
 
     Attributes:
         body: The model up to F, its classifier taken out.
+        neck: A fresh convolution and ReLU on the body's features, or the identity.
         feature_map: The identity; its output is F, (B, C, h, w).
         head: The swapped module.
         drop: The dropout that the model had before its classifier; the identity before a `MapHead`.
@@ -111,9 +117,11 @@ class HeadedModel(nn.Module):
         dropout: float = 0.0,
         preprocess: Transform | None = None,
         class_names: tuple[str, ...] | None = None,
+        neck: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.body = body
+        self.neck = nn.Identity() if neck is None else neck
         self.feature_map = nn.Identity()
         self.head = head
         self.drop: nn.Module = nn.Dropout(dropout) if dropout else nn.Identity()
@@ -136,7 +144,7 @@ class HeadedModel(nn.Module):
         if captured is None:
             raise ModelError(f"layer {spec.layer!r} did not run, so it gave no features. Give the model that was built")
         f = to_nchw(captured, spec.layout, (x.shape[-2], x.shape[-1]), spec.prefix_tokens)
-        features: Tensor = self.feature_map(f if spec.activation is None else spec.activation(f))
+        features: Tensor = self.feature_map(self.neck(f if spec.activation is None else spec.activation(f)))
         return features
 
     def logits_of(self, features: Tensor) -> Tensor:
@@ -154,6 +162,8 @@ class HeadedModel(nn.Module):
         """Say where F lives and what makes logits of it; the "described" adapter asks."""
         if isinstance(self.head, MapHead):
             return FeatureSpec("feature_map", classifier="head", map_pool=self.head.map_pool)
+        if getattr(self.head, "makes_logits", False):
+            return FeatureSpec("feature_map", head=name_of(self.head))
         if self.classifier is None:
             return FeatureSpec("feature_map", pool="identity", map_pool=self.head)
         words = f"{name_of(self.head)} pooling + linear"
@@ -188,6 +198,21 @@ class HeadedModel(nn.Module):
         )
 
 
+def fresh_neck(channels: int, width: int) -> nn.Sequential:
+    """Return the fresh layers that RCAM's and MinMaxCAM's VGG have before the pooling: 3 x 3 convolution and ReLU.
+
+    Source: Bae et al., ECCV 2020; wsolevaluation (He initialisation).
+
+    Args:
+        channels: Of the body's features.
+        width: Of its own output.
+    """
+    conv = nn.Conv2d(channels, width, 3, padding=1)
+    nn.init.kaiming_uniform_(conv.weight, nonlinearity="relu")
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return nn.Sequential(conv, nn.ReLU())
+
+
 def configuration(model: HeadedModel) -> dict[str, Any]:
     """Return how to build a model, as JSON's types.
 
@@ -202,8 +227,11 @@ def configuration(model: HeadedModel) -> dict[str, Any]:
             "torch.relu. Save model.state_dict() and build the model in your own code"
         )
     classes = linear.out_features if linear is not None else None
+    if isinstance(model.head, BAS):
+        classes = model.head.classes
     if isinstance(model.head, MapHead):
         classes = model.head.weight.shape[0]
+    first: Any = None if isinstance(model.neck, nn.Identity) else model.neck[0]  # type: ignore[index]
     place = {name: getattr(spec, name) for name in ("layer", "side", "prefix_tokens", "index")}
     head: Any = model.head
     kind, preprocess = type(head), model.preprocess
@@ -216,6 +244,9 @@ def configuration(model: HeadedModel) -> dict[str, Any]:
         "source": origin.source,
         "source_args": origin.source_args,
         "output_stride": origin.output_stride,
+        "dilate": origin.dilate,
+        "cut": origin.cut,
+        "neck": None if first is None else [first.in_channels, first.out_channels],
         "features": place | {"layout": str(spec.layout), "activation": activation},
         "body_classifier": origin.classifier,
         "tail": origin.tail,

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from camtools.checks import whole
 from camtools.errors import CamtoolsError, ModelError
-from camtools.heads.headed import FeatureHook, HeadedModel, Origin
+from camtools.heads.body import BodyAdapter, strip
+from camtools.heads.cut import cut_spec, take_out_after
+from camtools.heads.headed import HeadedModel, Origin, fresh_neck
 from camtools.heads.pooling import MapHead
 from camtools.images.preprocess import as_transform
-from camtools.model.adapter import find_adapter
+from camtools.model.adapter import FeatureSpec, find_adapter
 from camtools.model.cam_model import CamModel, unwrapped
 from camtools.model.decomposition import name_of
 from camtools.model.guard import untouched
 from camtools.model.output_stride import set_output_stride
 from camtools.sources.base import LoadedModel
 
+FRESH_CHANNELS = 1024  # of the fresh convolution in RCAM's, MinMaxCAM's and wsolevaluation's VGG16
 Head = nn.Module | Callable[[int, int], nn.Module]
 
 
@@ -34,6 +35,9 @@ def replace_head(
     classes: int | None = None,
     keep_classifier: bool = True,
     output_stride: int | None = None,
+    dilate: bool = True,
+    cut_after: str | None = None,
+    conv: int | None = None,
     class_names: Sequence[str] | None = None,
     preprocess: Any = None,
     source: str | None = None,
@@ -45,12 +49,19 @@ def replace_head(
         model: A classifier whose logits are W · pool(F) + b; left as it was. A `LoadedModel` brings its name,
             preprocessing and class names with it. A `HeadedModel` gets its head swapped again.
         head: A pooling from F, (B, C, h, w), to (B, C) (`TAP()`, any module of yours), before the model's own dropout
-            and classifier; or a `MapHead` that makes logits itself, in place of pooling and classifier. A class or
+            and classifier; or a `MapHead` that makes logits itself, in place of pooling and classifier, or a module
+            that says so by `makes_logits = True`, whose maps then are linearised. A class or
             function of (channels, classes) is called with the model's: `camtools.heads.Wildcat`,
             `functools.partial(ExCAM, M=4)`.
         classes: K; None keeps the model's. Another number gets a fresh classifier.
         keep_classifier: Whether a pooling keeps the model's own W and b where K stays the same.
         output_stride: 8, 16 or 32: pixels per cell of F, see `set_output_stride`; None leaves the model's.
+        dilate: Whether kernels are dilated for it. False drops strides alone, for models that are trained afterwards.
+        cut_after: Name of a layer behind which the network ends ("layer3", "features.14"), as in
+            `model.named_modules()`: F is its output, and the classifier is fresh. None keeps the whole network.
+        conv: Channels of a fresh 3 x 3 convolution and ReLU between the network and the head, before a fresh
+            classifier (1,024 in RCAM's, MinMaxCAM's and wsolevaluation's VGG16); 0 or None for none, but None puts
+            1,024 into a model whose own classifier cannot be kept, since its head is linearised (VGG16).
         class_names: Names by index; None keeps the model's own where K stays the same.
         preprocess: From an image to the model's input, as `camtools.images.as_transform` takes it; None keeps the
             model's own.
@@ -62,8 +73,7 @@ def replace_head(
         The model with its head, in the mode that the model was in, on its device.
 
     Raises:
-        ModelError: The classifier is linearised (layers between pooling and classifier), so there is no pooling to
-            swap; the head gives another shape; or the output stride cannot be had.
+        ModelError: The head gives another shape; the output stride cannot be had, or there is no layer `cut_after`.
 
     Example:
         >>> tap = camtools.heads.replace_head(torchvision.models.mobilenet_v2(), camtools.heads.TAP(theta=0.1))
@@ -81,17 +91,11 @@ def replace_head(
     inner = copy.deepcopy(unwrapped(model))
     cam_model = model.rewrap(inner) if isinstance(model, CamModel) else CamModel(inner)
     if output_stride is not None:
-        cam_model = cam_model.rewrap(set_output_stride(cam_model, output_stride))
+        cam_model = cam_model.rewrap(set_output_stride(cam_model, output_stride, dilate=dilate))
     inner, example, adapter = unwrapped(cam_model), cam_model.example(), cam_model.adapter
-    decomposition = cam_model.decomposition
-    if not decomposition.exact:
-        raise ModelError(
-            f"the head of {type(inner).__name__} is linearised ({decomposition.head}): it has layers between pooling "
-            "and classifier, so there is no pooling to swap. Take a model whose head is pooling + linear, such as "
-            "torchvision/mobilenet_v2 or resnet50 (`camtools models PATTERN` says which are exact)"
-        )
-    weight, channels = cam_model.class_weights.detach(), decomposition.channels
-    own = weight.shape[0]
+    with untouched(inner), torch.no_grad():
+        own = cam_model.activations(example).logits.shape[1]
+    place = _place(cam_model, example, cut_after, conv)
     count = own if classes is None else whole("classes", classes, error=ModelError)
     if class_names is None and count == own:
         class_names = adapter.class_names(inner)
@@ -99,59 +103,87 @@ def replace_head(
         raise ModelError(f"class_names has {len(class_names)} names: expected {count}, one per class. Correct them")
     if preprocess is None:
         preprocess = adapter.data_config(inner)
-    made = _made(head, channels, count)
-    spec = cam_model.spec
+    fresh = count != own or not keep_classifier or place.ends
+    spec = place.spec
     linear = None if spec.classifier is None or spec.pool == "identity" else inner.get_submodule(spec.classifier)
     bias = getattr(linear, "bias", None)
-    body, origin, dropout = _body(cam_model, source, source_args, output_stride)
-    fresh = count != own or not keep_classifier
+    weight = None if place.ends else cam_model.class_weights.detach()
+    stride: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride, "dilate": dilate}
+    body, origin, dropout = _body(cam_model, place, source, source_args, stride)
+    made = _made(head, place.channels, count)
     classifier = None
-    if not isinstance(made, MapHead) and (fresh or origin.classifier is not None):
-        classifier = nn.Linear(channels, count, bias=fresh or bias is not None).to(weight.device, weight.dtype)
-        if not fresh:
+    logits = isinstance(made, MapHead) or getattr(made, "makes_logits", False)
+    if not logits and (fresh or origin.cut or origin.classifier is not None):
+        classifier = nn.Linear(place.channels, count, bias=fresh or bias is not None).to(example)
+        if weight is not None and not fresh:
             with torch.no_grad():
                 classifier.weight.copy_(weight)
                 if bias is not None:
                     classifier.bias.copy_(bias)
     headed = HeadedModel(
         body,
-        made.to(weight.device, weight.dtype),
+        made.to(example),
         classifier,
         origin,
         dropout=0.0 if classifier is None else dropout,
         preprocess=None if preprocess is None else as_transform(preprocess),
         class_names=None if class_names is None else tuple(class_names),
+        neck=place.neck,
     )
     _check(headed, example, count, name_of(made))
     return headed.train(model.training)
 
 
-@runtime_checkable
-class BodyAdapter(Protocol):
-    """What an adapter may also do, for the models whose heads are swapped; without it, models are taken as they are."""
+@dataclass(frozen=True)
+class _Place:
+    """Where in a network the new head goes.
 
-    def source(self, model: nn.Module) -> tuple[str | None, dict[str, Any]]:
-        """Return the name that `camtools.load_model` builds the model by, None where it does not tell, and arguments.
+    Attributes:
+        spec: The features that the body ends with.
+        channels: Of what the head gets.
+        ends: Whether what runs behind the features is left out, the classifier with it.
+        neck: What stands between the features and the head, or None.
+    """
 
-        The arguments are those that belong to any name of the adapter's library.
-        """
+    spec: FeatureSpec
+    channels: int
+    ends: bool
+    neck: nn.Module | None
 
-    def strip(self, model: nn.Module) -> float:
-        """Take out, in place, what serves training alone: auxiliary classifiers, and dropout that is no module.
 
-        Returns:
-            The probability of that dropout; 0 for none.
-        """
+def _place(cam_model: CamModel, example: Tensor, cut_after: str | None, conv: int | None) -> _Place:
+    """Say where the head goes; see `replace_head` for `cut_after` and `conv`."""
+    inner, decomposition = unwrapped(cam_model), cam_model.decomposition
+    spec, channels, neck = cam_model.spec, decomposition.channels, None
+    if isinstance(inner, HeadedModel):
+        neck = inner.neck
+        if cut_after is not None:
+            raise ModelError(
+                f"cut_after={cut_after!r}: the model has another head already. Cut the model that it was put into"
+            )
+    if cut_after is not None:
+        spec, channels = cut_spec(inner, cut_after, example)
+    elif conv is None and not decomposition.exact:
+        conv = FRESH_CHANNELS
+    if conv:
+        before: Any = neck[0].in_channels if isinstance(neck, nn.Sequential) else channels
+        neck = fresh_neck(before, whole("conv", conv, error=ModelError)).to(example)
+        channels = conv
+    return _Place(spec, channels, bool(conv) or cut_after is not None or not decomposition.exact, neck)
 
 
 def _body(
-    cam_model: CamModel, source: str | None, source_args: Mapping[str, Any] | None, output_stride: int | None
+    cam_model: CamModel,
+    place: _Place,
+    source: str | None,
+    source_args: Mapping[str, Any] | None,
+    stride: dict[str, Any],
 ) -> tuple[nn.Module, Origin, float]:
     """Take the head off a copied model, and say how the body came about and which dropout the head had."""
-    inner, spec = unwrapped(cam_model), cam_model.spec
+    inner, spec = unwrapped(cam_model), place.spec
     args = dict(source_args or {})
     if isinstance(inner, HeadedModel):
-        origin = replace(inner.origin, output_stride=output_stride or inner.origin.output_stride)
+        origin = replace(inner.origin, **stride)
         if source is not None:
             origin = replace(origin, source=source, source_args=args)
         return inner.release(), origin, inner.drop.p if isinstance(inner.drop, nn.Dropout) else 0.0
@@ -163,84 +195,16 @@ def _body(
             args = always | args
     origin = Origin(
         replace(spec, classifier=None, pool=None, map_pool=None, head=""),
-        None if spec.pool == "identity" else spec.classifier,
+        None if place.ends or spec.pool == "identity" else spec.classifier,
         source=source,
         source_args=args,
-        output_stride=output_stride,
+        cut=place.ends,
+        **stride,
     )
+    if place.ends:
+        take_out_after(inner, origin.spec, cam_model.example())
     origin, dropout = strip(inner, origin, cam_model.example())
     return inner, origin, dropout
-
-
-def strip(body: nn.Module, origin: Origin, example: Tensor) -> tuple[Origin, float]:
-    """Take a model's classifier and all that only it used out, in place.
-
-    Args:
-        body: The whole model.
-        origin: Where F and the classifier are.
-        example: One input.
-
-    Returns:
-        The origin with the tail that works, and the probability of the dropout before the classifier.
-
-    Raises:
-        ModelError: There are trained layers between F and the classifier, or the rest cannot run without it.
-    """
-    adapter = find_adapter(body)
-    functional = adapter.strip(body) if isinstance(adapter, BodyAdapter) else 0.0
-    dropout = _take_dropout(body, origin, example)
-    if origin.classifier is not None:
-        body.set_submodule(origin.classifier, nn.Identity())
-    pair = torch.cat([example, example])
-    problem: Exception | None = None
-    for tail in ("first", "all"):
-        try:
-            with FeatureHook(origin.spec, tail).attach(body), untouched(body), torch.no_grad():
-                body(pair)
-            return replace(origin, tail=tail), functional if dropout is None else dropout
-        except Exception as error:
-            problem = error
-    raise ModelError(
-        f"{type(body).__name__} does not run without its classifier ({type(problem).__name__}: {problem}). Write the "
-        "forward so that the classifier's output is returned as it is"
-    ) from problem
-
-
-def _take_dropout(body: nn.Module, origin: Origin, example: Tensor) -> float | None:
-    """Take the dropout modules between F and the classifier out of the body; found by running it.
-
-    Returns:
-        Their probability together; None where there are none.
-
-    Raises:
-        ModelError: Layers with parameters or statistics of their own run between F and the classifier.
-    """
-    tail: list[tuple[str, nn.Module]] = []  # what runs once F is there
-    hook = FeatureHook(origin.spec, "all")
-
-    def note(name: str, module: nn.Module) -> Any:
-        return lambda *_: tail.append((name, module)) if hook.value is not None else None
-
-    with ExitStack() as hooks:
-        hooks.enter_context(hook.attach(body))
-        for name, module in body.named_modules():
-            if name not in (origin.classifier, origin.spec.layer) and not any(True for _ in module.children()):
-                hooks.enter_context(module.register_forward_pre_hook(note(name, module)))
-        with untouched(body), torch.no_grad():
-            body(example)
-    trained = [name for name, module in tail if [*module.parameters(), *module.buffers()]]
-    if trained and origin.classifier is not None:
-        raise ModelError(
-            f"{type(body).__name__} has trained layers between the features and the classifier ({', '.join(trained)}), "
-            "which a swapped head would leave out. Take a model whose head is pooling + linear"
-        )
-    dropouts = [(name, module.p) for name, module in tail if isinstance(module, nn.modules.dropout._DropoutNd)]
-    for name, _ in dropouts:
-        body.set_submodule(name, nn.Identity())
-    rates = [rate for _, rate in dropouts]
-    if len(rates) == 1:
-        return float(rates[0])
-    return 1 - math.prod(1 - rate for rate in rates) if rates else None
 
 
 def _made(head: Any, channels: int, classes: int) -> nn.Module:

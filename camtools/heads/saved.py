@@ -14,9 +14,10 @@ from torch import nn
 from camtools.checkpoints import fit, read_checkpoint
 from camtools.errors import CamtoolsError, ModelError, WeightsError
 from camtools.files import parse_json
+from camtools.heads.body import strip
+from camtools.heads.cut import take_out_after
 from camtools.heads.dropout import ADL
-from camtools.heads.headed import ACTIVATIONS, FORMAT, KEY, OWN_HEADS, HeadedModel, Origin, probe
-from camtools.heads.replace import strip
+from camtools.heads.headed import ACTIVATIONS, FORMAT, KEY, OWN_HEADS, HeadedModel, Origin, fresh_neck, probe
 from camtools.images.preprocess import Preprocess, Transform, as_transform
 from camtools.model.adapter import FeatureSpec
 from camtools.model.cam_model import CamModel, unwrapped
@@ -167,12 +168,16 @@ def _assembled(
     place |= {"layout": Layout(place["layout"]), "activation": ACTIVATIONS.get(place["activation"])}
     try:
         if config["output_stride"] is not None:
-            body = set_output_stride(body, config["output_stride"])
+            body = set_output_stride(body, config["output_stride"], dilate=config.get("dilate", True))
         origin = Origin(
             FeatureSpec(**place),
             config["body_classifier"],
             **{name: config[name] for name in ("source", "source_args", "output_stride")},
+            dilate=config.get("dilate", True),
+            cut=config.get("cut", False),
         )
+        if origin.cut:
+            take_out_after(body, origin.spec, CamModel(body).example())
         origin, _ = strip(body, origin, CamModel(body).example())
     except (AttributeError, ModelError) as error:
         raise WeightsError(
@@ -180,7 +185,7 @@ def _assembled(
         ) from error
     linear = config["classifier"]
     classifier = None if linear is None else nn.Linear(linear[0], linear[1], bias=linear[2])
-    names = config["class_names"]
+    names, neck = config["class_names"], config.get("neck")
     built = HeadedModel(
         body,
         head,
@@ -189,6 +194,7 @@ def _assembled(
         dropout=config["dropout"],
         preprocess=preprocess,
         class_names=None if names is None else tuple(names),
+        neck=None if neck is None else fresh_neck(*neck),
     )
     built.outputs = config.get("outputs", "classes")
     return built.to(dtype=getattr(torch, config["dtype"]))

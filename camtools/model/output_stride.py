@@ -27,7 +27,9 @@ STRIDES = (8, 16, 32)
 _MAX_POOLS, _AVG_POOLS = ("MaxPool2d", "MaxPool2dSame"), ("AvgPool2d", "AvgPool2dSame")
 
 
-def set_output_stride(model: nn.Module, stride: int, *, example: Tensor | None = None) -> nn.Module:
+def set_output_stride(
+    model: nn.Module, stride: int, *, dilate: bool = True, example: Tensor | None = None
+) -> nn.Module:
     """Return a copy whose features have one cell per `stride` pixels, with the same weights.
 
     Every convolution and pooling that works beyond that stride loses its stride, and kernels that expected coarser
@@ -38,6 +40,8 @@ def set_output_stride(model: nn.Module, stride: int, *, example: Tensor | None =
     Args:
         model: A convolutional classifier; left as it was. A `CamModel` gives its own idea of where F is.
         stride: 8, 16 or 32.
+        dilate: Whether kernels are dilated. False drops the strides and nothing else, as wsolevaluation and MinMaxCAM
+            do before they train: the features then are others, and mean little until they are trained.
         example: One input, (1, C, H, W); None takes a random one of the model's own size.
 
     Returns:
@@ -69,7 +73,7 @@ def set_output_stride(model: nn.Module, stride: int, *, example: Tensor | None =
         )
     spec = cam_model.spec
     for layer in _layers(dense, x):
-        _densify(dense, layer, stride)
+        _densify(dense, layer, stride, dilate)
     try:
         after = CamModel(dense, spec, cam_model.adapter).locate(x)
     except CamtoolsError:
@@ -132,7 +136,7 @@ def _note(calls: list[Any], name: str, module: nn.Module, inputs: Any, output: A
         calls.append((name, module, tuple(given.shape), tuple(made.shape)))
 
 
-def _densify(model: nn.Module, layer: _Layer, stride: int) -> None:
+def _densify(model: nn.Module, layer: _Layer, stride: int, dilate: bool) -> None:
     """Take out a layer's stride and dilate it, as far as its place in the network calls for."""
     module, kind = layer.module, type(layer.module).__name__
     if layer.after <= stride and layer.before <= stride:
@@ -146,7 +150,9 @@ def _densify(model: nn.Module, layer: _Layer, stride: int) -> None:
             f"layer {layer.name!r} ({kind}) goes from stride {layer.before} to {layer.after} at once, as vision "
             f"transformers' patches do, so output stride {stride} cannot be had. Feed larger images"
         )
-    factor, strided = layer.before // stride, layer.after > layer.before
+    factor, strided = layer.before // stride if dilate else 1, layer.after > layer.before
+    if not dilate and not strided:
+        return
     if isinstance(module, nn.Conv2d):
         _densify_conv(model, layer, module, factor, strided)
     elif kind in (*_MAX_POOLS, *_AVG_POOLS):

@@ -5,11 +5,13 @@ from camtools.steps.adaptive_threshold import AdaptiveThreshold
 from camtools.steps.affinity import Affinity
 from camtools.steps.base import Stage, State, Step
 from camtools.steps.cam import CAM
+from camtools.steps.centre import Centre
 from camtools.steps.cream import CREAM, UnitFeatures
 from camtools.steps.crf import CRF
 from camtools.steps.edge_level import EdgeLevel
 from camtools.steps.enlarge import Enlarge
 from camtools.steps.fixed_threshold import FixedThreshold
+from camtools.steps.generated import Generated
 from camtools.steps.gradient import Gradient
 from camtools.steps.ivr import IVR
 from camtools.steps.minmax import MinMax
@@ -18,6 +20,7 @@ from camtools.steps.pas import PaS
 from camtools.steps.peaks import Peaks
 from camtools.steps.range_threshold import RangeThreshold
 from camtools.steps.sigmoid import ScoreThreshold, Sigmoid
+from camtools.steps.wildcat_maps import WildcatMaps
 
 __all__ = [
     "CAM",
@@ -28,9 +31,11 @@ __all__ = [
     "AbsoluteNegative",
     "AdaptiveThreshold",
     "Affinity",
+    "Centre",
     "EdgeLevel",
     "Enlarge",
     "FixedThreshold",
+    "Generated",
     "Gradient",
     "MinMax",
     "PaS",
@@ -42,4 +47,5 @@ __all__ = [
     "State",
     "Step",
     "UnitFeatures",
+    "WildcatMaps",
 ]

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from camtools.images.preprocess import Preprocess
 from camtools.training.config import TrainConfig
 
 _RESIZE_OVER_INPUT = 8 / 7  # 256 to 224, wsolevaluation
+_JITTER = 0.4  # of brightness, contrast and saturation, as in torchvision's and timm's references
 
 
 @contextmanager
@@ -36,11 +38,12 @@ class HideAndSeek(torch.nn.Module):
     Args:
         grid: Cells per side.
         drop: Probability that a cell is hidden.
+        cell: Side of a cell in pixels, instead of `grid`; the last of a row or column may be smaller.
     """
 
-    def __init__(self, grid: int = 4, drop: float = 0.5) -> None:
+    def __init__(self, grid: int = 4, drop: float = 0.5, cell: int | None = None) -> None:
         super().__init__()
-        self.grid, self.drop = grid, drop
+        self.grid, self.drop, self.cell = grid, drop, cell
 
     def forward(self, image: Tensor) -> Tensor:
         """Return a copy with the hidden cells 0, the mean image of a normalised one.
@@ -48,10 +51,11 @@ class HideAndSeek(torch.nn.Module):
         Args:
             image: (C, H, W), normalised.
         """
-        hidden = torch.rand(self.grid, self.grid) < self.drop
-        height, width = image.shape[-2:]
-        rows = torch.arange(height) * self.grid // height
-        columns = torch.arange(width) * self.grid // width
+        rows, columns = (
+            torch.arange(side) // self.cell if self.cell else torch.arange(side) * self.grid // side
+            for side in image.shape[-2:]
+        )
+        hidden = torch.rand(int(rows[-1]) + 1, int(columns[-1]) + 1) < self.drop
         return image.masked_fill(hidden[rows][:, columns], 0.0)
 
 
@@ -61,13 +65,8 @@ def input_size(config: TrainConfig, preprocess: Preprocess) -> tuple[int, int]:
     return size or (224, 224)
 
 
-def training_transform(config: TrainConfig, preprocess: Preprocess) -> Callable[[Any], Tensor]:
-    """Return what turns an RGB PIL image into a model input, (C, H, W) float32, augmented as `config.augment` says.
-
-    Args:
-        config: Settings.
-        preprocess: The model's own, for channels, mean and std.
-    """
+def _geometry(config: TrainConfig, preprocess: Preprocess) -> list[Any]:
+    """Return what moves pixels, in the order in which it draws random numbers."""
     size = height, width = input_size(config, preprocess)
     scaled = round(height * _RESIZE_OVER_INPUT), round(width * _RESIZE_OVER_INPUT)
     resize = scaled if config.resize is None else (config.resize, config.resize)
@@ -79,7 +78,41 @@ def training_transform(config: TrainConfig, preprocess: Preprocess) -> Callable[
         parts = [v2.Resize(size)]
     if "flip" in config.augment:
         parts.append(v2.RandomHorizontalFlip())
-    hide = [HideAndSeek(config.has_grid, config.has_drop)] if "has" in config.augment else []
+    if "vflip" in config.augment:
+        parts.append(v2.RandomVerticalFlip())
+    return parts
+
+
+def move_boxes(config: TrainConfig, preprocess: Preprocess, boxes: Tensor) -> Tensor:
+    """Return where boxes are in an augmented image; under the same `seeded` numbers as the image's own.
+
+    Args:
+        config: Settings; with "resized_crop" the draws depend on the image's size, so that boxes cannot follow.
+        preprocess: The model's.
+        boxes: x0, y0, x1, y1 as shares of the whole image's sides, (N, 4).
+
+    Returns:
+        Shares of the input's sides, within [0, 1]; without area where a box is outside.
+    """
+    side = 1000.0
+    canvas: Any = tv_tensors.BoundingBoxes(boxes * side, format="XYXY", canvas_size=(int(side), int(side)))  # type: ignore[call-overload]
+    moved = v2.Compose(_geometry(config, preprocess))(canvas)
+    height, width = moved.canvas_size
+    shares: Tensor = moved.as_subclass(Tensor) / boxes.new_tensor([width, height, width, height])
+    return shares.clamp(0, 1)
+
+
+def training_transform(config: TrainConfig, preprocess: Preprocess) -> Callable[[Any], Tensor]:
+    """Return what turns an RGB PIL image into a model input, (C, H, W) float32, augmented as `config.augment` says.
+
+    Args:
+        config: Settings.
+        preprocess: The model's own, for channels, mean and std.
+    """
+    parts = _geometry(config, preprocess)
+    if "colour" in config.augment:
+        parts.append(v2.ColorJitter(*[_JITTER] * 3))
+    hide = [HideAndSeek(config.has_grid, config.has_drop, config.has_cell)] if "has" in config.augment else []
     convert = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
     normalise = v2.Normalize(list(preprocess.mean), list(preprocess.std))
     channels = v2.Grayscale() if preprocess.channels == 1 else v2.RGB()

@@ -17,6 +17,7 @@ from camtools.training.logs import CSV_FILE, EVENTS
 
 STATE, SETTINGS_FILE, IMAGE_FILE = "state.pt", "config.json", "examples.png"
 BEST_FILE, LAST_FILE = "best.safetensors", "last.safetensors"
+FROZEN_FOLDER = "frozen"  # of what a frozen part gives
 
 Writers = Mapping[str, Callable[[Path], object]]
 """What a recipe saves beside a model: functions that write a file, by the end of its name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from camtools.checks import literal
 from camtools.errors import InputError
 from camtools.evaluation.statistics import metric_name
 
-AUGMENTATIONS = ("crop", "resized_crop", "flip", "has", "cutmix")
+AUGMENTATIONS = ("crop", "resized_crop", "flip", "vflip", "colour", "has", "cutmix")
 
 
 def option(
@@ -60,6 +61,11 @@ class TrainConfig:
     head_lr_factor: float = option(
         10.0, "The classifier's rate, in multiples of it.", source="wsolevaluation, MinMaxCAM", least=0
     )
+    fast_layers: tuple[str, ...] = option(
+        (),
+        "Other layers with a rate of their own: REGEX=FACTOR, the expression is searched in parameters' names; "
+        "'layer4\\.=10' is wsolevaluation's for ResNet-50.",
+    )
     momentum: float = option(0.9, "Of SGD; Nesterov's, unless 0.", source="wsolevaluation", least=0, most=1)
     weight_decay: float = option(5e-4, "Of all weights.", source="MinMaxCAM", least=0)
     clip_grad: float = option(0.0, "Largest norm of the gradients; 0: any.", least=0)
@@ -74,8 +80,36 @@ class TrainConfig:
         0.0, "Decay of the weights' moving average, which then is the result; 0: none.", least=0, most=1
     )
     freeze_bn: bool = option(False, "Whether batch normalisation keeps its statistics.")
+    freeze: str | None = option(
+        None, "Name of a layer up to which the network stays as it is, weights and statistics; none: all of it learns."
+    )
+    views: int = option(
+        0,
+        "Augmented versions that there are of each image, of which an epoch takes one at random; 0: new ones every "
+        "epoch. With freeze, the frozen part runs once for each of them.",
+        least=0,
+    )
+    cache: str | None = option(
+        "",
+        "Folder where the outputs of a frozen part are kept in half precision, for any number of runs with the same "
+        "views; empty: in the run's own; none: the frozen part runs at every step.",
+        affects=False,
+    )
     output_stride: int | None = option(
         None, "Pixels between positions of the feature map: the last stages keep their resolution.", choices=(8, 16, 32)
+    )
+    dilate: bool = option(
+        True, "Whether output_stride dilates kernels; false drops strides alone, as wsolevaluation and MinMaxCAM do."
+    )
+    cut_after: str | None = option(
+        None, "Name of the layer behind which the network ends, with a fresh classifier; none: all of it."
+    )
+    conv: int | None = option(
+        None,
+        "Channels of a fresh 3 x 3 convolution and ReLU before the pooling, with a fresh classifier; none or 0: none, "
+        "but none puts 1024 into models whose own head cannot be kept (VGG16).",
+        source="RCAM's, MinMaxCAM's and wsolevaluation's VGG16 have 1024",
+        least=0,
     )
     input_size: int | None = option(None, "Side of the input in pixels; None: the model's own.", least=16)
     resize: int | None = option(
@@ -83,12 +117,16 @@ class TrainConfig:
     )
     augment: tuple[str, ...] = option(
         ("crop", "flip"),
-        "crop: a random square of the resized image; resized_crop: of random size; flip; has: Hide-and-Seek (Singh "
-        "and Lee, ICCV 2017); cutmix (Yun et al., ICCV 2019).",
+        "crop: a random square of the resized image; resized_crop: of random size; flip, and vflip upside down; "
+        "colour: brightness, contrast and saturation; has: Hide-and-Seek (Singh and Lee, ICCV 2017); cutmix (Yun et "
+        "al., ICCV 2019).",
         choices=AUGMENTATIONS,
     )
     crop_scale: float = option(0.25, "Least share of the area that resized_crop keeps.", least=0.01, most=1)
     has_grid: int = option(4, "Cells per side of Hide-and-Seek's grid.", source="Singh and Lee, ICCV 2017", least=1)
+    has_cell: int | None = option(
+        None, "Side of its cells in pixels, instead of has_grid; 32 is HaS-32.", source="wsolevaluation", least=1
+    )
     has_drop: float = option(0.5, "Share of cells it hides.", source="Singh and Lee, ICCV 2017", least=0, most=1)
     cutmix_alpha: float = option(1.0, "Of CutMix's Beta distribution.", source="Yun et al., ICCV 2019", least=1e-3)
     seed: int = option(0, "Of everything random.", least=0)
@@ -123,6 +161,26 @@ class TrainConfig:
         both = {"crop", "resized_crop"} <= set(self.augment)
         if both or len(set(self.augment)) < len(self.augment):
             raise InputError(f"augment={self.augment!r}: expected each once, and crop or resized_crop, not both")
+        self.layer_factors()
+
+    def layer_factors(self) -> list[tuple[re.Pattern[str], float]]:
+        """Return `fast_layers` as expressions and their factors.
+
+        Raises:
+            InputError: An entry is no REGEX=FACTOR.
+        """
+        pairs = []
+        for entry in self.fast_layers:
+            expression, _, factor = str(entry).rpartition("=")
+            try:
+                pairs.append((re.compile(expression), float(factor)))
+            except (re.error, ValueError) as error:
+                raise InputError(
+                    f"fast_layers has {entry!r}: expected REGEX=FACTOR, such as 'layer4=10' ({error})"
+                ) from error
+            if not expression or not 0 <= pairs[-1][1] < math.inf:
+                raise InputError(f"fast_layers has {entry!r}: expected REGEX=FACTOR with a finite factor of at least 0")
+        return pairs
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:

@@ -100,25 +100,67 @@ class Images(Dataset[Any]):
         classes: How many the model has.
         shares: Whether labels are (B, K) shares rather than (B,) indices.
         seed: Of the augmentation.
+        views: How many augmented versions of each image there are, the same with every seed; 0 for new ones every
+            epoch.
     """
 
-    def __init__(self, data: TrainingSet, transform: Callable[[Any], Tensor], classes: int, shares: bool, seed: int):
+    def __init__(
+        self,
+        data: TrainingSet,
+        transform: Callable[[Any], Tensor],
+        classes: int,
+        shares: bool,
+        seed: int,
+        views: int = 0,
+    ) -> None:
         self.data, self.transform, self.classes, self.shares, self.seed = data, transform, classes, shares, seed
+        self.views = views
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, int] | str:
         epoch, position = key
         try:
-            with seeded(self.seed, epoch, position):
-                image = self.transform(self.data.image(position))
+            image = self.tensor(self.view(epoch, position), position)
+        except InputError as error:
+            return str(error)
+        return image, self.target(position), position
+
+    def view(self, epoch: int, position: int) -> int:
+        """Return which of an image's views an epoch takes, drawn by the seed; the epoch where they are not limited."""
+        if not self.views:
+            return epoch
+        return int(np.random.SeedSequence((self.seed, epoch, position)).generate_state(1)[0]) % self.views
+
+    def tensor(self, number: int, position: int) -> Tensor:
+        """Return an augmented image, (C, H, W).
+
+        Args:
+            number: Of the view, or the epoch where views are not limited.
+            position: In the training set.
+
+        Raises:
+            InputError: It cannot be read.
+        """
+        try:
+            with self.seeded(number, position):
+                return self.transform(self.data.image(position))
         except Exception as error:  # a library's own, for a damaged file
             kind = "" if isinstance(error, CamtoolsError) else f"{type(error).__name__}: "
-            return f"{self.data.name(position)}: {kind}{' '.join(str(error).split())}"
+            words = " ".join(str(error).split())
+            raise InputError(f"a training image cannot be read: {self.data.name(position)}: {kind}{words}. Repair it, "
+                             "or leave it out") from error  # fmt: skip
+
+    def seeded(self, number: int, position: int) -> Any:
+        """Return the context in which an image is augmented; see `tensor`."""
+        return seeded(*(() if self.views else (self.seed,)), number, position)
+
+    def target(self, position: int) -> Tensor:
+        """Return an image's label, a scalar, or shares of the classes, (K,)."""
         labels = self.data.labels[position]
         if not self.shares:
-            return image, torch.tensor(labels[0]), position
+            return torch.tensor(labels[0])
         target = torch.zeros(self.classes)
         target[labels] = 1
-        return image, target, position
+        return target
 
 
 class Loader:
@@ -130,7 +172,7 @@ class Loader:
         pinned: Whether batches are pinned, for a GPU.
     """
 
-    def __init__(self, images: Images, workers: int = 0, pinned: bool = False) -> None:
+    def __init__(self, images: Dataset[Any], workers: int = 0, pinned: bool = False) -> None:
         self._keys: list[list[tuple[int, int]]] = []
         self._loader: DataLoader[Any] = DataLoader(
             images,
@@ -158,7 +200,7 @@ class Loader:
             read = iter(self._loader)
         for batch in read:
             if isinstance(batch, str):
-                raise InputError(f"a training image cannot be read: {batch}. Repair it, or leave it out")
+                raise InputError(batch)
             yield Batch(*batch)
 
 

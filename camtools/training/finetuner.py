@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -20,17 +21,24 @@ from camtools.datasets.selection import Selection
 from camtools.errors import InputError
 from camtools.files import locked
 from camtools.heads.headed import HeadedModel
-from camtools.model.cam_model import unwrapped, wrap
+from camtools.model.cam_model import unwrapped
 from camtools.progress import progress_bar
 from camtools.sources.base import LoadedModel
 from camtools.training.augment import seeded
-from camtools.training.checkpoint import BEST_FILE, IMAGE_FILE, LAST_FILE, TrainingFolder
+from camtools.training.checkpoint import BEST_FILE, FROZEN_FOLDER, IMAGE_FILE, LAST_FILE, TrainingFolder
 from camtools.training.data import TrainingSet
 from camtools.training.logs import EpochRow, Logs
 from camtools.training.recipe import Recipe
 from camtools.training.registry import make_recipe
 from camtools.training.result import FinetuneResult
-from camtools.training.start import ClassFit, fit_classes, labels_are_shares, starting_model, training_preprocess
+from camtools.training.start import (
+    ClassFit,
+    class_count,
+    fit_classes,
+    labels_are_shares,
+    starting_model,
+    training_preprocess,
+)
 from camtools.training.trainer import Trainer, accelerated
 from camtools.training.validation import LAST, LOSS, Validation, check_best, read_pipelines
 
@@ -92,7 +100,7 @@ def finetune(
     check_best(method.config.best, val_set is not None)
     train, val = Selection(train_set), None if val_set is None else Selection(val_set)
     loaded = starting_model(model, weights, transform, class_names)
-    fit = fit_classes(train, len(wrap(loaded.model).class_weights), loaded.class_names)
+    fit = fit_classes(train, class_count(loaded.model), loaded.class_names)
     data = TrainingSet(train, fit.index)
     shares = labels_are_shares(method, data)
     method.check(data.labels, fit.names)
@@ -155,7 +163,11 @@ class _Finetuning:
         drawn = val is not None and folder is not None and self.config.examples
         self.before = copy.deepcopy(built).to(self.home).eval() if drawn else None
         fast = recipe.fast_parameters(built)
-        self.trainer = Trainer(self.config, built, fast, data, len(fit.names), shares, preprocess, accelerator)
+        cache = self._cache(folder)
+        self.settings["cached"] = cache is not None
+        self.trainer = Trainer(
+            self.config, built, fast, data, len(fit.names), shares, preprocess, accelerator, cache, self.shown
+        )
         self.history: list[EpochRow] = []
         self.best: dict[str, Any] = {"epoch": 0, "value": None, "state": None}
         self._say(f"{recipe.name}: {len(data)} images, {fit.summary}")
@@ -164,6 +176,25 @@ class _Finetuning:
         if empty:
             some = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
             self._say(f"{len(empty)} classes have no training image ({some}): the model unlearns them")
+
+    def _cache(self, folder: Path | None) -> Path | None:
+        """Return where the outputs of a frozen part are kept; None where they are not.
+
+        Raises:
+            InputError: The recipe looks at images in every step.
+        """
+        config = self.config
+        if config.freeze is None or not config.views or config.cache is None:
+            return None
+        if self.recipe.needs_images:
+            raise InputError(
+                f"{self.recipe.name} changes images at every step, so the outputs of a frozen part cannot be kept: "
+                "expected cache=none, or views=0. Say cache=none"
+            )
+        if config.cache or folder is not None:
+            return Path(config.cache) if config.cache else Path(str(folder)) / FROZEN_FOLDER
+        self._temporary = tempfile.TemporaryDirectory(prefix="camtools-")
+        return Path(self._temporary.name)
 
     def run(self, resume: bool) -> FinetuneResult:
         """Train what is left."""
@@ -267,7 +298,8 @@ class _Finetuning:
         model = copy.deepcopy(self._model())
         model.load_state_dict(self.best["state"])
         self.recipe.load_state_dict(self.best["recipe"])
-        model = self.recipe.finished(model.to(self.home).eval())
+        model.to(self.home, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        model = self.recipe.finished(model.eval())
         if self.before is not None and self.validation is not None and self.folder.written is not None:
             image = self.validation.before_and_after(self.before, model)
             if image is not None:

@@ -24,7 +24,8 @@ def head_parameters(model: nn.Module) -> list[nn.Parameter]:
         ModelError: It has no such layer.
     """
     if isinstance(model, HeadedModel):
-        return [*model.head.parameters(), *(() if model.classifier is None else model.classifier.parameters())]
+        parts = (model.neck, model.head, model.classifier)
+        return [parameter for part in parts if part is not None for parameter in part.parameters()]
     weight = wrap(model).class_weights
     owner = next((m for m in model.modules() if any(p is weight for p in m._parameters.values())), None)
     if owner is None:
@@ -36,9 +37,10 @@ def head_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def build_optimizer(model: nn.Module, fast: Sequence[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimiser, with the backbone's parameters first and the classifier's second.
+    """Return the optimiser, with a group of parameters per rate, the backbone's first.
 
-    Each group's "base" is the rate that `rate_factor` is a multiple of.
+    The first of `fast_layers` that fits a parameter's name decides; the classifier's rate is `head_lr_factor` times the
+    backbone's otherwise. Each group's "base" is the rate that `rate_factor` is a multiple of.
 
     Args:
         model: What is trained; parameters that need no gradient are left out.
@@ -46,15 +48,24 @@ def build_optimizer(model: nn.Module, fast: Sequence[nn.Parameter], config: Trai
         config: Settings.
 
     Raises:
-        InputError: Nothing is left to train.
+        InputError: Nothing is left to train, or an expression of `fast_layers` fits no name.
     """
-    known = {id(parameter) for parameter in fast}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    rates = [
-        ([parameter for parameter in trained if id(parameter) not in known], config.lr),
-        ([parameter for parameter in trained if id(parameter) in known], config.lr * config.head_lr_factor),
+    known, factors = {id(parameter) for parameter in fast}, config.layer_factors()
+    for expression, _ in factors:
+        if not any(expression.search(name) for name, _ in model.named_parameters()):
+            some = ", ".join(name for name, _ in list(model.named_parameters())[:3])
+            raise InputError(f"fast_layers: {expression.pattern!r} is in no parameter's name, such as {some}")
+    rates: dict[float, list[nn.Parameter]] = {1.0: []}  # the backbone's group comes first
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            own = config.head_lr_factor if id(parameter) in known else 1.0
+            factor = next((factor for expression, factor in factors if expression.search(name)), own)
+            rates.setdefault(factor, []).append(parameter)
+    groups = [
+        {"params": parameters, "lr": config.lr * factor, "base": config.lr * factor}
+        for factor, parameters in rates.items()
+        if parameters
     ]
-    groups = [{"params": parameters, "lr": rate, "base": rate} for parameters, rate in rates if parameters]
     if not groups:
         raise InputError(f"{type(model).__name__} has no parameter that needs a gradient: expected some. Unfreeze them")
     if config.optimizer == "adamw":

@@ -35,12 +35,14 @@ class Recipe:
         pipeline: How the trained model's maps are read: anything `camtools.evaluate` takes. "cam" is measured besides.
         multilabel: False: images have one class, and labels are indices. True: labels are (B, K) shares. None: as the
             data is.
+        needs_images: Whether steps change the images, so that what a frozen part makes of them cannot be kept.
     """
 
     name: ClassVar[str] = ""
     Config: ClassVar[type[TrainConfig]] = TrainConfig
     pipeline: Any = "cam"
     multilabel: bool | None = False
+    needs_images: bool = False
 
     def __init__(self, config: TrainConfig | None = None) -> None:
         self.config: Any = self.Config() if config is None else config
@@ -51,6 +53,11 @@ class Recipe:
     def summary(self) -> str:
         """What it does: the first line of its docstring."""
         return (type(self).__doc__ or "").strip().partition("\n")[0]
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where the head goes, for `camtools.heads.replace_head`: the settings of the same names."""
+        return {name: getattr(self.config, name) for name in ("output_stride", "dilate", "cut_after", "conv")}
 
     def check(self, labels: Labels, names: Sequence[str]) -> None:
         """Check that the method can use the training data; called before anything is built.
@@ -88,7 +95,7 @@ class Recipe:
         Raises:
             ModelError: The method does not fit the model.
         """
-        return replace_head(model, self.head(), classes=classes, output_stride=self.config.output_stride)
+        return replace_head(model, self.head(), classes=classes, **self.place)
 
     def fast_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """Return the parameters whose rate is `head_lr_factor` times as high: what lies behind the feature map."""

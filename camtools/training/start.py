@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from camtools.classes.matching import match_classes
@@ -17,6 +18,7 @@ from camtools.images.preprocess import Preprocess, as_transform
 from camtools.loading import load_model
 from camtools.model.adapter import find_adapter
 from camtools.model.cam_model import unwrapped, wrap
+from camtools.model.guard import untouched
 from camtools.sources.base import LoadedModel
 from camtools.training.data import TrainingSet
 from camtools.training.recipe import Recipe
@@ -104,6 +106,17 @@ class ClassFit:
     names: tuple[str, ...]
     fresh: int | None
     summary: str
+
+
+def class_count(model: nn.Module) -> int:
+    """Return how many classes a classifier has; run on a random input in eval mode, left as it was.
+
+    Raises:
+        ModelError: It has no map, or returns no class scores.
+    """
+    cam_model = wrap(model)
+    with untouched(unwrapped(model)), torch.no_grad():
+        return cam_model.activations(cam_model.example()).logits.shape[1]
 
 
 def fit_classes(data: Selection, count: int, names: Sequence[str] | None) -> ClassFit:

@@ -6,16 +6,19 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import Dataset
 
 from camtools.errors import InputError, ModelError
-from camtools.training.augment import cutmix, plain_transform, seeded, training_transform
+from camtools.training.augment import cutmix, move_boxes, plain_transform, seeded, training_transform
 from camtools.training.config import TrainConfig
 from camtools.training.data import Batch, Images, Loader, TrainingSet
+from camtools.training.frozen import freeze, kept_features, layer_of, split
 from camtools.training.optimizer import build_optimizer, rate_factor
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 _CUTMIX, _MODEL = 1_000_003, 1_000_033  # so that streams of random numbers differ from the images' own
 _MOST_WORKERS = 8
+_VIEWED = ("augment", "resize", "crop_scale", "has_grid", "has_cell", "has_drop", "input_size")  # what views depend on
 
 
 class Trainer:
@@ -39,10 +43,13 @@ class Trainer:
         shares: Whether labels are (B, K) shares.
         preprocess: The model's.
         accelerator: Knows devices, processes and precision.
+        cache: Folder for what a frozen part gives; None where that runs at every step.
+        shown: Whether to show how far that is.
 
     Attributes:
         model: The model to call: compiled, distributed, in mixed precision.
-        inner: The module inside, for everything else.
+        inner: The module inside, for everything else; without a frozen part whose outputs are kept, which then come as
+            `Batch.images`.
         device: Where both are.
         epoch: From 0.
         batch: Batches of this process that are done in this epoch.
@@ -60,22 +67,29 @@ class Trainer:
         shares: bool,
         preprocess: Preprocess,
         accelerator: Accelerator,
+        cache: Path | None = None,
+        shown: bool = False,
     ) -> None:
         self.config, self.data, self.classes, self.shares = config, data, classes, shares
         self.preprocess, self.accelerator, self.device = preprocess, accelerator, accelerator.device
-        self.inner = model.to(self.device)
+        self.inner = self._whole = channels_last(model.to(self.device))
+        images = Images(data, training_transform(config, preprocess), classes, shares, config.seed, config.views)
+        self._images = images
+        self._frozen: Sequence[nn.Module] = ()
+        read: Dataset[Any] = images
+        if config.freeze is not None:
+            self._frozen, self.inner, read = self._freeze(config.freeze, images, cache, shown)
         average = get_ema_multi_avg_fn(config.ema)
-        self.averaged = AveragedModel(self.inner, multi_avg_fn=average, use_buffers=True) if config.ema else None
+        self.averaged = AveragedModel(self._whole, multi_avg_fn=average, use_buffers=True) if config.ema else None
         optimizer = build_optimizer(self.inner, fast, config)
         made: Any = torch.compile(self.inner) if config.compile else self.inner
         self.model: nn.Module = accelerator.prepare_model(made)
         self.optimizer: Any = accelerator.prepare_optimizer(optimizer)
-        images = Images(data, training_transform(config, preprocess), classes, shares, config.seed)
         gpu, workers = self.device.type == "cuda", config.workers
         if workers is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             workers = min(_MOST_WORKERS, cores) if gpu else 0
-        self._loader = Loader(images, workers, gpu)
+        self._loader = Loader(read, workers, gpu)
         self.epoch = self.batch = self.updates = 0
         self.between_updates = True
         self._sums: dict[str, Tensor] = {}
@@ -118,6 +132,22 @@ class Trainer:
         for batch in Loader(images).epoch(0, [positions[i : i + size] for i in range(0, len(positions), size)]):
             yield self._placed(batch)
 
+    def boxes_of(self, batch: Batch, boxes: Tensor) -> Tensor:
+        """Return where boxes are in a batch's augmented images, whose crops and flips they follow.
+
+        Args:
+            batch: Of this epoch.
+            boxes: One per image of the batch, x0, y0, x1, y1 as shares of the whole image's sides, (B, 4).
+
+        Returns:
+            Shares of the input's sides, (B, 4) on the CPU, within [0, 1].
+        """
+        moved = []
+        for position, box in zip(batch.indices.tolist(), boxes.cpu(), strict=True):
+            with self._images.seeded(self._images.view(self.epoch, position), position):
+                moved.append(move_boxes(self.config, self.preprocess, box[None]))
+        return torch.cat(moved)
+
     def own_batches(self, batches: list[list[int]]) -> list[list[int]]:
         """Return this process's share of an epoch's batches; all processes have as many.
 
@@ -156,6 +186,8 @@ class Trainer:
         for module in self.inner.modules() if self.config.freeze_bn else ():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
+        for module in self._frozen:
+            module.training = False
         size = self.config.accumulate
         first = self.batch // size * size
         self._group = min(size, self._batches - first)
@@ -178,7 +210,7 @@ class Trainer:
         if self.between_updates:
             self.updates += 1
             if self.averaged is not None:
-                self.averaged.update_parameters(self.inner)
+                self.averaged.update_parameters(self._whole)
         for name, value in {**values, "images": torch.ones((), device=self.device)}.items():
             weighted = value.detach().to(torch.float64) * len(batch.indices)
             self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
@@ -215,8 +247,7 @@ class Trainer:
 
     def trained(self) -> nn.Module:
         """Return the module as it stands, in eval mode; its moving average where there is one."""
-        plain = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=True)
-        chosen: nn.Module = self.averaged.module if self.averaged is not None else getattr(plain, "_orig_mod", plain)
+        chosen: nn.Module = self._whole if self.averaged is None else self.averaged.module
         return chosen.eval()
 
     def state_dict(self) -> dict[str, Any]:
@@ -242,6 +273,25 @@ class Trainer:
         self._sums = dict(state["sums"])
         self.epoch, self.batch, self.updates = state["place"]
 
+    def _freeze(
+        self, name: str, images: Images, cache: Path | None, shown: bool
+    ) -> tuple[Sequence[nn.Module], nn.Module, Dataset[Any]]:
+        """Return the modules that stay as they are, what is trained, and what it is trained on."""
+        layer, whole = layer_of(self._whole, name), self._whole
+        example = images.tensor(0, 0)[None].to(self.device)
+        frozen = freeze(whole, layer, example)
+        if cache is None:
+            return frozen, whole, images
+        first, rest = split(whole.eval(), layer, example)
+        settings = {key: value for key, value in self.config.to_dict().items() if key in _VIEWED}
+        about = {**settings, **self.data.fingerprint(), "preprocess": repr(self.preprocess)}
+        with self.accelerator.main_process_first():
+            kept = kept_features(
+                cache, first, layer, images, about, device=self.device, batch_size=self.config.batch_size,
+                shown=shown,
+            )  # fmt: skip
+        return (), rest, kept
+
     def _step(self) -> None:
         if self.config.clip_grad:
             self.accelerator.clip_grad_norm_(self.inner.parameters(), self.config.clip_grad)
@@ -251,6 +301,13 @@ class Trainer:
     def _placed(self, batch: Batch) -> Batch:
         on = {"device": self.device, "non_blocking": True}
         return Batch(batch.images.to(**on), batch.labels.to(**on), batch.indices)
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """Lay a model's convolutions out by positions, in place: convolutions of CPUs and GPUs are faster then."""
+    if all(parameter.dim() < 5 for parameter in model.parameters()):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 @contextlib.contextmanager

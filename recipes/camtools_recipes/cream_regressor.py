@@ -42,8 +42,12 @@ class CreamRegressorConfig(CreamMapsConfig):
         _OWN, "What draws the boxes to learn from: cream, with a bank fitted to the training set, or any pipeline."
     )
     bank: str = option("", "File of a bank that a cream run of this model left; empty: fits one.")
-    flip: bool = option(True, "Whether half of the images are mirrored, with their boxes.", source=PAPER)
-    augment: tuple[str, ...] = option((), "Stays empty: nothing else may move an image against its box.", choices=())
+    augment: tuple[str, ...] = option(
+        ("flip",),
+        "crop, flip, vflip and colour, as elsewhere: boxes move with their images.",
+        source=f"{PAPER}; PSOL crops too",
+        choices=("crop", "flip", "vflip", "colour"),
+    )
     best: str = option(
         "last",
         "Which epoch's model is the result: the last, that of the lowest training loss, or that of the best "
@@ -89,7 +93,7 @@ class CreamRegressorRecipe(Recipe):
                 raise InputError(f"bank={self.config.bank!r} goes with maps='cream', but maps is {self.config.maps!r}")
             self._cream.bank = ContextBank.load(self.config.bank, model)
         self._teacher = model
-        return BoxRegressor.of(model, self.config.output_stride)
+        return BoxRegressor.of(model, **self.place)
 
     def fast_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """Return the fresh layer's."""
@@ -127,13 +131,9 @@ class CreamRegressorRecipe(Recipe):
     def loss(self, trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
         """Return the mean squared error of the four shares, over the images that have a box."""
         assert self._boxes is not None
-        target, images = self._boxes[batch.indices].to(batch.images), batch.images
-        known = target.any(1)
-        if self.config.flip:
-            turned = (torch.rand(len(target)) < 0.5).to(images.device)
-            images = torch.where(turned[:, None, None, None], images.flip(3), images)
-            target = torch.where(turned[:, None], mirrored(target), target)
-        errors = (trainer.model(images).float() - target.float()).square().mean(1)
+        target = trainer.boxes_of(batch, self._boxes[batch.indices]).to(batch.images)
+        known = (target[:, 2:] > target[:, :2]).all(1)
+        errors = (trainer.model(batch.images).float() - target.float()).square().mean(1)
         return {"loss": (errors * known).sum() / known.sum().clamp_min(1)}
 
     def validate(self, model: nn.Module, validation: Validation) -> dict[str, float]:
@@ -162,11 +162,6 @@ class CreamRegressorRecipe(Recipe):
         gathered = gather_object([(updates.values, updates.counts)])
         updates.values, updates.counts = (torch.stack(parts).sum(0) for parts in zip(*gathered, strict=True))
         return updates.bank(mode="mean", delta=self.config.delta)
-
-
-def mirrored(boxes: Tensor) -> Tensor:
-    """Return boxes of the mirrored images: x0, y0, x1, y1 as shares, (B, 4), to 1 - x1, y0, 1 - x0, y1."""
-    return torch.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], dim=1)
 
 
 def box_ious(regressor: BoxRegressor, data: Any, limit: int | None = None, batch_size: int = 32) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from camtools.errors import InputError
 from camtools.heads.dropout import ADL
 from camtools.heads.wildcat import ExCAM, Wildcat
+from camtools.steps.wildcat_maps import READINGS
 from camtools.training.config import option
 from camtools.training.data import Batch, Labels
 from camtools.training.recipe import captured
@@ -31,6 +32,14 @@ class ExCamConfig(WildcatConfig):
         "sequential",
         "What changes maps in training: sequential; adl, a draw per map (3.8.3); none, which leaves WILDCAT.",
         choices=("sequential", "adl", "none"),
+    )
+    read: str = option(
+        "max",
+        "How a class's maps become one: their maximum at each position, their mean, the first, or masked, their mean "
+        "after the dropout.",
+        source="measured: see docs/recipes.md",
+        choices=READINGS,
+        affects=False,
     )
     delta: float = option(
         0.5, "Threshold on the maps' sigmoid, of dropout and ACoL.", source="ex-CAM thesis, 3.3", least=1e-3, most=0.999
@@ -55,11 +64,16 @@ class ExCamRecipe(WildcatRecipe):
     """ex-CAM: WILDCAT with intra-class sequential dropout over its maps (thesis, section 3.3).
 
     In training the first map of a class keeps its important part, and each later one loses what it and all before it
-    found. The plain maps serve at test.
+    found. The thesis does not say how the maps are read at test: here by their maximum.
     """
 
     name = "excam"
     Config = ExCamConfig
+
+    @property
+    def needs_images(self) -> bool:  # type: ignore[override]
+        """Whether a step looks at images anew: with `acol="image"`."""
+        return bool(self.config.acol == "image")
 
     def check(self, labels: Labels, names: Sequence[str]) -> None:
         """Check that settings don't exclude each other."""

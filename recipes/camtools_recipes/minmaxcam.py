@@ -44,6 +44,7 @@ class MinMaxCamRecipe(Recipe):
 
     name = "minmaxcam"
     Config = MinMaxCamConfig
+    needs_images = True
 
     def check(self, labels: Labels, names: Sequence[str]) -> None:
         """Check that there are enough classes for a batch, and that nothing mixes classes or updates."""
@@ -89,7 +90,8 @@ class MinMaxCamRecipe(Recipe):
         """
         with torch.no_grad():
             features = model.features(batch.images)  # type: ignore[operator]
-        maps = torch.einsum("bc,bchw->bhw", weight[batch.labels].float(), features.float())
+        with torch.autocast(features.device.type, enabled=False):
+            maps = torch.einsum("bc,bchw->bhw", weight[batch.labels].float(), features.float())
         masks = nn.functional.interpolate(
             normalised(maps)[:, None], batch.images.shape[-2:], mode="bilinear", align_corners=False
         )
@@ -106,7 +108,9 @@ def normalised(maps: Tensor) -> Tensor:
         maps: (B, h, w).
     """
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
+    span = high - low
+    # A constant map is 0 with gradient 0: the quotient's own there is infinite, or not a number.
+    return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, 1.0), 0.0)
 
 
 def common_region(features: Tensor, labels: Tensor, mean: bool = True) -> Tensor:

@@ -39,7 +39,10 @@ SINGLE: dict[str, dict[str, Any]] = {
     "cream": {**_GENTLE, "unit": True, "centre": True},
     "cream_regressor": {**_GENTLE, "unit": True, "theta": 0.15},
 }
-MULTI: dict[str, dict[str, Any]] = {"wildcat": _FRESH, "excam": {**_FRESH, "delta": 0.9, "learnable": True}}
+MULTI: dict[str, dict[str, Any]] = {
+    "wildcat": _FRESH,
+    "excam": {**_FRESH, "delta": 0.9, "learnable": True, "read": "mean"},
+}
 READINGS = ("cam", "rcam", "adaptive")
 """Presets with which `gap` is read: what maps gain without any other training."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,21 +85,41 @@ def lines(runs: Sequence[RecipeRun], replicates: int = REPLICATES) -> tuple[list
         runs: From `run_all`.
         replicates: Of the bootstrap.
     """
-    single = _lines([run for run in runs if run.recipe in SINGLE], "gap", "cam", SINGLE_METRICS, replicates)
-    multi = _lines([run for run in runs if run.recipe in MULTI], "wildcat", "wildcat", MULTI_METRICS, replicates)
-    return single, multi
+    found = []
+    for names, base, first, metrics in (
+        (SINGLE, "gap", "cam", SINGLE_METRICS),
+        (MULTI, "wildcat", "wildcat", MULTI_METRICS),
+    ):
+        own = [run for run in runs if run.recipe in names]
+        readings = {run.recipe: _readings(run.recipe) for run in own}
+        found.append(report_lines(own, base, first, metrics, readings, replicates))
+    return found[0], found[1]
 
 
-def _lines(runs: list[RecipeRun], base: str, first: str, metrics: Sequence[str], replicates: int) -> list[ReportLine]:
-    """Return the lines of one kind of scenes; differences are to the recipe `base`, as `first` reads its maps."""
-    if not runs:
+def report_lines(
+    runs: Sequence[RecipeRun],
+    base: str,
+    first: str,
+    metrics: Sequence[str],
+    readings: Mapping[str, Sequence[str]],
+    replicates: int = REPLICATES,
+) -> list[ReportLine]:
+    """Return the lines of runs on the same images.
+
+    Args:
+        runs: Of each recipe as many seeds; of those with fewer than the baseline, its own seeds are compared.
+        base: The recipe that differences are to, as `first` reads its maps.
+        first: The name of a pipeline.
+        metrics: Of `camtools.evaluate`, and "top-1".
+        readings: The pipelines' names of every recipe.
+        replicates: Of the bootstrap over images and seeds.
+    """
+    if not any(run.recipe == base for run in runs):
         return []
     names = [base, *(name for name in dict.fromkeys(run.recipe for run in runs) if name != base)]
     seeds = {name: [run for run in runs if run.recipe == name] for name in names}
     weights = image_weights(len(_measured(runs[0]).images), replicates)
-    drawn = image_weights(len(seeds[base]), replicates, seed=1).astype(np.float64)
-    readings = {name: _readings(name) for name in names}
-    readings[base] = tuple(dict.fromkeys([first, *readings[base]]))
+    readings = {**readings, base: tuple(dict.fromkeys([first, *readings[base]]))}
     baselines: dict[str, dict[str, _Estimate | None]] = {}
     report: list[ReportLine] = []
     for name, reading in [(recipe, reading) for recipe in names for reading in readings[recipe]]:
@@ -109,9 +129,9 @@ def _lines(runs: list[RecipeRun], base: str, first: str, metrics: Sequence[str],
         if name == base:
             baselines[label] = own
         main = next(iter(baselines.values()))
-        cells = {metric: _cell(own[metric], None if main is own else main[metric], drawn) for metric in metrics}
+        cells = {metric: _cell(own[metric], None if main is own else main[metric]) for metric in metrics}
         both = [metric for metric in metrics if metric != "top-1" and own[metric] and theirs.get(metric)]
-        alike = {metric: _cell(own[metric], theirs[metric], drawn) for metric in both}
+        alike = {metric: _cell(own[metric], theirs[metric]) for metric in both}
         report.append(ReportLine(name, label, cells, alike))
     return report
 
@@ -126,15 +146,18 @@ def _estimate(runs: list[RecipeRun], metric: str, pipeline: str, weights: Array)
     return _Estimate(values, np.stack([replicate(statistic, weights) for statistic in statistics], axis=1))
 
 
-def _cell(own: _Estimate | None, base: _Estimate | None, drawn: Array) -> ReportCell:
-    """Return a metric with its difference to the baseline's; `drawn` says how often each replicate has each seed."""
+def _cell(own: _Estimate | None, base: _Estimate | None) -> ReportCell:
+    """Return a metric with its difference to the baseline's, of the same seeds."""
     if own is None:
         return ReportCell(None)
     value = float(np.mean(own.values))
     if base is None:
         return ReportCell(value, own.values)
-    differences = ((own.replicates - base.replicates) * drawn).sum(1) / drawn.sum(1)
-    return ReportCell(value, own.values, float(np.mean(np.subtract(own.values, base.values))), *interval(differences))
+    count = len(own.values)
+    drawn = image_weights(count, len(own.replicates), seed=1).astype(np.float64)  # how often each has each seed
+    differences = ((own.replicates - base.replicates[:, :count]) * drawn).sum(1) / drawn.sum(1)
+    delta = float(np.mean(np.subtract(own.values, base.values[:count])))
+    return ReportCell(value, own.values, delta, *interval(differences))
 
 
 def _readings(recipe: str) -> tuple[str, ...]:

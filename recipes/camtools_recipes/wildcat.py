@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from camtools.heads.wildcat import Wildcat
 from camtools.pipeline.pipeline import Pipeline
-from camtools.steps.cam import CAM
 from camtools.steps.sigmoid import ScoreThreshold, Sigmoid
+from camtools.steps.wildcat_maps import READINGS, WildcatMaps
 from camtools.training.config import TrainConfig, option
 from camtools.training.data import Batch
 from camtools.training.recipe import Recipe, accuracy
@@ -28,6 +28,14 @@ class WildcatConfig(TrainConfig):
     k_min: float = option(0.2, "k-, share that counts as lowest; 0: none.", source=_THESIS, least=0, most=1)
     alpha: float = option(0.6, "Weight of the lowest.", source=_THESIS)
     halve: bool = option(False, "Whether to halve the sum, as the released code of WILDCAT does.")
+    read: str = option(
+        "mean",
+        "How a class's maps become one: their mean, the first, their maximum at each position, or masked, their mean "
+        "after ex-CAM's dropout.",
+        source="Durand et al., eq. 3; ex-CAM's by measurement",
+        choices=READINGS,
+        affects=False,
+    )
     cut: float = option(
         0.5, "Boxes are drawn where the map's sigmoid is above it.", source="ex-CAM thesis, 3.3", least=0, most=0.99
     )
@@ -47,8 +55,8 @@ class WildcatRecipe(Recipe):
 
     def __init__(self, config: TrainConfig | None = None) -> None:
         super().__init__(config)
-        self._sigmoid = Sigmoid()
-        self.pipeline = Pipeline([CAM(), self._sigmoid, ScoreThreshold(self.config.cut)])
+        self._maps = WildcatMaps(self.config.read, delta=getattr(self.config, "delta", 0.5))
+        self.pipeline = Pipeline([self._maps, Sigmoid(), ScoreThreshold(self.config.cut)])
 
     def head(self) -> partial[Wildcat]:
         """Return what makes the head of (channels, classes)."""
@@ -71,6 +79,6 @@ class WildcatRecipe(Recipe):
         return losses | ({"accuracy": accuracy(logits.detach(), labels)} if labels.ndim == 1 else {})
 
     def finished(self, model: nn.Module) -> nn.Module:
-        """Return the model, and read its maps with its own bias from now on."""
-        self._sigmoid.bias = Sigmoid.of(model).bias
+        """Return the model, and read its own maps, biases included, from now on."""
+        self._maps.take(model)
         return model

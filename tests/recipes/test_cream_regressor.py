@@ -15,7 +15,7 @@ from camtools.heads import BoxRegressor
 from camtools.heads.box_regressor import whole_pixels
 from camtools.images.preprocess import Preprocess
 from camtools.steps import CREAM
-from camtools_recipes.cream_regressor import CreamRegressorConfig, CreamRegressorRecipe, box_ious, mirrored
+from camtools_recipes.cream_regressor import CreamRegressorConfig, CreamRegressorRecipe, box_ious
 
 SIDE = 32
 RUN = {"progress": False, "device": "cpu"}
@@ -85,8 +85,7 @@ def config(**options):
     return {"maps": "FixedThreshold(0.5)", "batch_size": 8, "lr": 0.02, "head_lr_factor": 1.0, **options}
 
 
-def test_mirrored_and_whole_pixels_by_hand():
-    assert mirrored(torch.tensor([[0.1, 0.2, 0.4, 0.9]])).tolist() == [pytest.approx([0.6, 0.2, 0.9, 0.9])]
+def test_whole_pixels_by_hand():
     boxes = torch.tensor([[-2.0, 1.4, 3.6, 9.0], [7.9, 2.0, 8.3, 2.2]])
     assert whole_pixels(boxes, (6, 8)).tolist() == [[0, 1, 4, 6], [7, 2, 8, 3]]
 
@@ -135,13 +134,17 @@ def test_the_best_epoch_is_that_of_its_own_metrics(bright, best):
 
 
 def test_the_error_is_the_mean_square_over_images_with_a_box(bright):
-    recipe = CreamRegressorRecipe(CreamRegressorConfig.of({"flip": "false"}))
+    recipe = CreamRegressorRecipe(CreamRegressorConfig.of({"augment": "none"}))
     recipe._boxes = torch.tensor([[0.0, 0.0, 0.5, 1.0], [0.0, 0.0, 0.0, 0.0]])
 
     class Told:
         @staticmethod
         def model(images):
             return torch.tensor([[0.0, 0.0, 1.0, 0.0], [0.3, 0.3, 0.3, 0.3]])
+
+        @staticmethod
+        def boxes_of(batch, boxes):
+            return boxes
 
     from camtools.training import Batch
 
@@ -243,7 +246,7 @@ def test_a_run_with_cream_its_file_and_its_bank(tmp_path):
     ("options", "data", "message"),
     [
         ({"bank": "x.safetensors"}, Squares(8), r"bank='x.safetensors' goes with maps='cream', but maps is"),
-        ({"augment": ("flip",)}, Squares(8), r"augment="),
+        ({"augment": ("has",)}, Squares(8), r"augment=.*expected any of crop, flip, vflip, colour"),
         ({"examples": 2}, Squares(8), r"examples=2"),
         ({"best": "accuracy"}, Squares(8), r"best='accuracy': expected one of last, loss, GT-known@own, MaxBoxAccV2"),
         ({}, Squares(8, blank=True), r"draws no box on any training image"),

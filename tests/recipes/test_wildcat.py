@@ -8,9 +8,9 @@ import torch
 import camtools
 from camtools.datasets.scenes import SceneNet, Scenes
 from camtools.errors import InputError, PipelineError
-from camtools.steps import CAM
 from camtools.steps.base import State
 from camtools.steps.sigmoid import ScoreThreshold, Sigmoid
+from camtools.steps.wildcat_maps import WildcatMaps
 from camtools_recipes.wildcat import WildcatConfig, WildcatRecipe
 
 OPTIONS = {"epochs": 1, "batch_size": 8, "input_size": 32, "progress": False, "device": "cpu"}
@@ -62,8 +62,7 @@ def test_maps_are_read_as_scores_with_the_models_bias(net):
     with torch.no_grad():
         built.head.conv.bias.copy_(torch.arange(16.0))
     assert recipe.finished(built) is built
-    sigmoid = recipe.pipeline[1]
-    assert sigmoid.bias == tuple(2 * k + 0.5 for k in range(8))
+    assert recipe.pipeline[0].bias.tolist() == [[2.0 * k, 2 * k + 1] for k in range(8)]
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         features = built.features(x)
@@ -94,7 +93,7 @@ def test_steps_by_hand():
     for wrong in (1.0, -0.1, True, "a"):
         with pytest.raises(PipelineError, match=r"ScoreThreshold\(value=.*0 <= value < 1"):
             ScoreThreshold(wrong)
-    assert CAM in map(type, WildcatRecipe().pipeline)
+    assert WildcatMaps in map(type, WildcatRecipe().pipeline)
 
 
 @pytest.mark.parametrize("objects", [1, (1, 3)])
@@ -111,9 +110,9 @@ def test_a_run_whose_boxes_do_not_matter(net, tmp_path, objects):
     other = camtools.finetune("wildcat", net, Moved("train", **args), maps=2, **OPTIONS)
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
     assert ("accuracy" in one.history[-1]) == (objects == 1)
-    assert one.pipeline[1].bias == tuple(one.model.head.bias.tolist())
     loaded = camtools.heads.load_headed(one.paths["best"], net)
-    assert Sigmoid.of(loaded).bias == one.pipeline[1].bias
+    again = WildcatMaps.of(loaded)
+    assert torch.equal(again.weight, one.pipeline[0].weight) and torch.equal(again.bias, one.pipeline[0].bias)
     result = camtools.evaluate(
         loaded, Scenes("val", 4, size=32, objects=objects), one.pipeline, protocol="native", bootstrap=0, progress=False
     )

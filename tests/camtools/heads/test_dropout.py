@@ -100,3 +100,10 @@ def test_what_cannot_be_is_refused():
         ADL(gamma=1.1)
     with pytest.raises(ModelError, match=r"drop_rate=-1: expected a number, 0 <= drop_rate <= 1"):
         ADL(-1)
+
+
+def test_adl_per_map_counts_from_the_maps_own_minimum():
+    f = torch.tensor([[0.01, 0.02, 0.029, 0.03], [-5.0] * 4]).view(1, 2, 1, 4)  # a fresh map, a constant one
+    out = ADL(1.0, gamma=0.9, per_map=True)(f)
+    torch.testing.assert_close(out[0, 0], torch.tensor([[0.01, 0.02, 0.0, 0.0]]))
+    assert torch.equal(out[0, 1], f[0, 1])

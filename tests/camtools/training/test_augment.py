@@ -6,7 +6,7 @@ from PIL import Image
 
 from camtools.images.preprocess import Preprocess
 from camtools.training import TrainConfig
-from camtools.training.augment import HideAndSeek, cutmix, plain_transform, seeded, training_transform
+from camtools.training.augment import HideAndSeek, cutmix, move_boxes, plain_transform, seeded, training_transform
 
 UNIT = Preprocess(input_size=(8, 8), resize=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
 
@@ -52,6 +52,23 @@ def test_flips_are_flips():
     assert seen == {tuple(range(0, 80, 10)), tuple(range(70, -10, -10))}
 
 
+def test_vertical_flips_turn_images_over():
+    transform = training_transform(TrainConfig(augment=("vflip",)), UNIT)
+    seen = set()
+    for number in range(12):
+        with seeded(number):
+            seen.add(tuple((transform(ramp())[1, :, 0] * 255).round().long().tolist()))
+    assert seen == {tuple(range(0, 80, 10)), tuple(range(70, -10, -10))}
+
+
+def test_colours_change_and_positions_stay():
+    image = Image.new("RGB", (8, 8), (200, 100, 50))
+    with seeded(1):
+        x = training_transform(TrainConfig(augment=("colour",)), UNIT)(image)
+    assert len(x.flatten(1).unique(dim=1)[0]) == 1  # still one colour
+    assert not torch.allclose(x[:, 0, 0] * 255, torch.tensor([200.0, 100.0, 50.0]), atol=1)
+
+
 def test_a_crop_is_a_window_of_the_resized_image():
     transform = training_transform(TrainConfig(augment=("crop",), resize=12), UNIT)
     corners = set()
@@ -62,6 +79,25 @@ def test_a_crop_is_a_window_of_the_resized_image():
         assert x[0, 3].tolist() == [10 * (left + i) for i in range(8)]
         corners.add((left, top))
     assert {left for left, _ in corners} == set(range(5)) == {top for _, top in corners}
+
+
+def test_boxes_follow_crops_and_flips():
+    config = TrainConfig(augment=("crop", "flip", "vflip", "colour"), input_size=48, resize=64)
+    unit = Preprocess(input_size=(48, 48), resize=(48, 48), mean=(0.0,) * 3, std=(1.0,) * 3)
+    pixels = np.zeros((32, 64, 3), dtype=np.uint8)
+    pixels[8:20, 12:40] = 255  # of a 64 x 64 image after resizing: rows 16 to 40, columns 12 to 40
+    box = torch.tensor([[12 / 64, 8 / 32, 40 / 64, 20 / 32]])
+    seen = set()
+    for number in range(20):
+        with seeded(number):
+            image = training_transform(config, unit)(Image.fromarray(pixels))
+        with seeded(number):
+            moved = move_boxes(config, unit, box)[0] * 48
+        rows, columns = (image[0] > 0.3).nonzero().T
+        drawn = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        torch.testing.assert_close(moved, torch.stack(drawn).float(), atol=1.01, rtol=0)
+        seen.add(tuple(moved.round().long().tolist()))
+    assert len(seen) > 15
 
 
 def test_the_default_resize_is_eight_sevenths():
@@ -84,6 +120,15 @@ def test_hide_and_seek_hides_whole_cells():
     assert 0 < sum(float(cell.max()) for cell in cells) < 16
     assert torch.all(HideAndSeek(drop=0.0)(torch.ones(3, 8, 8)) == 1)
     assert torch.all(HideAndSeek(drop=1.0)(torch.ones(3, 8, 8)) == 0)
+
+
+def test_cells_of_hide_and_seek_in_pixels():
+    transform = training_transform(TrainConfig(augment=("has",), has_cell=6, input_size=16, has_grid=1), UNIT)
+    with seeded(2):
+        x = transform(Image.new("RGB", (8, 8), (255, 255, 255)))
+    cells = [cell for rows in x[0].split(6, 0) for cell in rows.split(6, 1)]  # sides 6, 6 and 4
+    assert len(cells) == 9 and all(len(cell.unique()) == 1 for cell in cells)
+    assert 0 < sum(float(cell.max()) for cell in cells) < 9
 
 
 def test_cutmix_shares_are_the_shares_of_pixels():

@@ -48,7 +48,10 @@ def test_text_is_read_as_the_fields_type():
         ({"schedule": "cosin"}, "schedule='cosin': expected one of cosine, step, constant"),
         ({"output_stride": 4}, "output_stride=4: expected one of 8, 16, 32, or none"),
         ({"freeze_bn": "maybe"}, "freeze_bn='maybe': expected true or false"),
-        ({"augment": "flop"}, "augment=\\('flop',\\): expected any of crop, resized_crop, flip, has, cutmix"),
+        (
+            {"augment": "flop"},
+            "augment=\\('flop',\\): expected any of crop, resized_crop, flip, vflip, colour, has",
+        ),
         ({"augment": "crop,resized_crop"}, "crop or resized_crop, not both"),
         ({"augment": "flip,flip"}, "expected each once"),
     ],

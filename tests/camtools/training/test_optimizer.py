@@ -1,5 +1,7 @@
 """Parameter groups and the schedule, by hand."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -25,6 +27,30 @@ def test_groups_and_their_rates(net):
     assert isinstance(optimizer, torch.optim.SGD) and slow["nesterov"]
     assert not build_optimizer(net, [], TrainConfig(momentum=0.0)).param_groups[0]["nesterov"]
     assert isinstance(build_optimizer(net, [], TrainConfig(optimizer="adamw")), torch.optim.AdamW)
+
+
+def test_layers_with_a_rate_of_their_own(net):
+    config = TrainConfig(lr=0.02, head_lr_factor=10, fast_layers=(r"^bn\.=5", "bias=0.5"))
+    groups = build_optimizer(net, head_parameters(net), config).param_groups
+    rates = {id(parameter): group["base"] for group in groups for parameter in group["params"]}
+    found = {name: rates[id(parameter)] for name, parameter in net.named_parameters()}
+    expected = {"conv.weight": 0.02, "conv.bias": 0.01, "bn.weight": 0.1, "bn.bias": 0.1, "fc.weight": 0.2}
+    assert found == pytest.approx(expected | {"fc.bias": 0.01})
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [("layer4", "'layer4': expected REGEX=FACTOR"), ("=3", "'=3': expected"), ("a=-1", "'a=-1': expected"),
+     ("(=2", "expected REGEX=FACTOR, such as"), ("a=much", "could not convert")],
+)  # fmt: skip
+def test_entries_that_are_no_rate_are_refused(entry, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        TrainConfig(fast_layers=(entry,))
+
+
+def test_expressions_that_fit_nothing_are_refused(net):
+    with pytest.raises(InputError, match=r"'layer4' is in no parameter's name, such as conv\.weight"):
+        build_optimizer(net, [], TrainConfig(fast_layers=("layer4=10",)))
 
 
 def test_nothing_to_train_is_refused():

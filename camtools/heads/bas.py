@@ -1,0 +1,67 @@
+"""BAS's head (Wu et al., CVPR 2022): a classifier with a fresh convolution, and a generator of foreground maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camtools.checks import whole
+from camtools.errors import ModelError
+
+
+class BAS(nn.Module):
+    """Class scores of F by convolutions of its own, and beside them foreground maps M = sigmoid(conv(F)).
+
+    The classifier is a 3 x 3 convolution and ReLU, a 1 x 1 convolution to class maps and ReLU, and their mean. The
+    generator, a 3 x 3 convolution, has no part in the scores: the recipe `bas` trains it, and the step `Generated`
+    reads it.
+
+    Source: Wu et al., "Background Activation Suppression", CVPR 2022, section 3.
+
+    Args:
+        channels: C of the features.
+        classes: K.
+        width: Channels of the classifier's convolution.
+
+    Raises:
+        ModelError: A number is out of range.
+    """
+
+    makes_logits = True
+
+    def __init__(self, channels: int, classes: int, width: int = 1024) -> None:
+        super().__init__()
+        self.channels, self.classes, self.width = (
+            whole(name, value, error=ModelError)
+            for name, value in (("channels", channels), ("classes", classes), ("width", width))
+        )
+        self.conv = nn.Conv2d(channels, width, 3, padding=1)
+        self.score = nn.Conv2d(width, classes, 1)
+        self.generator = nn.Conv2d(channels, classes, 3, padding=1)
+        for layer in (self.conv, self.score, self.generator):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that make it again, as JSON's types."""
+        return {"channels": self.channels, "classes": self.classes, "width": self.width}
+
+    def class_maps(self, features: Tensor) -> Tensor:
+        """Return the classifier's maps, (B, K, h, w), not negative; their means are the logits."""
+        return torch.relu(self.score(torch.relu(self.conv(features))))
+
+    def foreground(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return M of each image's class, (B, 1, h, w) in [0, 1].
+
+        Args:
+            features: F, (B, C, h, w).
+            labels: (B,).
+        """
+        maps = self.generator(features).sigmoid()
+        return maps[torch.arange(len(labels), device=maps.device), labels][:, None]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits, (B, K), of F, (B, C, h, w)."""
+        return self.class_maps(features).mean((2, 3))

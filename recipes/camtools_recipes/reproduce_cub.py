@@ -1,0 +1,248 @@
+"""The papers' table on birds: every method from one start, on what a frozen part gives, read by every preset."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Subset
+
+from camtools.datasets.base import ListedDataset
+from camtools.datasets.record import Record
+from camtools.datasets.spec import open_dataset
+from camtools.errors import InputError
+from camtools.evaluation.evaluator import evaluate
+from camtools.evaluation.results import EvaluationResult
+from camtools.files import replacing, write_text
+from camtools.pipeline.pipeline import Pipeline
+from camtools.steps.centre import Centre
+from camtools.steps.cream import CREAM
+from camtools.steps.fixed_threshold import FixedThreshold
+from camtools.steps.minmax import MinMax
+from camtools.training.finetuner import finetune
+from camtools_recipes.reproduce import PLAN_FILE, RecipeRun
+from camtools_recipes.reproduce_report import BARS_FILE, CSV_FILE, TABLE_FILE, bars, csv, markdown, report_lines
+
+BASE = "gap"
+METRICS = ("top-1", "MaxBoxAccV2", "MaxBoxAcc")
+READINGS: dict[str, Any] = {name: name for name in ("cam", "rcam", "adaptive", "fast", "best")}
+_FLIPPED = ("crop", "flip")
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gap": ("gap", {}),
+    "cream": ("cream", {}),
+    "tap": ("tap", {}),
+    "wgap": ("wgap", {"lr": 3e-4}),
+    "adl": ("adl", {}),
+    "has": ("gap", {"augment": (*_FLIPPED, "has"), "has_cell": 32}),
+    "cutmix": ("gap", {"augment": (*_FLIPPED, "cutmix")}),
+    "bas": ("bas", {}),
+    "minmaxcam": ("minmaxcam", {"cache": None, "lr": 1e-3, "crr": 10.0, "frr": 10.0}),
+}
+"""The table's rows, in order of running: a recipe and its settings where they are not those of all."""
+
+
+@dataclass(frozen=True)
+class CubBudget:
+    """How much of everything, and the network.
+
+    Attributes:
+        classes: How many of the 200, spread over the list.
+        every: Every n-th test image.
+        epochs: Passes over the training images.
+        seeds: Runs per row.
+        model: Name of the classifier to begin with.
+        cut_after: Where it ends, and what is frozen; at stride 16, so that maps are 14 x 14 of 224 pixels.
+        conv: Channels of the fresh convolution.
+        views: Augmented versions of each image.
+    """
+
+    classes: int = 200
+    every: int = 1
+    epochs: int = 24
+    seeds: int = 3
+    model: str = "torchvision/mobilenet_v2"
+    cut_after: str = "features.13"
+    conv: int = 1024
+    views: int = 4
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that all rows share: everything that is trained is fresh, at 10 times the rate."""
+        own = {"epochs": self.epochs, "conv": self.conv, "views": self.views, "examples": 0}
+        return own | {"cut_after": self.cut_after, "freeze": self.cut_after, "protocol": "wsol"}
+
+
+class Few(ListedDataset):
+    """Some classes of a data set, with indices of their own.
+
+    Args:
+        data: All of it.
+        names: Of the classes; those that it lacks have no image.
+    """
+
+    def __init__(self, data: ListedDataset, names: Sequence[str]) -> None:
+        self.index = {label: names.index(name) for label, name in enumerate(data.classes) if name in names}
+        self.data, self.own = data, [i for i in range(len(data)) if data.labels_of(i)[0] in self.index]
+        super().__init__((data.ids[i] for i in self.own), names, None, "record")
+
+    def labels_of(self, index: int) -> list[int]:
+        """Return an image's class."""
+        return [self.index[self.data.labels_of(self.own[index])[0]]]
+
+    def record(self, index: int) -> Record:
+        """Return an image with its box and its class here."""
+        record = self.data.record(self.own[index])
+        return replace(record, labels=record.labels.new_tensor([self.index[int(label)] for label in record.labels]))
+
+
+def cub_sets(root: str | Path, budget: CubBudget) -> tuple[Few, Any]:
+    """Return the training and test images.
+
+    Args:
+        root: Of CUB-200-2011 as it is published; or a folder with train/ and test/, and train.csv and test.csv as
+            `BoxFolder` reads them.
+        budget: Says how many classes and images.
+
+    Raises:
+        InputError: It is neither.
+    """
+    listed = Path(root, "train.csv").exists()
+    specs = [f"boxfolder:{root}/{split}" if listed else f"cub:{root}?split={split}" for split in ("train", "test")]
+    train, test = map(open_dataset, specs)
+    names = train.classes[:: max(1, len(train.classes) // budget.classes)][: budget.classes]
+    few = Few(test, names)  # type: ignore[arg-type]
+    return Few(train, names), Subset(few, range(0, len(few), budget.every))  # type: ignore[arg-type]
+
+
+def run_cub(
+    folder: str | Path,
+    root: str | Path,
+    budget: CubBudget,
+    rows: Sequence[str] | None = None,
+    *,
+    weights: str | Path | None = None,
+    minutes: float | None = None,
+    device: str | None = None,
+) -> list[RecipeRun]:
+    """Run what is not done yet; a run that was killed goes on where it was.
+
+    Args:
+        folder: Of all runs, each in ROW/seedN, and of the frozen features.
+        root: Of the data, see `cub_sets`.
+        budget: How much of everything.
+        rows: Some of `ROWS`; None for all.
+        weights: Checkpoint of the classifier; None for the published one.
+        minutes: No further run is begun after so many; None for all.
+        device: Where to train: "cpu", or None for a GPU where there is one.
+
+    Returns:
+        The runs that are done, in the order of `ROWS`.
+
+    Raises:
+        InputError: A row is unknown, or the folder holds runs of another budget.
+    """
+    unknown = [name for name in rows or () if name not in ROWS]
+    if unknown:
+        raise InputError(f"rows={list(rows or ())!r}: expected some of {', '.join(ROWS)}")
+    wanted = [name for name in ROWS if rows is None or name in rows or name == BASE]
+    place, start, runs = Path(folder), time.perf_counter(), []
+    check_cub_plan(place, budget)
+    train, test = cub_sets(root, budget)
+    for seed in range(budget.seeds):
+        for name in wanted:
+            own, spent = place / name / f"seed{seed}", (time.perf_counter() - start) / 60
+            if not (own / "test" / "results.json").exists():
+                if minutes is not None and spent >= minutes:
+                    continue
+                print(f"[{spent:.0f} min] {name}, seed {seed}", file=sys.stderr, flush=True)
+                _run(name, seed, own, budget, train, test, weights, device)
+            runs.append(RecipeRun(name, seed, EvaluationResult.load(own / "test")))
+    return sorted(runs, key=lambda run: (wanted.index(run.recipe), run.seed))
+
+
+def _run(
+    name: str,
+    seed: int,
+    folder: Path,
+    budget: CubBudget,
+    train: Few,
+    test: Any,
+    weights: str | Path | None,
+    device: str | None,
+) -> None:
+    """Train and evaluate; the evaluation's results.json is written last, so where it is all is done."""
+    recipe, own = ROWS[name]
+    settings = {"cache": str(folder.parents[1] / "frozen"), **budget.settings, **own}
+    result = finetune(
+        recipe, budget.model, train, weights=weights, out=folder, resume=True, device=device, progress=False, seed=seed,
+        **settings,
+    )  # fmt: skip
+    pipelines = readings(name, result.pipeline)
+    evaluation = evaluate(result.model, test, pipelines, protocol="wsol", bootstrap=0, progress=False)
+    evaluation.save(folder / "test")
+
+
+def readings(row: str, pipeline: Pipeline) -> Mapping[str, Any]:
+    """Return how a row's maps are read: its own way and by all presets; CREAM also as its Table 5 varies it.
+
+    Args:
+        row: Its name.
+        pipeline: The recipe's own.
+    """
+    if row == "cream":
+        cam, step, *rest = list(pipeline)
+        assert isinstance(step, CREAM)
+        alone = CREAM(step.bank, step.iterations, step.sigma, step.delta, add_cam=False)
+        centred = CREAM(step.bank, step.iterations, step.sigma, step.delta, add_cam=False, centre=True)
+        others = {"z alone": Pipeline([cam, alone, *rest]), "z, centred": Pipeline([cam, centred, *rest])}
+        return {"cream": pipeline, **others}  # its weights are those of gap
+    if row == BASE:
+        return {**READINGS, "centre": Pipeline([Centre(), MinMax(), FixedThreshold(0.5)])}  # the floor of them all
+    return {row: pipeline, **READINGS} if row == "bas" else READINGS
+
+
+def write_cub_report(folder: str | Path, runs: Sequence[RecipeRun]) -> list[Path]:
+    """Write the table (Markdown and CSV) and the bars.
+
+    Args:
+        folder: That of the runs.
+        runs: From `run_cub`.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: There is no run of the baseline yet, or a file cannot be written.
+    """
+    place = Path(folder)
+    if not any(run.recipe == BASE for run in runs):
+        raise InputError(f"{folder} holds no finished run of {BASE}, which others are compared with. Give more minutes")
+    found = {run.recipe: list(run.result.pipelines) for run in runs}
+    lines = report_lines(runs, BASE, "cam", METRICS, found)
+    write_text(place / TABLE_FILE, markdown(lines))
+    write_text(place / CSV_FILE, csv(lines))
+    with replacing(place / BARS_FILE) as partial:
+        bars(lines, []).save(partial)
+    return [place / name for name in (TABLE_FILE, CSV_FILE, BARS_FILE)]
+
+
+def check_cub_plan(folder: Path, budget: CubBudget) -> None:
+    """Check that the folder is of this budget and these settings; write down those of a new one.
+
+    Raises:
+        InputError: It holds runs of another.
+    """
+    text = json.dumps({"cub": asdict(budget) | {"seeds": None}, "rows": ROWS}, indent=1)
+    path = folder / PLAN_FILE
+    if not path.exists():
+        write_text(path, text + "\n")
+    elif json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
+        raise InputError(
+            f"{folder} holds runs of another budget or of other settings ({PLAN_FILE}): expected the same to go on. "
+            "Choose another folder (--out)"
+        )

@@ -1,0 +1,49 @@
+"""Every recipe trains a network whose own head cannot be kept, such as VGG16: hidden layers behind its features."""
+
+import pytest
+import torch
+from torch import nn
+
+import camtools
+from camtools.datasets import Scenes
+from camtools.training import installed_recipes
+
+SIDE = 48
+
+
+class TinyVGG(nn.Module):
+    """Convolutions, flattening and hidden layers, as VGG16 has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 6, 5, 4, padding=1),
+            nn.ReLU(True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 8, 3, padding=1),
+            nn.ReLU(True),
+        )
+        self.avgpool = nn.AdaptiveAvgPool2d(2)
+        self.classifier = nn.Sequential(nn.Linear(32, 16), nn.ReLU(True), nn.Dropout(), nn.Linear(16, 8))
+
+    def forward(self, x):
+        return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+
+
+@pytest.mark.parametrize("name", installed_recipes())
+def test_a_network_like_vgg_is_trained(name):
+    torch.manual_seed(0)
+    model, data = TinyVGG().eval(), Scenes("train", 12)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    options = {"epochs": 1, "batch_size": 6, "input_size": SIDE, "conv": 16, "progress": False, "device": "cpu"}
+    if name == "minmaxcam":
+        options |= {"set_size": 2, "classes_per_batch": 2}
+    result = camtools.finetune(name, model, data, class_names=data.classes, **options)
+    assert result.history[-1]["loss"] < 100
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    network = getattr(result.model, "network", result.model)
+    assert (network.head.conv if name == "bas" else network.neck[0]).out_channels == 16
+    assert not torch.equal(network.body.features[0].weight, before["features.0.weight"])
+    if network is result.model and name != "bas":
+        assert camtools.wrap(result.model).decomposition.exact
+        camtools.explain(result.model, data[0].image, pipeline=result.pipeline)
