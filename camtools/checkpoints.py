@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from camtools.checks import as_path
 from camtools.errors import WeightsError
 from camtools.files import replacing
 
@@ -43,7 +44,7 @@ def read_checkpoint(path: str | Path) -> OrderedDict[str, Tensor]:
         WeightsError: The file is missing, empty, damaged, of another kind, holds no tensors, or is a pickle that needs
             more than tensors to load.
     """
-    path = Path(path)
+    path = as_path("path", path, error=WeightsError)
     kind = _kind(path)
     if kind == "safetensors":
         from safetensors import SafetensorError

@@ -7,9 +7,11 @@ Checks take the argument's name and value, and `owner` and `error` by name: whos
 from __future__ import annotations
 
 import ast
+import os
 import sys
 from collections.abc import Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, NoReturn
 
 from camtools.errors import CamtoolsError, InputError
@@ -79,6 +81,17 @@ def one_of(name: str, value: Any, allowed: Sequence[str], *, owner: str = "", er
         words = [repr(word) for word in allowed]
         _refuse(name, value, " or ".join(words) if len(words) == 2 else f"one of {', '.join(words)}", owner, error)
     return value
+
+
+def as_path(name: str, value: Any, *, owner: str = "", error: _Error = InputError) -> Path:
+    """Return an argument that must be a path: text or path-like; that it is there is not checked.
+
+    Raises:
+        CamtoolsError: It is something else; of the type `error`.
+    """
+    if not isinstance(value, str | os.PathLike):
+        _refuse(name, value, "a path", owner, error)
+    return Path(value)
 
 
 def literal(text: str) -> Any:

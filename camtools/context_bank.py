@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from camtools.checkpoints import weights_hash, write_tensors
-from camtools.checks import one_of, share
+from camtools.checks import as_path, one_of, share
 from camtools.classes.matching import match_classes
 from camtools.datasets.selection import Selection
 from camtools.engine import Engine
@@ -210,7 +210,7 @@ class ContextBank:
         texts = {name: str(getattr(self, name)) for name in _TEXTS}
         numbers = {name: repr(float(getattr(self, name))) for name in ("momentum", "delta")}
         tensors = {name: getattr(self, name) for name in _TENSORS}
-        write_tensors(Path(path), tensors, {"format": _FORMAT} | texts | numbers)
+        write_tensors(as_path("path", path), tensors, {"format": _FORMAT} | texts | numbers)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> ContextBank:
@@ -226,10 +226,10 @@ class ContextBank:
         from safetensors import SafetensorError, safe_open
 
         try:
-            if Path(path).exists() and not Path(path).is_file():
+            if (file := as_path("path", path, error=WeightsError)).exists() and not file.is_file():
                 raise OSError("it is a folder, a pipe or a device")
-            with safe_open(str(path), "pt") as file:
-                about, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            with safe_open(str(path), "pt") as opened:
+                about, tensors = opened.metadata() or {}, {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
         except FileNotFoundError as error:
             raise WeightsError(f"There is no file {path}: expected a bank written by ContextBank.save") from error
         except (SafetensorError, OSError) as error:

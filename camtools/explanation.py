@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
@@ -17,10 +16,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from camtools.boxes import coco_annotations
-from camtools.checks import one_of
+from camtools.checks import as_path, one_of
 from camtools.drawing.overlay import draw_overlay
 from camtools.drawing.trace import draw_trace
 from camtools.errors import InputError, PipelineError
+from camtools.files import parse_json, read_text
 from camtools.images.geometry import Geometry
 from camtools.images.read import InputImage
 from camtools.pipeline.pixels import map_on_pixels, plain
@@ -286,9 +286,9 @@ class Explanation(HasBoxes, ImageResult):
             InputError: There is no whole explanation, it was saved without its map, or a step of its pipeline is not
                 one of camtools'.
         """
-        folder = Path(directory)
+        folder = as_path("directory", directory)
         try:
-            told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            told = parse_json(read_text(folder / MANIFEST))
             with np.load(folder / told["files"]["map"]) as arrays:
                 tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
             geometry = Geometry(**{name: tuple(value) for name, value in told["rebuild"]["geometry"].items()})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 from PIL import Image
 from torch import Tensor
 
-from camtools.checks import whole
+from camtools.checks import as_path, whole
 from camtools.errors import CamtoolsError, InputError
 from camtools.files import staging, swap
 from camtools.images.preprocess import Transform, display_image
@@ -149,7 +149,7 @@ class ImageResult(abc.ABC):
         Raises:
             InputError: It cannot be written to, or an argument is out of range.
         """
-        target, look = Path(directory), Look(overlay_size, overlay_format)
+        target, look = as_path("directory", directory), Look(overlay_size, overlay_format)
         kinds = self.usual if files is None else check_kinds(files, self.kinds)
         try:
             with staging(target) as stage:

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from camtools.checks import as_path
 from camtools.errors import TargetError
 from camtools.files import parse_json, read_text
 
@@ -61,7 +62,7 @@ def load_names(path: str | Path) -> tuple[str, ...]:
     Raises:
         TargetError: The file is missing, is not such a list, leaves an index out, or is empty.
     """
-    path = Path(path)
+    path = as_path("path", path, error=TargetError)
     try:
         text = read_text(path, MAX_BYTES)
     except (OSError, ValueError) as error:

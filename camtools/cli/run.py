@@ -21,12 +21,12 @@ from camtools.cli.options import Format, Progress
 from camtools.cli.results import MANIFEST, fingerprint, finished, save_image
 from camtools.errors import InputError, ModelError
 from camtools.files import locked, parse_json, write_json
-from camtools.images.find import Job, find_jobs
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from camtools.images.batches import Batch, Ready
+    from camtools.images.find import Job
     from camtools.sources.base import LoadedModel
 
 MOST_ROWS = 20  # of a table; above it, what people want is a summary
@@ -108,6 +108,8 @@ class Run(abc.ABC):
         """
         self.plain, self.lines, self.stdout = progress is Progress.PLAIN, output is Format.JSONL, sys.stdout
         with common.exit_codes(self.out):
+            from camtools.images.find import find_jobs
+
             jobs = find_jobs(paths, self.out)
             with common.stdout_to_stderr():
                 from camtools.exports import Exports

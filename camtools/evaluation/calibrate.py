@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from camtools.checks import as_path
 from camtools.classes.names import MAX_BYTES
 from camtools.errors import InputError
 from camtools.evaluation.results import EvaluationResult, Value
@@ -69,7 +70,7 @@ def _chosen(source: Any, name: str, metric: str) -> float:
     if isinstance(source, EvaluationResult):
         thresholds, where = json.loads(json.dumps(_thresholds(source.metrics))), "the result"
     else:
-        path = Path(source)
+        path = as_path("threshold", source)
         path = path / FILE if path.is_dir() else path
         where = str(path)
         try:

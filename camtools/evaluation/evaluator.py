@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from camtools.checkpoints import weights_hash
-from camtools.checks import one_of, whole
+from camtools.checks import as_path, one_of, whole
 from camtools.classes.matching import ClassMap, match_classes
 from camtools.datasets.selection import Selection
 from camtools.engine import Engine
@@ -112,7 +112,7 @@ def evaluate(
     one_of("activation", activation, get_args(Activation))
     if (model is None) == (scoremaps is None):
         raise InputError(f"got {'neither model nor' if model is None else 'both model and'} scoremaps: expected one")
-    data, folder = Selection(dataset, limit, every, skip), None if out is None else Path(out)
+    data, folder = Selection(dataset, limit, every, skip), None if out is None else as_path("out", out)
     others = None if calibrate is None else Selection(calibrate)
     group = team()
     job: ModelJob | MapJob

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from camtools.checks import as_path
 from camtools.errors import InputError
 from camtools.evaluation.rows import Array, Ranked, Rows, detections_table, rows_table, table_detections, table_rows
 from camtools.files import parse_json, read_text, replacing, write_text
@@ -134,7 +135,7 @@ class EvaluationResult:
         """
         import pyarrow.parquet as pq
 
-        place = Path(folder)
+        place = as_path("folder", folder)
         tables = {_ROWS: rows_table(self.rows, self.pipelines)}
         if self.detections:
             tables[_DETECTIONS] = detections_table(self.detections)
@@ -156,7 +157,7 @@ class EvaluationResult:
         """
         import pyarrow.parquet as pq
 
-        place = Path(folder)
+        place = as_path("folder", folder)
         try:
             data = parse_json(read_text(place / _RESULTS))
             metrics = {name: {key: _value(entry) for key, entry in of.items()} for name, of in data["metrics"].items()}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from camtools.checkpoints import write_tensors
+from camtools.checks import as_path
 from camtools.errors import InputError, ModelError
 from camtools.heads.bas import BAS
 from camtools.heads.pooling import GAP, TAP, WGAP, MapHead
@@ -182,7 +183,7 @@ class HeadedModel(nn.Module):
         # Clones, since two names may stand for one tensor.
         tensors = {key: value.detach().cpu().clone() for key, value in self.state_dict().items()}
         try:
-            write_tensors(Path(path), tensors, header)
+            write_tensors(as_path("path", path, error=ModelError), tensors, header)
         except InputError as error:
             raise ModelError(str(error)) from error
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from camtools.checkpoints import fit, read_checkpoint
+from camtools.checks import as_path
 from camtools.errors import CamtoolsError, ModelError, WeightsError
 from camtools.files import parse_json
 from camtools.heads.body import strip
@@ -28,7 +29,7 @@ from camtools.sources import find_source
 PROBE_TOLERANCE = 0.05
 _NAME = re.compile(r"lite0|scenes|[a-z_]+/[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # no scheme, no path, no module:function
 _WORD = re.compile(r"[A-Za-z0-9_]{0,64}")
-_LARGEST = 1 << 16  # sizes beyond it have to be those of a tensor in the file
+_LARGEST = 1 << 12  # sizes beyond it have to be those of a tensor in the file
 
 
 def headed_config(path: str | Path) -> dict[str, Any] | None:
@@ -42,7 +43,7 @@ def headed_config(path: str | Path) -> dict[str, Any] | None:
     """
     from safetensors import safe_open
 
-    if not Path(path).is_file():
+    if not as_path("path", path, error=WeightsError).is_file():
         return None
     try:
         with safe_open(path, "pt") as file:

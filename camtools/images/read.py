@@ -351,7 +351,7 @@ def _array_to_uint8(array: NDArray[Any], where: str) -> NDArray[Any]:
                 f"{where} is a float array with values from {low:g} to {high:g}: expected [0, 1]. Divide by 255 if "
                 f"they are 8-bit levels, or pass a torch tensor (C, H, W) if they are normalised for the model"
             )
-        array = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
+        array = np.rint(np.clip(array, 0, 1).astype(np.float64) * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise InputError(
             f"{where} is an array of dtype {array.dtype}: expected uint8, uint16, bool, or float in [0, 1]. "

@@ -64,7 +64,8 @@ def peak_points(maps: Tensor, sizes: Sizes) -> Tensor:
         high = flat.amax(1, keepdim=True)
         peaks = flat >= high - 1e-9 * (high - flat.amin(1, keepdim=True))
         first = peaks.byte().argmax(1)
-        points[same] = torch.where(high.isnan(), -1, torch.stack([first % width, first // width], 1))
+        broken = maps[same].flatten(1).isnan().any(1, keepdim=True)  # its NaN may fall between the image's pixels
+        points[same] = torch.where(broken, -1, torch.stack([first % width, first // width], 1))
     return points
 
 

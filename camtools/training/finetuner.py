@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from camtools.checkpoints import weights_hash
+from camtools.checks import as_path
 from camtools.classes.matching import match_classes
 from camtools.datasets.selection import Selection
 from camtools.errors import InputError
@@ -94,7 +95,7 @@ def finetune(
         WeightsError: A checkpoint cannot be read.
     """
     method = make_recipe(recipe, config)
-    folder = None if out is None else Path(out)
+    folder = None if out is None else as_path("out", out)
     if resume and folder is None:
         raise InputError("resume needs the run's folder: expected out=FOLDER (--out)")
     check_best(method.config.best, val_set is not None)

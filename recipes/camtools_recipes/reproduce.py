@@ -19,7 +19,7 @@ from camtools.datasets.scenes import Scenes, scene_classifier
 from camtools.errors import InputError
 from camtools.evaluation.evaluator import evaluate
 from camtools.evaluation.results import EvaluationResult
-from camtools.files import replacing, write_text
+from camtools.files import parse_json, read_text, replacing, write_text
 from camtools.heads.box_regressor import BoxRegressor
 from camtools.training.finetuner import finetune
 from camtools.training.result import FinetuneResult
@@ -177,13 +177,20 @@ def _wanted(recipes: Sequence[str] | None) -> list[str]:
     return [name for name in known if name in needed]  # what deltas are to comes along
 
 
+def _is_plan(path: Path, plan: Any) -> bool:
+    try:
+        return bool(parse_json(read_text(path)) == plan)
+    except (OSError, ValueError):  # damaged
+        return False
+
+
 def _check_plan(folder: Path, budget: Budget) -> None:
     """Check that the folder is of this budget and these settings; write down those of a new one."""
     plan = {"scenes": vars(budget) | {"seeds": None}, "recipes": {**SINGLE, **MULTI}}
     text, path = json.dumps(plan, indent=1), folder / PLAN_FILE
     if not path.exists():
         write_text(path, text + "\n")
-    elif json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
+    elif not _is_plan(path, json.loads(text)):
         raise InputError(
             f"{folder} holds runs of another budget or of other settings ({PLAN_FILE}): expected the same to go on. "
             "Choose another folder (--out)"

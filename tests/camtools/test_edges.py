@@ -1,6 +1,7 @@
 """What no caller should have to handle but as an error of camtools: odd files, counts, tensors and names."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from PIL import Image
 
 import camtools
 from camtools import Pipeline, PipelineError
+from camtools.checkpoints import read_checkpoint
+from camtools.classes.names import load_names
 from camtools.cli.results import class_folder
 from camtools.errors import InputError, ModelError, TargetError, WeightsError
 from camtools.files import check_writable, read_text, shortened
@@ -218,3 +221,17 @@ def test_steps_and_pipelines_of_odd_values():
         Pipeline(torch.zeros(()))
     with pytest.raises(PipelineError, match="percentile must be a number"):
         PaS(10**400)
+
+
+@pytest.mark.parametrize("path", [5, None, ["bank"], b"bank"], ids=["number", "none", "list", "bytes"])
+def test_what_is_no_path_is_named(path):
+    calls = (
+        (lambda: camtools.Explanation.load(path), "directory", InputError),
+        (lambda: camtools.EvaluationResult.load(path), "folder", InputError),
+        (lambda: camtools.ContextBank.load(path), "path", WeightsError),
+        (lambda: read_checkpoint(path), "path", WeightsError),
+        (lambda: load_names(path), "path", TargetError),
+    )
+    for call, name, error in calls:
+        with pytest.raises(error, match=re.escape(f"{name}={path!r}: expected a path")):
+            call()

@@ -29,7 +29,7 @@ def lite0(packaged):
 
 def test_it_names_what_is_in_photographs(lite0):
     photos = [data.chelsea(), data.coffee(), data.rocket(), data.stereo_motorcycle()[0]]
-    found = camtools.explain(lite0.model, photos)
+    found = camtools.explain(lite0.model, photos, crop="model")
     assert [exp.name for exp in found] == ["tiger cat", "espresso", "missile", "moped"]
     assert all(exp.exact and exp.raw_map.shape == (7, 7) for exp in found)
 

@@ -42,7 +42,7 @@ def test_an_explanation_is_its_overlay_with_a_caption(exp):
     html = exp._repr_html_()
     [shown] = embedded(html)
     assert np.abs(np.asarray(shown, float) - np.asarray(overlay)).mean() < 6  # JPEG
-    assert f"{exp.caption} · cam</figcaption>" in html
+    assert f"{exp.caption} · fast</figcaption>" in html
 
 
 def test_large_images_are_shrunk():

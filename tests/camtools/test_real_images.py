@@ -86,7 +86,7 @@ def test_the_map_is_weights_times_features_worked_out_by_hand(classifier, dogs):
         features, logits = model.features(x), model(x)
     raw = (model.classifier[1].weight[cls][:, None, None] * features[0]).sum(0).detach()
     full = torch.nn.functional.interpolate(raw[None, None], (image.height, image.width), mode="bilinear")[0, 0]
-    exp = camtools.explain(model, file, target=cls, transform=Preprocess.imagenet(squash=True))
+    exp = camtools.explain(model, file, target=cls, pipeline="cam", transform=Preprocess.imagenet(squash=True))
     torch.testing.assert_close(exp.logits, logits[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(exp.raw_map, raw, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(exp.map, (full - full.min()) / (full.max() - full.min()), rtol=0, atol=1e-4)
@@ -98,7 +98,7 @@ def test_the_models_own_preprocessing_and_its_crop(classifier, dogs):
     normalise = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     own = transforms.Compose([transforms.Resize(232), transforms.CenterCrop(224), transforms.ToTensor(), normalise])
     files = [file for file, _, _ in dogs[:4]]
-    ours = camtools.explain(model, files)
+    ours = camtools.explain(model, files, crop="model")
     for file, exp, measured in zip(files, ours, camtools.explain(model, files, transform=own), strict=True):
         with torch.no_grad():
             logits = model(own(Image.open(file).convert("RGB"))[None])[0]

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from camtools.checks import as_path
 from camtools.errors import InputError
 from camtools.evaluation.report.curve import plot_curve
 from camtools.evaluation.report.lines import available
@@ -66,7 +67,7 @@ def write_report(
         position_of(result, name)
     drawn = records is not None and maps is not None and "MaxBoxAcc" in available(result)
     sheets = Sheets(result, records, maps or {}, by=by) if drawn else None
-    place, names = Path(out), [TABLE]
+    place, names = as_path("out", out), [TABLE]
     try:
         with staging(place) as stage:
             (stage / TABLE).write_text(markdown(result), encoding="utf-8")

@@ -54,9 +54,9 @@ def test_no_pet_no_box(root, draw):
 def test_what_is_missing_is_named(root, tmp_path, write):
     with pytest.raises(InputError, match=r"(?s)Oxford-IIIT Pet: no annotations.*trimaps/Abyssinian_1\.png"):
         OxfordPets(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=r"split='val': expected one of 'trainval', 'test'"):
+    with pytest.raises(InputError, match=r"split='val': expected 'trainval' or 'test'"):
         OxfordPets(root, "val")
-    with pytest.raises(InputError, match=r"border='drop': expected one of 'ignore', 'foreground'"):
+    with pytest.raises(InputError, match=r"border='drop': expected 'ignore' or 'foreground'"):
         OxfordPets(root, border="drop")
     base = root / "oxford-iiit-pet" / "annotations"
     write(base / "test.txt", "Abyssinian_1 1 1 1", "american_bulldog_10 3 2 1")

@@ -123,7 +123,7 @@ def test_wrong_arguments(root):
     for arguments, message in [
         ({"year": 2010}, "year=2010: expected 2007 or 2012"),
         ({"split": "test"}, "split='test': expected one of 'train', 'val', 'trainval'"),
-        ({"task": "action"}, "task='action': expected one of 'detection', 'segmentation'"),
+        ({"task": "action"}, "task='action': expected 'detection' or 'segmentation'"),
         ({"split": "train"}, r"no list of the train images: looked for .*ImageSets.Main.train\.txt"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -216,7 +216,7 @@ def test_frames_in_memory(found, segmented):
     table = results_frame(iter(segmented), to="arrow")
     assert table["label"].to_pylist() == [0, 1, 2] * len(FILES)
     assert results_frame(found[0][0], to="arrow").num_rows == 1
-    with pytest.raises(InputError, match="to='numpy': expected one of 'pandas', 'arrow'"):
+    with pytest.raises(InputError, match="to='numpy': expected 'pandas' or 'arrow'"):
         results_frame(found, to="numpy")
 
 

@@ -327,3 +327,10 @@ def test_tensors_without_values_at_hand(tensor):
 def test_a_tensor_of_eight_bit_floats():
     with pytest.raises(InputError, match=r"dtype torch.float8_e5m2: expected float16 or wider"):
         read_image(torch.zeros(3, 4, 4).to(torch.float8_e5m2))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_are_rounded_to_the_nearest_level(dtype):
+    array = np.linspace(0, 1, 257, dtype=dtype)[None, :, None]
+    levels = np.asarray(read_image(array).image)[0, :, 0]
+    assert np.abs(levels - 255 * array[0, :, 0].astype(np.float64)).max() <= 0.5

@@ -69,6 +69,9 @@ def test_a_map_with_a_nan_points_nowhere():
     points = peak_points(maps, [(100, 80), (200, 160)])
     assert points.tolist() == [[3, 3], [-1, -1]]
     assert point_hits(points, torch.tensor([[[0.0, 0, 10, 10]], [[-50, -50, 10, 10]]]), 18).tolist() == [True, False]
+    between = torch.ones(1, 16, 16)
+    between[0, 0, 0] = NAN  # no pixel of an image of 2 x 2 draws on it
+    assert peak_points(between, [(2, 2)]).tolist() == [[-1, -1]]
 
 
 # --- hits
@@ -290,7 +293,7 @@ def test_bad_arguments_are_named():
                 InputError, match=rf"{kind.__name__}\(tolerance={value!r}\): tolerance must be a finite number"
             ):
                 kind(tolerance=value)
-    with pytest.raises(InputError, match=r"PointingGame\(average='macro'\): expected 'pairs' or 'classes'"):
+    with pytest.raises(InputError, match=r"PointingGame\(average='macro'\): average must be 'pairs' or 'classes'"):
         PointingGame(average="macro")
     with pytest.raises(InputError, match=r"PointingMAP\(interpolation='auc'\): expected 'area'"):
         PointingMAP(interpolation="auc")

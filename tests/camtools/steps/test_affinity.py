@@ -382,7 +382,7 @@ def test_explain_spreads_the_map_over_what_looks_alike():
     image[:, :, 16:32] = torch.tensor([0.0, 0.0, 1.0])[:, None, None]
     image[:, 0, 16:32] = 0.4
     image[:, 0, 16:32, 48:] = 1.0
-    plain = camtools.explain(Coloured(), image, target=0)[0]
+    plain = camtools.explain(Coloured(), image, target=0, pipeline="cam")[0]
     spread = camtools.explain(Coloured(), image, target=0, pipeline=[Affinity(1)])[0]
     assert plain.map[24, 8] < 0.5 < spread.map[24, 8]
     assert spread.map[48, 56] < 0.01
