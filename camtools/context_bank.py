@@ -129,8 +129,8 @@ class ContextBank:
             for batch in read_batches(images, labels, engine.transform, batch_size):
                 forward = engine.run(batch)
                 if updates is None:
-                    classes, known = forward.logits.shape[1], engine.model.adapter.class_names(inner)
-                    index = match_classes(data.classes, data.occurring, classes, known).index
+                    classes = forward.logits.shape[1]
+                    index = match_classes(data.classes, data.occurring, classes, engine.class_names).index
                     updates = BankUpdates(classes, momentum if mode == "momentum" else None)
                 targets, valid = _padded([[index[label] for label in ready.target] for ready in batch.images])
                 updates.add_maps(engine.maps(forward, targets)[0], valid, delta)

@@ -21,21 +21,30 @@ from torch import Tensor, nn
 
 from camtools.checks import one_of, whole
 from camtools.classes.names import checked_names
-from camtools.errors import CamtoolsError, InputError, ModelError
+from camtools.errors import CamtoolsError, ModelError
 from camtools.images.batches import Batch, Failed, is_ready_batch, read_batches, ready_batches
 from camtools.images.enlarged import enlarged
-from camtools.images.preprocess import Preprocess, Transform, as_transform
+from camtools.images.preprocess import Preprocess, Transform, as_transform, with_display
 from camtools.images.read import Least
 from camtools.model.activations import Activations
 from camtools.model.cam_model import CamModel, unwrapped, wrap
 from camtools.model.device import Precision, autocast_to, on_device, to_model
 from camtools.model.guard import untouched
-from camtools.model.outputs import Activation, probabilities
+from camtools.model.inputs import assumed_transform
+from camtools.model.outputs import Activation, Output, probabilities
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.pixels import plain
 from camtools.pipeline.trace import TraceStep
 from camtools.steps.base import State
 
+GUESSED = (
+    "{0} does not say how images are made ready for it: its preprocessing is a guess, {1}. If it is right, say so, "
+    "which silences this; else give the model's own: transform=camtools.{2}"
+)
+ONE_OUTPUT = (
+    "{0} has one output, taken for the logit of class 1 against class 0. If that is right, say so, which silences "
+    "this: activation='sigmoid', or class_names of two. If it is a number such as an age: activation='none'"
+)
 NONE_LARGER: Mapping[float, Tensor] = MappingProxyType({})
 
 
@@ -66,8 +75,13 @@ class Engine:
         device: Where to run; a model that lives elsewhere is copied there, never moved. None stays with the model.
         transform: The model's preprocessing; None asks the model, and takes ImageNet's where that does not tell.
         class_names: Names of the classes in order; None asks the model.
-        activation: How logits become scores: "softmax", or "sigmoid" for multi-label models.
+        activation: How logits become scores: "softmax"; "sigmoid" for multi-label models and single logits; "none"
+            for numbers that are no logits. None goes by the model: "sigmoid" where it ends in one, or has one output.
         batch_size: Images per forward.
+        output: Which of the model's outputs holds the class scores; see `camtools.wrap`.
+        forward_args: What forward takes after the images; see `camtools.wrap`.
+        forward_kwargs: Likewise, by name.
+        display: Which channels are drawn, one or three; None draws the first three.
         precision: "float32": the model as it is. "bf16": its forward under bfloat16 autocast; maps stay float32.
             "auto": bf16 where the device computes in it.
 
@@ -85,26 +99,38 @@ class Engine:
         device: str | torch.device | None = None,
         transform: Any = None,
         class_names: Sequence[str] | None = None,
-        activation: Activation = "softmax",
+        activation: Activation | None = None,
         batch_size: int = 32,
+        output: Output = None,
+        forward_args: Sequence[Any] = (),
+        forward_kwargs: Mapping[str, Any] | None = None,
+        display: Any = None,
         precision: Precision = "float32",
     ) -> None:
         self.precision: Precision = one_of("precision", precision, get_args(Precision))
-        self.activation: Activation = one_of("activation", activation, get_args(Activation))
+        self.activation: Activation | None = activation
+        if activation is not None:
+            one_of("activation", activation, get_args(Activation))
         self.batch_size = whole("batch_size", batch_size, most=1 << 16)
         self.pipelines = tuple(pipelines)
-        self.model: CamModel = wrap(on_device(model, device))
-        adapter, inner = self.model.adapter, unwrapped(self.model)
-        if transform is None:
-            transform = adapter.data_config(inner)
-        self.transform: Transform = Preprocess.imagenet() if transform is None else as_transform(transform)
-        self.class_names = adapter.class_names(inner) if class_names is None else checked_names(class_names)
+        call: Any = {"output": output, "forward_args": forward_args, "forward_kwargs": forward_kwargs}
+        self.model: CamModel = wrap(on_device(model, device), **call)
+        own = self.model.preprocess if transform is None else as_transform(transform)
+        self.transform: Transform = assumed_transform() if own is None else own
+        if display is not None:
+            self.transform = with_display(self.transform, display)
+        if activation is None and callable(told := getattr(self.model.adapter, "activation", None)):
+            self.activation = told(unwrapped(self.model))
+        self._named = class_names is not None
+        names = self.model.adapter.class_names(unwrapped(self.model)) if class_names is None else class_names
+        self.class_names = checked_names(names) if self._named else names
+        self._warned = False
         # How many levels of the pyramid the pipelines look at, and at how many of these they want gradients, by the
         # scale of the input that they want.
         self._levels: dict[float, tuple[int, int]] = {}
         for scale in sorted({pipeline.scale for pipeline in self.pipelines}):
-            own = [pipeline for pipeline in self.pipelines if pipeline.scale == scale]
-            self._levels[scale] = max(p.needs_pyramid for p in own), max(p.needs_gradients for p in own)
+            same = [pipeline for pipeline in self.pipelines if pipeline.scale == scale]
+            self._levels[scale] = max(p.needs_pyramid for p in same), max(p.needs_gradients for p in same)
         self._taken: dict[tuple[int, ...], bool] = {}
         self._channels_last = True
         self.whole_images = any(pipeline.needs_image for pipeline in self.pipelines)
@@ -127,7 +153,7 @@ class Engine:
             InputError: An image cannot be used; batches of those before it have been yielded by then.
         """
         if is_ready_batch(images, self.transform):
-            return ready_batches(images, targets, self.batch_size)
+            return ready_batches(images, targets, self.batch_size, self.transform)
         numbered = [(None, images)] if single else enumerate(images)
         return read_batches(numbered, targets, self.transform, self.batch_size, self.least, failed=failed)
 
@@ -144,6 +170,9 @@ class Engine:
         Raises:
             ModelError: See `forward`.
         """
+        assumed = self.transform.assumed if isinstance(self.transform, Preprocess) else ""
+        if assumed and any(ready.input_image.image is not None for ready in batch.images):
+            self._warn(GUESSED.format(self.about, assumed, self.transform))
         inputs = to_model(batch.tensor, unwrapped(self.model))
         images = [ready.input_image for ready in batch.images]
         larger = {scale: enlarged(images, inputs, self.transform, scale) for scale in self.scales}
@@ -172,12 +201,8 @@ class Engine:
                 f"the device ran out of memory with {len(inputs)} images per forward: give a smaller batch_size"
             ) from error
         except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:  # the model's own complaint
-            takes = "x".join(map(str, self.model.example().shape[1:]))
-            raise InputError(
-                f"{self.about} can't be run on inputs of {'x'.join(map(str, inputs.shape[1:]))} "
-                f"({type(error).__name__}: {str(error).partition(chr(10))[0]}): expected what it takes, by its "
-                f"configuration {takes} (channels, height, width). Give it such inputs, or a transform that makes them"
-            ) from error
+            usual = "Give it such inputs, or a transform that makes them"
+            raise self.model.misfit(inputs, error) or self.model.refusal(inputs, error, usual) from error
 
     def _forward(self, inputs: Tensor, larger: Mapping[float, Tensor], names: Sequence[str] | None) -> Forward:
         inner = unwrapped(self.model)
@@ -186,9 +211,9 @@ class Engine:
             own = [counts for scale, counts in self._levels.items() if scale not in taken]
             levels, gradients = (max(column, default=0) for column in zip(*own, strict=True)) if own else (0, 0)
             with untouched(inner):
-                activations = self._activations(to_model(inputs, inner), levels, gradients)
+                activations = self.settled(self._activations(to_model(inputs, inner), levels, gradients))
                 _check_scores(activations.logits, names)
-                others = {scale: self._activations(x, *self._levels[scale]) for scale, x in taken.items()}
+                others = {s: self.settled(self._activations(x, *self._levels[s])) for s, x in taken.items()}
         return Forward(activations, others)
 
     def _activations(self, inputs: Tensor, levels: int, gradients: int) -> Activations:
@@ -205,6 +230,21 @@ class Engine:
             activations = self.model.activations(inputs.contiguous(), levels, gradients)
             self._channels_last = False
             return activations
+
+    def settled(self, found: Activations) -> Activations:
+        """Make two classes of one logit, and settle what is known of scores and names once the classes are counted."""
+        one = found.logits.shape[1] == 1 and self.activation != "none"
+        if one:
+            if self.activation is None and found.activation != "sigmoid" and not self._named:
+                self._warn(ONE_OUTPUT.format(self.about))
+            found = found.two_classes()
+            if self.class_names is not None and len(self.class_names) == 1:
+                self.class_names = [f"not {self.class_names[0]}", self.class_names[0]]
+        if self.activation is None or (one and self.activation == "softmax"):
+            self.activation = found.activation
+        if not self._named and self.class_names is not None and len(self.class_names) != found.logits.shape[1]:
+            self.class_names = None  # of a part of the model, whose classes the model does not return
+        return found
 
     def maps(self, forward: Forward, targets: Tensor, trace: list[TraceStep] | None = None) -> list[State]:
         """Run every pipeline's steps on the feature grid.
@@ -234,7 +274,13 @@ class Engine:
 
     def scores(self, forward: Forward) -> Tensor:
         """Return the scores of all classes, (B, K) float32 in [0, 1]."""
-        return probabilities(forward.logits, self.activation)
+        return probabilities(forward.logits, self.activation or "softmax")
+
+    def _warn(self, words: str) -> None:
+        """Warn once of what is guessed about the model."""
+        if not self._warned:
+            self._warned = True
+            warnings.warn(words, stacklevel=2)
 
     def name(self, index: int) -> str:
         """Return a class's name; its index as text where no names are known."""
@@ -246,7 +292,7 @@ class Engine:
     @property
     def about(self) -> str:
         """The model's class and the adapter that knows it, for messages."""
-        return f"{type(unwrapped(self.model)).__name__} ({self.model.adapter.name})"
+        return self.model.about
 
     def _takes(self, larger: Tensor) -> bool:
         """Whether the model can be run on inputs of this shape, tried once each; warns where it can't."""
@@ -280,7 +326,7 @@ def _runs_on(model: CamModel, shape: tuple[int, ...]) -> bool:
             model.activations(inputs)
     except (torch.OutOfMemoryError, KeyboardInterrupt):
         raise
-    except (ModelError, RuntimeError, AssertionError, ValueError, TypeError, IndexError):
+    except (CamtoolsError, RuntimeError, AssertionError, ValueError, TypeError, IndexError):
         return False
     return True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import repeat
 from os import PathLike
@@ -27,7 +27,7 @@ from camtools.images.preprocess import Transform, display_image
 from camtools.images.read import read_images
 from camtools.model.cam_model import CamModel
 from camtools.model.device import Precision
-from camtools.model.outputs import Activation
+from camtools.model.outputs import Activation, Output
 from camtools.notebook import ResultList
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.pixels import on_pixels, portions
@@ -66,7 +66,13 @@ class Explainer:
         transform: What the model was trained with: a `Preprocess`, a torchvision or timm transform, or any
             deterministic callable from PIL image to tensor; None asks the model. Floating tensors skip it.
         class_names: Names of the classes in order; None asks the model.
-        activation: How logits become `score`: "softmax", or "sigmoid" for multi-label models.
+        activation: How logits become `score`: "softmax"; "sigmoid" for multi-label models and single logits; "none"
+            leaves a number that is no logit, such as an age, as it is. None goes by the model's output.
+        output: Which of the model's outputs holds the class scores: a position, key or attribute, or a function; None
+            finds out. See `camtools.wrap`.
+        forward_args: What forward takes after the images; tensors have one row for all images, or one per image.
+        forward_kwargs: Likewise, by name.
+        display: Which channels are drawn where images have other than three: one, or three as red, green and blue.
         trace: Whether explanations keep the map after every step, see `Explanation.trace`.
         boxes_from: A `BoxRegressor` whose box takes the place of those around the mask's parts; None keeps these.
         crop: What the model is shown: "squash", the whole image at the model's size whatever its aspect; "pad", with a
@@ -92,7 +98,11 @@ class Explainer:
         batch_size: int = 32,
         transform: Any = None,
         class_names: Sequence[str] | None = None,
-        activation: Activation = "softmax",
+        activation: Activation | None = None,
+        output: Output = None,
+        forward_args: Sequence[Any] = (),
+        forward_kwargs: Mapping[str, Any] | None = None,
+        display: int | Sequence[int] | None = None,
         trace: bool = False,
         boxes_from: BoxRegressor | None = None,
         crop: Crop | None = None,
@@ -111,6 +121,10 @@ class Explainer:
             class_names=class_names,
             activation=activation,
             batch_size=batch_size,
+            output=output,
+            forward_args=forward_args,
+            forward_kwargs=forward_kwargs,
+            display=display,
             precision=precision,
         )
         if crop is not None or transform is None:
@@ -308,6 +322,7 @@ class Explainer:
                 raw_map=cut(raw, i),
                 geometry=geometries[i],
                 pixel_steps=self.pipeline.pixel_steps,
+                activation=engine.activation or "softmax",
                 peaks=self.pipeline.peaks,
                 exact=decomposition.exact,
                 layer=decomposition.layer,
@@ -355,7 +370,11 @@ class _Options(TypedDict, total=False):
     batch_size: int
     transform: Any
     class_names: Sequence[str] | None
-    activation: Activation
+    activation: Activation | None
+    output: Output
+    forward_args: Sequence[Any]
+    forward_kwargs: Mapping[str, Any] | None
+    display: int | Sequence[int] | None
     trace: bool
     boxes_from: BoxRegressor | None
     crop: Crop | None
@@ -400,7 +419,11 @@ def explain(
     batch_size: int = 32,
     transform: Any = None,
     class_names: Sequence[str] | None = None,
-    activation: Activation = "softmax",
+    activation: Activation | None = None,
+    output: Output = None,
+    forward_args: Sequence[Any] = (),
+    forward_kwargs: Mapping[str, Any] | None = None,
+    display: int | Sequence[int] | None = None,
     trace: bool = False,
     boxes_from: BoxRegressor | None = None,
     crop: Crop | None = None,
@@ -422,7 +445,11 @@ def explain(
         batch_size: Images per forward.
         transform: The model's preprocessing; None asks the model. See `Explainer`.
         class_names: Names of the classes in order; None asks the model.
-        activation: How logits become `score`: "softmax", or "sigmoid" for multi-label models.
+        activation: How logits become `score`: "softmax", "sigmoid" or "none"; None goes by the model's output.
+        output: Which of the model's outputs holds the class scores; see `Explainer`.
+        forward_args: What forward takes after the images; see `Explainer`.
+        forward_kwargs: Likewise, by name.
+        display: Which channels are drawn, one or three; None draws the first three.
         trace: Whether to keep the map after every step, for `Explanation.plot_trace`.
         boxes_from: A `BoxRegressor` that the boxes come from, see `Explainer`.
         crop: Which part of the image the model is shown: "squash", "pad", "full" or "model"; see `Explainer`.
@@ -451,6 +478,10 @@ def explain(
         transform=transform,
         class_names=class_names,
         activation=activation,
+        output=output,
+        forward_args=forward_args,
+        forward_kwargs=forward_kwargs,
+        display=display,
         trace=trace,
         boxes_from=boxes_from,
         crop=crop,

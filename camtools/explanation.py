@@ -23,6 +23,7 @@ from camtools.errors import InputError, PipelineError
 from camtools.files import parse_json, read_text
 from camtools.images.geometry import Geometry
 from camtools.images.read import InputImage
+from camtools.model.outputs import Activation
 from camtools.pipeline.pixels import map_on_pixels, plain
 from camtools.pipeline.text import parse_step
 from camtools.pipeline.trace import TraceStep
@@ -44,7 +45,7 @@ class Explanation(HasBoxes, ImageResult):
     Attributes:
         label: Class index.
         name: Class name; the index as text where no names are known.
-        score: The model's probability for the class, in [0, 1].
+        score: The model's probability for the class, in [0, 1]; its output itself with `activation="none"`.
         grid_map: What `map` is made of: the pipeline's map before it was taken to the image's pixels, (h, w) float32,
             on the feature grid or on that of an earlier stage.
         raw_map: The class map before normalisation, signed, at feature resolution, (h, w) float32.
@@ -59,6 +60,7 @@ class Explanation(HasBoxes, ImageResult):
         kept: `map` itself, where these steps look at the image and take long, or there is a trace; else None.
         peaks: The step that split the mask into parts; None where these are its connected parts.
         trace: The map after every step, in order; empty unless asked for by `trace=True`.
+        activation: What made the score of the logit: "softmax", "sigmoid" or "none".
         exact, layer, logits, input_image, transform, pipeline: See `camtools.result.ImageResult`.
     """
 
@@ -75,6 +77,7 @@ class Explanation(HasBoxes, ImageResult):
     kept: Tensor | None = None
     peaks: Peaks | None = None
     trace: tuple[TraceStep, ...] = ()
+    activation: Activation = "softmax"
 
     kinds = ("overlay", "mask", "map", "crops")
     usual = ("overlay", "mask", "map")
@@ -153,7 +156,7 @@ class Explanation(HasBoxes, ImageResult):
         if not self.geometry.covers_all:
             say["seen"] = self.geometry.at(drawn).seen
         say["notes"] = [f"{score:.1%}" for score in self.box_scores[1 : len(scaled)].tolist()]
-        image = self.image if self.input_image.tensor is not None else self.input_image.shown(drawn)
+        image = self.image if self.input_image.is_data else self.input_image.shown(drawn)
         image = image if image.size == drawn[::-1] else image.resize(drawn[::-1], Image.Resampling.BILINEAR)
         return draw_overlay(image, self.map_at(drawn).cpu().numpy(), scaled, self.caption, alpha, colormap, **say)
 
@@ -192,7 +195,8 @@ class Explanation(HasBoxes, ImageResult):
     @property
     def caption(self) -> str:
         """Name and score, as they are written on images."""
-        return f"{self.name} {self.score:.1%}"
+        score = f"{self.score:.4g}" if self.activation == "none" else f"{self.score:.1%}"
+        return f"{self.name} {score}"
 
     def choose(self, boxes: Boxes) -> Tensor:
         """Return the boxes to draw, (n, 4).

@@ -14,8 +14,10 @@ from camtools.classes.names import checked_names
 from camtools.errors import ModelError, WeightsError
 from camtools.heads.saved import headed_config, load_headed
 from camtools.images.adjusted import adjust
-from camtools.images.preprocess import as_transform
+from camtools.images.preprocess import Preprocess
 from camtools.model.adapter import find_adapter
+from camtools.model.cam_model import wrap
+from camtools.model.inputs import input_channels
 from camtools.sources import Built, FunctionSource, Source, find_source
 from camtools.sources.base import LoadedModel
 
@@ -98,12 +100,15 @@ def _loaded(
 ) -> LoadedModel:
     """Complete what is known of a model with what its adapter knows, and what the caller wants otherwise."""
     model = built.model.eval()
-    config = find_adapter(model).data_config(model)
-    known = built.preprocess or (None if config is None else as_transform(config))
+    wrapped, known = wrap(model, adapter=find_adapter(model)), built.preprocess
+    if known is None:
+        known = wrapped.preprocess
+    elif isinstance(known, Preprocess):
+        known = known.with_channels(input_channels(model, known))
     if class_names is not None:
         class_names = checked_names(class_names)
     else:
-        class_names = built.class_names or find_adapter(model).class_names(model)
+        class_names = built.class_names or wrapped.adapter.class_names(model)
     names = None if class_names is None else tuple(class_names)
     return LoadedModel(model, adjust(known, mean, std, _pair(size)), names, spec, dict(model_args or {}))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from camtools.checks import number, share
+from camtools.checks import number, one_of, share
 from camtools.classes.names import resolve_target
 from camtools.classes.targets import Target, class_indices, is_list
 from camtools.engine import Engine, Forward
@@ -19,7 +19,7 @@ from camtools.images.batches import Batch, check_iterable, read_batches
 from camtools.images.preprocess import display_image
 from camtools.images.read import read_images
 from camtools.model.device import Precision
-from camtools.model.outputs import Activation
+from camtools.model.outputs import Activation, Output
 from camtools.notebook import ResultList
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.pixels import at_once, groups, on_pixels
@@ -65,7 +65,12 @@ class Segmenter:
             "softmax" and 0.5 for "sigmoid".
         crf: A CRF over all classes together: True for `default_crf()`, or a `camtools.steps.CRF` of your own, of which
             the kernels, iterations, backend, scale and eps count, and `background` gives way to the one above.
-        activation: How logits become scores: "softmax", or "sigmoid" for multi-label models.
+        activation: How logits become scores: "softmax", or "sigmoid" for multi-label models and single logits; None
+            goes by the model's output.
+        output: Which of the model's outputs holds the class scores; see `camtools.wrap`.
+        forward_args: What forward takes after the images; see `camtools.wrap`.
+        forward_kwargs: Likewise, by name.
+        display: Which channels are drawn, one or three; None draws the first three.
         device: Where to run; see `Explainer`.
         batch_size: Images per forward.
         transform: The model's preprocessing; None asks the model. See `Explainer`.
@@ -87,7 +92,11 @@ class Segmenter:
         background: float | None = BACKGROUND,
         min_score: float | None = None,
         crf: CRF | bool | None = None,
-        activation: Activation = "softmax",
+        activation: Activation | None = None,
+        output: Output = None,
+        forward_args: Sequence[Any] = (),
+        forward_kwargs: Mapping[str, Any] | None = None,
+        display: int | Sequence[int] | None = None,
         device: str | torch.device | None = None,
         batch_size: int = 32,
         transform: Any = None,
@@ -100,6 +109,8 @@ class Segmenter:
             share("min_score", min_score)
         if crf is not None and not isinstance(crf, bool | CRF):
             raise InputError(f"crf={crf!r}: expected True, False, or a camtools.steps.CRF with parameters of your own")
+        if activation is not None:
+            one_of("activation", activation, ("softmax", "sigmoid"))
         self.pipeline = as_pipeline(pipeline)
         self.pipeline_name = pipeline if isinstance(pipeline, str) else self.pipeline.summary
         self.engine = Engine(
@@ -109,13 +120,22 @@ class Segmenter:
             transform=transform,
             class_names=class_names,
             activation=activation,
+            output=output,
+            forward_args=forward_args,
+            forward_kwargs=forward_kwargs,
+            display=display,
             batch_size=batch_size,
             precision=precision,
         )
         self.background = background
-        self.min_score = MIN_SCORE[activation] if min_score is None else min_score
+        self._given_score = min_score
         self.crf = crf if isinstance(crf, CRF) else default_crf() if crf else None
         self.engine.whole_images |= self.crf is not None
+
+    @property
+    def min_score(self) -> float:
+        """Score above which a class is looked for where the caller names none."""
+        return MIN_SCORE[self.engine.activation or "softmax"] if self._given_score is None else self._given_score
 
     def __call__(self, images: Any, classes: Classes = None) -> Segmentation | list[Segmentation]:
         """Segment one image or many.
@@ -269,7 +289,11 @@ def segment(
     background: float | None = BACKGROUND,
     min_score: float | None = None,
     crf: CRF | bool | None = None,
-    activation: Activation = "softmax",
+    activation: Activation | None = None,
+    output: Output = None,
+    forward_args: Sequence[Any] = (),
+    forward_kwargs: Mapping[str, Any] | None = None,
+    display: int | Sequence[int] | None = None,
     device: str | torch.device | None = None,
     batch_size: int = 32,
     transform: Any = None,
@@ -286,7 +310,12 @@ def segment(
         background: The map value at which class and background are equally likely; None for the pipeline's threshold.
         min_score: Score above which a class is looked for; None is 0.2 for "softmax" and 0.5 for "sigmoid".
         crf: Whether to refine all classes together by a CRF, or a `camtools.steps.CRF` of your own.
-        activation: How logits become scores: "softmax", or "sigmoid" for multi-label models.
+        activation: How logits become scores: "softmax", or "sigmoid" for multi-label models and single logits; None
+            goes by the model's output.
+        output: Which of the model's outputs holds the class scores; see `camtools.wrap`.
+        forward_args: What forward takes after the images; see `camtools.wrap`.
+        forward_kwargs: Likewise, by name.
+        display: Which channels are drawn, one or three; None draws the first three.
         device: Where to run; a model that lives elsewhere is copied there. None stays with the model.
         batch_size: Images per forward.
         transform: The model's preprocessing; None asks the model.
@@ -313,6 +342,10 @@ def segment(
         min_score=min_score,
         crf=crf,
         activation=activation,
+        output=output,
+        forward_args=forward_args,
+        forward_kwargs=forward_kwargs,
+        display=display,
         device=device,
         batch_size=batch_size,
         transform=transform,

@@ -40,8 +40,8 @@ def ours(group):
 
 
 def test_plug_ins_are_entry_points_that_load():
-    assert set(ours("camtools.adapters")) == {"described", "timm", "torchvision", "generic"}
-    assert set(ours("camtools.sources")) == {"timm", "torchvision"}
+    assert set(ours("camtools.adapters")) == {"described", "timm", "torchvision", "transformers", "generic"}
+    assert set(ours("camtools.sources")) == {"hf", "timm", "torchvision"}
     assert set(ours("camtools.commands")) == {"reproduce"}
     assert set(ours("console_scripts")) == {"camtools"}
     for group in ("adapters", "sources", "commands", "recipes"):

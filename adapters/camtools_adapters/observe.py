@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,11 +18,11 @@ from torch import Tensor, nn
 
 from camtools.errors import ModelError
 from camtools.model.adapter import FeatureSpec
-from camtools.model.capture import Capture
+from camtools.model.call import AsClassifier, Call
+from camtools.model.capture import Capture, Passage
 from camtools.model.decomposition import linear_head
 from camtools.model.guard import call_eagerly, untouched
 from camtools.model.layout import Layout, is_grid, to_nchw, token_grid
-from camtools.model.outputs import class_scores
 from camtools_adapters.recorder import Recorder, Seen
 
 MAX_PREFIX_TOKENS = 16
@@ -51,11 +52,11 @@ def observe(model: nn.Module, example: Tensor) -> FeatureSpec:
     Raises:
         ModelError: The model returns no class scores, or no tensor in it has positions that reach them.
     """
-    with torch.inference_mode(False), torch.enable_grad(), untouched(model):
+    with torch.inference_mode(False), torch.enable_grad(), untouched(model), AsClassifier(model, Call()):
         image = example.detach().clone().requires_grad_()
         given = image.clone()  # a model may normalise its input in place
         with Recorder(model) as recorder:
-            logits = class_scores(call_eagerly(model, given), image.shape[0])
+            logits = call_eagerly(model, given)
         seen = [s for s in recorder.tensors() if s.tensor.requires_grad and s.tensor.shape[0] == image.shape[0]]
         seen = [s for s in seen if s.tensor is not given][-LAST:]
         if not logits.requires_grad:
@@ -69,15 +70,14 @@ def observe(model: nn.Module, example: Tensor) -> FeatureSpec:
                 f"{type(model).__name__} returned NaN or infinite class scores, so its features cannot be found by "
                 "observing it. Check its weights; in float16 try bfloat16 or float32"
             )
-        scores = (logits[0, logits[0].argmax()], *recorder.vector_scores())
-        gradients = (_note_gradients(score, seen, image) for score in scores)
-        whole = next((gradient for gradient in gradients if gradient is not None), None)
+        gradients = (_note_gradients(score, seen, image) for score in _scores(logits, recorder))
+        number, whole = next(((n, g) for n, g in enumerate(gradients) if g is not None), (0, None))
         if whole is None:
             raise ModelError(
                 f"the scores of {type(model).__name__} do not change with the image: the gradient is zero "
                 "everywhere. Load trained weights, or pass wrap(model, spec=FeatureSpec(layer=...))"
             )
-        spec = _last_cut(model, seen, {note.layer for note in recorder.notes}, image, whole)
+        spec = _last_cut(model, recorder, seen, image, whole, number)
         if spec is None:
             raise ModelError(
                 f"{type(model).__name__} has no tensor with image positions that all reach the class scores: "
@@ -108,14 +108,25 @@ def _note_gradients(score: Tensor, seen: list[Seen], image: Tensor) -> Tensor | 
     return whole if whole is not None and bool(whole.abs().sum() > 0) else None
 
 
-def _last_cut(model: nn.Module, seen: list[Seen], ran: set[str], image: Tensor, whole: Tensor) -> FeatureSpec | None:
+def _scores(logits: Tensor, recorder: Recorder) -> Iterator[Tensor]:
+    """Yield what to follow back to the image: the highest score, then stand-ins where it passes no gradient."""
+    yield logits[0, logits[0].argmax()]
+    yield from recorder.vector_scores()
+
+
+def _last_cut(
+    model: nn.Module, recorder: Recorder, seen: list[Seen], image: Tensor, whole: Tensor, score: int
+) -> FeatureSpec | None:
     """Return the last tensor with positions that everything passes through, and the classifier after it."""
     size = (image.shape[2], image.shape[3])
+    ran = {note.layer for note in recorder.notes}
     tries = 0
     for number, s in reversed(list(enumerate(seen))):
         if s.gradient is None:
             continue
         for layout, prefix in _layouts(s.tensor.shape, size):
+            if prefix and _is_transposed(s, seen[:number], prefix, size):
+                continue
             reaching = float((to_nchw(s.gradient, layout, size, prefix).abs().sum(1) > 0).float().mean())
             if reaching == 0:
                 continue
@@ -127,22 +138,36 @@ def _last_cut(model: nn.Module, seen: list[Seen], ran: set[str], image: Tensor, 
                 continue
             if prefix:
                 s = _attention_input(seen[number + 1 :], s, prefix)
-            spec = FeatureSpec(s.layer, s.side, layout, prefix, s.index)
-            if s.changed and _differs(_through(model, spec, image), whole):
-                continue
-            spec = _with_classifier(model, spec, ran, image)
+            places = [FeatureSpec(one.layer, one.side, layout, prefix, one.index) for one in recorder.borders(s)]
+            found = places[0]
+            if s.changed or len(places) > 1 or recorder.returned_more(s):
+                # A module may have pooled what it returns, so that what follows does not see it replaced there.
+                through_all = (one for one in places if _passes(model, one, image, s, whole, score))
+                candidate = next(through_all, None)
+                if candidate is None:
+                    continue
+                found = candidate
+            spec = _with_classifier(model, found, ran, image)
             if reaching >= REACHING or spec.classifier is not None:
                 return spec
     return None
 
 
-def _through(model: nn.Module, spec: FeatureSpec, image: Tensor) -> Tensor:
-    """Return the image's gradient by way of a tensor as it is captured, before in-place operations change it."""
-    with Capture(model, spec, cut=False) as capture:
-        logits = class_scores(call_eagerly(model, image.clone()))
-    score = logits[0, logits[0].argmax()]
-    (gradient,) = torch.autograd.grad(score, capture.features, retain_graph=True)
-    return torch.autograd.grad(capture.features, image, gradient)[0]
+def _passes(model: nn.Module, spec: FeatureSpec, image: Tensor, s: Seen, whole: Tensor, number: int) -> bool:
+    """Whether all that passes through a tensor still does where it is replaced at a border, as capturing does.
+
+    It does not where an in-place operation changed it since, or where the module whose border that is had used it
+    before it returned it.
+    """
+    with Recorder(model) as recorder, Passage(model, spec) as capture:
+        logits = call_eagerly(model, image.clone())
+    score = next(islice(_scores(logits, recorder), number, None))
+    (gradient,) = torch.autograd.grad(score, capture.features, retain_graph=True, allow_unused=True)
+    if gradient is None:
+        return False
+    if spec.prefix_tokens and s.gradient is not None:  # of an attention's input only the positions' part counts
+        return not _differs(gradient[:, spec.prefix_tokens :], s.gradient[:, spec.prefix_tokens :])
+    return not _differs(torch.autograd.grad(capture.features, image, gradient)[0], whole)
 
 
 def _attention_input(later: list[Seen], block: Seen, prefix: int) -> Seen:
@@ -173,10 +198,20 @@ def _layouts(shape: torch.Size, size: tuple[int, int]) -> Iterator[tuple[Layout,
         if is_grid(shape[1], shape[2], size):
             yield Layout.NHWC, 0
         return
+    if shape[2] == 1:
+        return  # channels whose positions were pooled, not tokens of one channel
     for prefix in range(min(MAX_PREFIX_TOKENS, shape[1] - 4) + 1):
         if token_grid(shape[1] - prefix, size) is not None:
             yield Layout.NLC, prefix
             return
+
+
+def _is_transposed(s: Seen, earlier: list[Seen], prefix: int, size: tuple[int, int]) -> bool:
+    """Whether a tensor is an earlier one transposed, (B, channels, tokens), whose tokens need fewer before them."""
+    shape = s.tensor.shape
+    if len(shape) != 3 or not any(e.tensor.shape == (shape[0], shape[2], shape[1]) for e in earlier):
+        return False
+    return any(token_grid(shape[2] - fewer, size) is not None for fewer in range(prefix))
 
 
 def _is_turned(tensor: Tensor, layout: Layout, prefix: int, image: Tensor) -> bool:
@@ -210,9 +245,9 @@ def _with_classifier(model: nn.Module, spec: FeatureSpec, ran: set[str], image: 
         image: (1, C, H, W).
     """
     with torch.no_grad(), Capture(model, spec, cut=False) as capture:
-        logits = class_scores(call_eagerly(model, image.clone()))
+        logits = call_eagerly(model, image.clone())
     features = to_nchw(capture.features, spec.layout, (image.shape[2], image.shape[3]), spec.prefix_tokens)
-    names = [name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    names = [name for name, m in model.named_modules() if _is_linear(m)]
     claims = [replace(spec, classifier=name) for name in reversed(names) if name in ran]
     claims += [replace(claim, activation=torch.relu) for claim in claims]
     if features.shape[1] == logits.shape[1]:
@@ -223,6 +258,12 @@ def _with_classifier(model: nn.Module, spec: FeatureSpec, ran: set[str], image: 
         if head is not None and head.is_exact(features.dtype, logits.dtype):
             return claim
     return spec
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module has the weight of a linear layer or a convolution; exported ones have classes of their own."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() in (2, 4)
 
 
 def _differs(a: Tensor, b: Tensor) -> bool:

@@ -76,6 +76,25 @@ class Recorder:
                 kept[place] = note
         return kept
 
+    def borders(self, seen: Seen) -> list[Seen]:
+        """Return where a tensor can be taken hold of: as it is named, then as the output of modules inside that one."""
+        inner = [
+            note
+            for note in self.notes
+            if note.tensor is seen.tensor
+            and note.side == "output"
+            and note.call == self.calls[note.layer, note.side]
+            and seen.side == "output"
+            and (note.layer.startswith(f"{seen.layer}.") or (not seen.layer and note.layer))
+        ]
+        return [seen, *sorted(inner, key=lambda note: note.layer.count("."))]
+
+    def returned_more(self, seen: Seen) -> bool:
+        """Whether the module whose output a tensor is returned others with it: what it pooled of it, say."""
+        place = (seen.layer, "output", seen.call)
+        of = [note for note in self.notes if (note.layer, note.side, note.call) == place]
+        return seen.side == "output" and len(of) > 1
+
     def vector_scores(self) -> Iterator[Tensor]:
         """Yield scalars of the vectors on the way to the logits, the last first.
 

@@ -38,8 +38,9 @@ class TimmAdapter:
     priority = 50
 
     def matches(self, model: nn.Module) -> bool:
-        """Return whether the model is, or derives from, one of timm's."""
-        return any(base.__module__.startswith("timm.") for base in type(model).__mro__)
+        """Return whether the model is, or derives from, one of timm's; its layers alone are none."""
+        whole = callable(getattr(model, "get_classifier", None))
+        return whole and any(base.__module__.startswith("timm.") for base in type(model).__mro__)
 
     def locate(self, model: nn.Module, example: Tensor) -> FeatureSpec:
         """Return where F lives: from metadata where the model has it, else by observing `example`."""
@@ -231,6 +232,8 @@ def timm_names(model: Any) -> tuple[str, ...] | None:
     own = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
     if own and len(own) == num_classes:
         return tuple(str(name) for name in own)
+    if num_classes == 0:
+        return None
     if num_classes == 1000:
         return imagenet_names()
     subset = infer_imagenet_subset(model)

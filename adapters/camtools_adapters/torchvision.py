@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,11 @@ class TorchvisionAdapter:
     priority = 50
 
     def matches(self, model: nn.Module) -> bool:
-        """Return whether the model is, or derives from, a torchvision classifier."""
-        return any(base.__module__.startswith("torchvision.models.") for base in type(model).__mro__)
+        """Return whether the model is, or derives from, a torchvision classifier; its layers alone are none."""
+        return any(
+            base.__module__.startswith("torchvision.models.") and "num_classes" in signature(base).parameters
+            for base in type(model).__mro__
+        )
 
     def locate(self, model: nn.Module, example: Tensor) -> FeatureSpec:
         """Return where F lives; families that are not in the table (quantised ones, newer ones) are observed."""

@@ -76,9 +76,8 @@ def evaluate(
     std: options.Std = None,
     size: options.Size = None,
     class_names: options.ClassNames = None,
-    activation: Annotated[
-        str, typer.Option(metavar="softmax|sigmoid", help="How logits become scores; sigmoid for multi-label models.")
-    ] = "softmax",
+    logits: options.Logits = None,
+    activation: options.ActivationOption = None,
     model_arg: options.ModelArgs = None,
     device: options.Device = "auto",
     batch_size: options.BatchSize = 32,
@@ -105,17 +104,18 @@ def evaluate(
         with common.stdout_to_stderr():
             from camtools.evaluation import evaluate as run
             from camtools.evaluation.processes import leads, several
+            from camtools.model import wrap
 
             given: dict[str, Any] = {"scoremaps": _folders(scoremaps)} if scoremaps else {}
             network, pipelines = None, ";".join(pipeline or ["cam"])
             if model is not None:
                 own = {"model_args": dict(model_arg or ()), "mean": mean, "std": std, "size": size}
                 loaded = common.load(model, weights, class_names=class_names, **own)
-                network = loaded.model
+                network = wrap(loaded.model, output=logits)
                 shared = several() and device in ("auto", "cuda")  # of these each process takes its own later
                 given |= {"transform": loaded.preprocess, "protocol": protocol}
                 given |= {"device": device if shared else common.pick_device(device)}
-                given |= {"class_names": loaded.class_names, "activation": activation}
+                given |= {"class_names": loaded.class_names, "activation": activation and activation.value}
             result = run(
                 network,
                 data,

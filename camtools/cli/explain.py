@@ -50,11 +50,12 @@ def explain(
     std: options.Std = None,
     size: options.Size = None,
     class_names: options.ClassNames = None,
+    logits: options.Logits = None,
     model_arg: options.ModelArgs = None,
     device: options.Device = "auto",
     batch_size: options.BatchSize = 32,
     crop: options.CropOption = None,
-    activation: options.ActivationOption = options.Activation.SOFTMAX,
+    activation: options.ActivationOption = None,
     precision: options.PrecisionOption = options.Precision.FLOAT32,
     save: options.Save = None,
     overlay_size: options.OverlaySize = 1280,
@@ -79,7 +80,7 @@ def explain(
     source = {"model": model, "weights": weights, "model_args": model_args, "mean": mean, "std": std, "size": size}
     settings = {"pipeline": pipeline, "target": target, "top_k": top_k, "threshold": threshold}
     settings |= {"crop": None if crop is None else crop.value}
-    settings |= options.told(activation=activation.value, precision=precision.value)
+    settings |= options.told(activation=activation and activation.value, output=logits, precision=precision.value)
     looks = options.looks(save, overlay_size, overlay_format)
     exports = [*(export or ()), *([f"report:{report}"] if report else ())]
     run = _Explaining(source, settings, looks, out, resume, exports)
@@ -110,7 +111,8 @@ class _Explaining(Run):
         known["crop"] = self.settings["crop"]
         if known["transform"] is not None:
             known["transform"] = shown_whole(as_transform(known["transform"]), known.pop("crop"))
-        chosen = {name: self.settings[name] for name in ("activation", "precision") if name in self.settings}
+        words = ("activation", "output", "precision")
+        chosen = {name: self.settings[name] for name in words if name in self.settings}
         self.explainer = Explainer(loaded.model, pipeline, **chosen, **known)
         self.targets = [resolve_target(name, loaded.class_names) for name in target or ()]
         if len(set(self.targets)) < len(self.targets):

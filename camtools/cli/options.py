@@ -50,6 +50,11 @@ def parse_model_arg(text: str) -> tuple[str, Any]:
     return key, literal(value)
 
 
+def parse_place(text: str) -> int | str:
+    """Read a position such as "1", or a key."""
+    return int(text) if re.fullmatch(r"-?\d+", text.strip()) else text.strip()
+
+
 class Format(StrEnum):
     """How results are printed."""
 
@@ -80,6 +85,7 @@ class Activation(StrEnum):
 
     SOFTMAX = "softmax"
     SIGMOID = "sigmoid"
+    NONE = "none"
 
 
 class OverlayFormat(StrEnum):
@@ -174,6 +180,16 @@ Resume = Annotated[
     bool,
     typer.Option("--resume", help="Leave out images whose result in --out is whole and newer than the image."),
 ]
+Logits = Annotated[
+    Any,
+    typer.Option(
+        "--output",
+        metavar="N|KEY",
+        parser=parse_place,
+        help="Which of the model's outputs holds the class scores: a position from 0, or a key. Left out, it is "
+        "looked for.",
+    ),
+]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")]
 BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Images per forward.")]
 Output = Annotated[
@@ -196,7 +212,12 @@ PrecisionOption = Annotated[
     Precision, typer.Option("--precision", help="Of the forward; bf16 is autocast, auto takes it where it is fast.")
 ]
 ActivationOption = Annotated[
-    Activation, typer.Option("--activation", help="Scores of one class per image, or of any number (sigmoid).")
+    Activation | None,
+    typer.Option(
+        "--activation",
+        help="How logits become scores: softmax; sigmoid for multi-label models and single logits; none for a number "
+        "that is no logit. Left out, it goes by the model's output.",
+    ),
 ]
 Save = Annotated[
     Any,
@@ -226,4 +247,4 @@ def looks(save: tuple[str, ...] | None, overlay_size: int, overlay_format: Overl
 
 def told(**values: Any) -> dict[str, Any]:
     """Return settings that decide results, those at their default left out: older runs do not name them."""
-    return {name: value for name, value in values.items() if value not in (None, "float32", "softmax")}
+    return {name: value for name, value in values.items() if value not in (None, "float32")}

@@ -38,7 +38,8 @@ def segment(
         float | None,
         typer.Option(metavar="P", help="Without --class: look for classes above this score (0.2, with sigmoid 0.5)."),
     ] = None,
-    activation: options.ActivationOption = options.Activation.SOFTMAX,
+    activation: options.ActivationOption = None,
+    logits: options.Logits = None,
     pipeline: Annotated[str, typer.Option(metavar="NAME", help="Preset: cam, rcam, adaptive, ...")] = "rcam",
     background: Annotated[
         Any,
@@ -82,8 +83,8 @@ def segment(
     model_args = dict(model_arg or ())
     source = {"model": model, "weights": weights, "model_args": model_args, "mean": mean, "std": std, "size": size}
     settings = {"command": "segment", "pipeline": pipeline, "target": classes, "background": background}
-    settings |= {"min_score": min_score, "activation": activation.value, "crf": crf}
-    settings |= options.told(precision=precision.value)
+    settings |= {"min_score": min_score, "crf": crf}
+    settings |= options.told(activation=activation and activation.value, output=logits, precision=precision.value)
     looks = options.looks(save, overlay_size, overlay_format)
     run = _Segmenting(source, settings, looks, out, resume, export or ())
     run(paths, class_names, device, batch_size, output, workers, progress)
@@ -99,8 +100,8 @@ class _Segmenting(Run):
         from camtools.classes.names import resolve_target
         from camtools.segmenter import BACKGROUND, Segmenter
 
-        chosen = {name: self.settings[name] for name in ("min_score", "activation", "crf")}
-        chosen["precision"] = self.settings.get("precision", "float32")
+        words = ("min_score", "crf", "activation", "output", "precision")
+        chosen = {name: self.settings[name] for name in words if name in self.settings}
         background = {None: BACKGROUND, "pipeline": None}.get(self.settings["background"], self.settings["background"])
         self.segmenter = Segmenter(loaded.model, self.settings["pipeline"], background=background, **chosen, **known)
         target = self.settings["target"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -27,10 +27,10 @@ from camtools.evaluation.statistics import Measured, check_metrics, summarise
 from camtools.evaluation.store import Failure, Store, forget, merged
 from camtools.files import locked
 from camtools.images.preprocess import Preprocess
-from camtools.model.cam_model import CamModel, unwrapped
+from camtools.model.cam_model import unwrapped
 from camtools.model.device import Precision
 from camtools.model.guard import untouched
-from camtools.model.outputs import Activation
+from camtools.model.outputs import Output
 from camtools.pipeline.text import named_pipelines
 from camtools.progress import progress_bar
 
@@ -56,7 +56,10 @@ def evaluate(
     device: str | torch.device | None = None,
     transform: Any = None,
     class_names: Sequence[str] | None = None,
-    activation: Activation = "softmax",
+    activation: Literal["softmax", "sigmoid"] | None = None,
+    output: Output = None,
+    forward_args: Sequence[Any] = (),
+    forward_kwargs: Mapping[str, Any] | None = None,
     workers: int = 4,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -88,7 +91,11 @@ def evaluate(
         device: Where to run; a model that lives elsewhere is copied there. None stays with the model.
         transform: The model's preprocessing; None asks the model. "wsol" takes mean and std from it.
         class_names: Names of the model's classes in order; None asks the model.
-        activation: How logits become scores: "softmax", or "sigmoid" for multi-label models.
+        activation: How logits become scores: "softmax", or "sigmoid" for multi-label models and single logits; None
+            goes by the model's output.
+        output: Which of the model's outputs holds the class scores; see `camtools.wrap`.
+        forward_args: What forward takes after the images, the same for all; see `camtools.wrap`.
+        forward_kwargs: Likewise, by name.
         workers: Threads that read images.
         bootstrap: Replicates for the 95 % intervals of the deltas; 0 for none.
         seed: Of the replicates.
@@ -109,7 +116,8 @@ def evaluate(
     whole("batch_size", batch_size)
     whole("workers", workers)
     image_weights(0, bootstrap, seed)  # raises for what are no such numbers
-    one_of("activation", activation, get_args(Activation))
+    if activation is not None:
+        one_of("activation", activation, ("softmax", "sigmoid"))
     if (model is None) == (scoremaps is None):
         raise InputError(f"got {'neither model nor' if model is None else 'both model and'} scoremaps: expected one")
     data, folder = Selection(dataset, limit, every, skip), None if out is None else as_path("out", out)
@@ -117,8 +125,20 @@ def evaluate(
     group = team()
     job: ModelJob | MapJob
     if model is not None:
-        place = group.device(device)
-        job = ModelJob(model, pipeline, protocol, place, transform, class_names, activation, workers, precision)
+        pipelines = named_pipelines(pipeline)
+        engine = Engine(
+            model,
+            list(pipelines.values()),
+            device=group.device(device),
+            transform=transform,
+            class_names=class_names,
+            activation=activation,
+            output=output,
+            forward_args=forward_args,
+            forward_kwargs=forward_kwargs,
+            precision=precision,
+        )
+        job = ModelJob(engine, tuple(pipelines), protocol, workers)
     else:
         assert scoremaps is not None
         job = MapJob(scoremaps, workers)
@@ -180,34 +200,21 @@ def _run(
 
 
 class ModelJob:
-    """The maps that pipelines make of one model; arguments and errors are those of `camtools.evaluate`."""
+    """The maps that pipelines make of one model.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        pipeline: Any,
-        protocol: str,
-        device: str | torch.device | None,
-        transform: Any,
-        class_names: Sequence[str] | None,
-        activation: Activation,
-        workers: int,
-        precision: Precision = "float32",
-    ) -> None:
-        self.pipelines = named_pipelines(pipeline)
-        self.engine = Engine(
-            model,
-            list(self.pipelines.values()),
-            device=device,
-            transform=transform,
-            class_names=class_names,
-            precision=precision,
-        )
-        self.protocol = Protocol.of(protocol, self.engine.transform)
-        self.activation = activation
-        self.workers = workers
-        self.num_classes = _num_classes(self.engine.model, self.protocol)
-        self._weights = weights_hash(unwrapped(self.engine.model))
+    Args:
+        engine: The model and the pipelines.
+        names: Of the pipelines.
+        protocol: As in `camtools.evaluate`.
+        workers: Threads that read images.
+    """
+
+    def __init__(self, engine: Engine, names: tuple[str, ...], protocol: str, workers: int) -> None:
+        self.engine, self.names, self.workers = engine, names, workers
+        self.protocol = Protocol.of(protocol, engine.transform)
+        self.num_classes = _num_classes(engine, self.protocol)
+        self.activation: Literal["softmax", "sigmoid"] = "sigmoid" if engine.activation == "sigmoid" else "softmax"
+        self._weights = weights_hash(unwrapped(engine.model))
 
     def on(self, data: Selection) -> Runner:
         """Prepare for a data set.
@@ -222,7 +229,7 @@ class ModelJob:
             "data": data.fingerprint(),
             "protocol": self.protocol.name,
             "transform": repr(self.protocol.transform),
-            "pipelines": {name: ", ".join(map(repr, steps)) for name, steps in self.pipelines.items()},
+            "pipelines": {n: ", ".join(map(repr, p)) for n, p in zip(self.names, self.engine.pipelines, strict=True)},
             "model": type(unwrapped(self.engine.model)).__name__,
             "weights": self._weights,
             "classes": classes.how,
@@ -230,7 +237,7 @@ class ModelJob:
             "masks": masks,
             "multilabel": multilabel,
         } | ({} if self.engine.precision == "float32" else {"precision": self.engine.precision})
-        rest = (data, classes, tuple(self.pipelines), settings, self.workers)
+        rest = (data, classes, self.names, settings, self.workers)
         return ModelRunner(self.engine, self.protocol, self.activation, masks, multilabel, *rest)
 
 
@@ -265,9 +272,9 @@ def has_masks(data: Selection) -> bool:
     return False
 
 
-def _num_classes(model: CamModel, protocol: Protocol) -> int:
+def _num_classes(engine: Engine, protocol: Protocol) -> int:
     """Run the model once on noise of its own input size, and count its classes."""
-    inner = unwrapped(model)
+    model, inner = engine.model, unwrapped(engine.model)
     example = model.example()
     if isinstance(protocol.transform, Preprocess) and protocol.transform.input_size is not None:
         shape = (1, protocol.transform.channels, *protocol.transform.input_size)
@@ -275,7 +282,7 @@ def _num_classes(model: CamModel, protocol: Protocol) -> int:
         example = noise.to(example.device, example.dtype)
     try:
         with untouched(inner), torch.no_grad():
-            return int(model.activations(example).logits.shape[1])
+            return int(engine.settled(model.activations(example)).logits.shape[1])
     except CamtoolsError:
         raise
     except Exception as error:

@@ -98,11 +98,12 @@ def replace_head(
     place = _place(cam_model, example, cut_after, conv)
     count = own if classes is None else whole("classes", classes, error=ModelError)
     if class_names is None and count == own:
-        class_names = adapter.class_names(inner)
+        told = adapter.class_names(inner)
+        class_names = told if told is not None and len(told) == count else None
     if class_names is not None and len(class_names) != count:
         raise ModelError(f"class_names has {len(class_names)} names: expected {count}, one per class. Correct them")
     if preprocess is None:
-        preprocess = adapter.data_config(inner)
+        preprocess = cam_model.preprocess
     fresh = count != own or not keep_classifier or place.ends
     spec = place.spec
     linear = None if spec.classifier is None or spec.pool == "identity" else inner.get_submodule(spec.classifier)

@@ -72,7 +72,8 @@ def adjust(
         return preprocess
     if preprocess is not None and not isinstance(preprocess, Preprocess):
         raise ModelError("mean, std and size cannot change the transform that the function returned: change it there.")
-    known = preprocess or Preprocess.imagenet()
+    lengths = [len(values) for values in (mean, std) if values is not None and not isinstance(values, int | float)]
+    known = preprocess or Preprocess.imagenet().with_channels(max([3, *lengths] if 1 not in lengths else [3]))
     given = {name: values for name, values in (("mean", mean), ("std", std)) if values is not None}
     changes: dict[str, Any] = {name: _channel_values(name, values, known.channels) for name, values in given.items()}
     if size is not None:
@@ -85,7 +86,7 @@ def adjust(
             )
             short = isinstance(known.resize, int) and resize[0] == resize[1]
             changes |= {"resize": resize[0]} if short else {"resize": resize, "crop_mode": known.crop_mode}
-    return replace(known, **changes)
+    return replace(known, assumed="" if mean is not None and std is not None else known.assumed, **changes)
 
 
 def _channel_values(name: str, values: float | Sequence[float], channels: int) -> tuple[float, ...]:

@@ -202,14 +202,20 @@ def is_ready_batch(images: Any, transform: Transform) -> bool:
     )
 
 
-def ready_batches(images: Tensor, targets: list[Any], batch_size: int) -> Iterator[Batch]:
+def ready_batches(images: Tensor, targets: list[Any], batch_size: int, transform: Transform) -> Iterator[Batch]:
     """Yield slices of a ready batch tensor, without a copy or a look at each image.
 
     Args:
         images: (B, C, H, W), as `is_ready_batch` wants it.
         targets: One per image, passed through.
         batch_size: Images per slice.
+        transform: The model's preprocessing, which they have gone through.
+
+    Raises:
+        InputError: The values are 8-bit levels.
     """
+    if isinstance(transform, Preprocess):
+        transform.check_range(images, "the batch")
     size = (images.shape[2], images.shape[3])
     geometry = Geometry.identity(size)
     for start in range(0, len(images), batch_size):

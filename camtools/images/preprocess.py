@@ -6,9 +6,10 @@ and `display_image` goes the way back.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, cast, get_args
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from camtools.checks import one_of
+from camtools.checks import one_of, whole
 from camtools.errors import InputError
 from camtools.images.geometry import Geometry
 from camtools.images.measured import MeasuredTransform
@@ -50,10 +51,13 @@ class Preprocess:
             or None: the image keeps its size.
         interpolation: "nearest", "bilinear", "bicubic", "box", "hamming" or "lanczos"; antialiased, as PIL always is.
         mean, std: Of values in [0, 1], one per channel: x becomes (x - mean) / std.
-        channels: 3, or 1 for a greyscale model (the image becomes PIL's mode "L" first).
+        channels: 3; 1 for a greyscale model (the image becomes PIL's mode "L" first); or those of arrays (H, W, C).
         crop_mode: What a pair in `resize` means, in timm's words. "squash": just this size, whatever the aspect;
             "center": keep the aspect and cover it; "border": keep the aspect and fit into it, padding with the mean.
             By default "squash" for a pair, "center" otherwise.
+        assumed: Where the numbers come from if nobody knows that they are the model's; "" where they are. Explaining an
+            image with such preprocessing warns.
+        display: Which channels are drawn, one or three (red, green, blue); None draws the first three.
 
     Raises:
         InputError: A parameter is out of range or does not fit the others.
@@ -66,6 +70,8 @@ class Preprocess:
     std: tuple[float, ...] = IMAGENET_STD
     channels: int = 3
     crop_mode: CropMode | None = None
+    assumed: str = field(default="", compare=False, repr=False)
+    display: tuple[int, ...] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         pair = isinstance(self.resize, tuple)
@@ -82,8 +88,7 @@ class Preprocess:
             raise InputError(
                 f"crop_mode is {self.crop_mode!r} and resize {self.resize!r}: expected a pair. Pass (height, width)"
             )
-        if self.channels not in (1, 3):
-            raise InputError(f"channels is {self.channels}: expected 1 or 3. Pass ready tensors to other models")
+        whole("channels", self.channels)
         if not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
             raise InputError(
                 f"mean is {self.mean} and std {self.std}: expected {self.channels} values each, as channels="
@@ -103,7 +108,7 @@ class Preprocess:
         Args:
             size: (height, width) of the network's input, or one side of a square.
             squash: Resize to `size` whatever the aspect, so that nothing is cut off.
-            mean: Of values in [0, 1], three; or one, which makes it a greyscale model.
+            mean: Of values in [0, 1], one per channel that the model takes; one makes it a greyscale model.
             std: As many.
         """
         config = {"input_size": (len(mean), *((size, size) if isinstance(size, int) else size)), "mean": mean}
@@ -116,7 +121,7 @@ class Preprocess:
 
         Args:
             data_config: What `timm.data.resolve_model_data_config(model)` gives: input_size (C, h, w), interpolation,
-                mean, std, crop_pct, crop_mode. With C = 1, three means and stds are averaged.
+                mean, std, crop_pct, crop_mode. With C other than 3, three means and stds are averaged.
 
         Raises:
             InputError: An option that changes pixels in another way is set, or a value is out of range.
@@ -129,8 +134,8 @@ class Preprocess:
         channels, height, width = size if not isinstance(size, int) else (3, size, size)
         mean = tuple(data_config.get("mean") or IMAGENET_MEAN)
         std = tuple(data_config.get("std") or IMAGENET_STD)
-        if channels == 1:
-            mean, std = ((sum(mean) / len(mean),), (sum(std) / len(std),))
+        if channels not in (len(mean), 3):
+            mean, std = (channels * (sum(values) / len(values),) for values in (mean, std))
         mode: Any
         crop_pct, mode = data_config.get("crop_pct") or 0.875, data_config.get("crop_mode") or "center"
         scaled = (math.floor(height / crop_pct), math.floor(width / crop_pct))
@@ -180,27 +185,84 @@ class Preprocess:
             InputError: A ready tensor has another number of channels.
         """
         if image.tensor is not None:
-            tensor = _ready(image)
+            tensor = image.tensor
             if len(tensor) != self.channels:
                 raise InputError(
                     f"a ready tensor has shape {tuple(tensor.shape)}, so {len(tensor)} channels: expected "
                     f"{self.channels}, as the model takes. Select or repeat channels"
                 )
+            self.check_range(tensor)
             return tensor.float(), Geometry.identity(image.size)
-        pixels = image.image or image.pixels()
-        pixels = pixels.convert("L") if self.channels == 1 else pixels
+        planes = self._planes(image)
         height, width = resized = self._resized(image.size)
-        if resized != (pixels.height, pixels.width) or image.box:
-            pixels = pixels.resize((width, height), _RESAMPLING[self.interpolation], image.box)
+        if resized != (planes[0].height, planes[0].width) or image.box:
+            planes = [plane.resize((width, height), _RESAMPLING[self.interpolation], image.box) for plane in planes]
         geometry = Geometry.from_resize_crop(image.size, resized, self.input_size or resized)
         if geometry.input_size != resized:
-            fill = tuple(round(255 * m) if self.crop_mode == "border" else 0 for m in self.mean)
-            canvas = Image.new(pixels.mode, geometry.input_size[::-1], fill if self.channels == 3 else fill[0])
-            canvas.paste(pixels, (int(geometry.offset[1]), int(geometry.offset[0])))
-            pixels = canvas
-        values = torch.from_numpy(np.array(pixels)).view(pixels.height, pixels.width, self.channels).permute(2, 0, 1)
-        normalised = (values.float() / 255 - _per_channel(self.mean)) / _per_channel(self.std)
+            planes = [self._cropped(plane, channel, geometry) for channel, plane in enumerate(planes)]
+        values = torch.from_numpy(np.stack([np.array(plane) for plane in planes], 0 if len(planes) > 1 else -1))
+        values = values if len(planes) > 1 else values.view(*geometry.input_size, self.channels).permute(2, 0, 1)
+        levels = 1 if image.values is not None else 255
+        normalised = (values.float() / levels - _per_channel(self.mean)) / _per_channel(self.std)
         return normalised.contiguous(), geometry
+
+    def _planes(self, image: InputImage) -> list[Image.Image]:
+        """Return an image's pixels: one PIL image, or one of floats per channel."""
+        assert image.image is not None
+        if image.values is not None and image.values.shape[2] == self.channels:
+            return [Image.fromarray(plane) for plane in np.ascontiguousarray(np.moveaxis(image.values, 2, 0))]
+        if image.values is not None or self.channels not in (1, 3):
+            has = 3 if image.values is None else image.values.shape[2]
+            raise InputError(
+                f"{image.source or 'the image'} has {has} channels: expected {self.channels}, as the model takes. Pass "
+                f"an array (H, W, {self.channels}), or a ready tensor ({self.channels}, H, W)"
+            )
+        return [image.image.convert("L") if self.channels == 1 else image.image]
+
+    def _cropped(self, plane: Image.Image, channel: int, geometry: Geometry) -> Image.Image:
+        """Cut the network's input out of resized pixels, padding where they are smaller."""
+        fill: Any = 0
+        if self.crop_mode == "border":
+            levels = [round(255 * m) for m in self.mean]
+            fill = self.mean[channel] if plane.mode == "F" else levels[0] if self.channels == 1 else tuple(levels)
+        elif plane.mode == "RGB":
+            fill = (0, 0, 0)
+        canvas = Image.new(plane.mode, geometry.input_size[::-1], fill)
+        canvas.paste(plane, (int(geometry.offset[1]), int(geometry.offset[0])))
+        return canvas
+
+    def check_range(self, tensor: Tensor, name: str = "the image") -> None:
+        """Refuse a ready tensor that still holds 8-bit levels: no normalised image has such values.
+
+        Args:
+            tensor: Floating, of any shape.
+            name: What the error calls it.
+
+        Raises:
+            InputError: All values are 0 or more, and some ten times as large as white is.
+        """
+        white = max((1 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
+        low, high = float(tensor.min()), float(tensor.max())
+        if low >= 0 and high > 10 * max(white, 1):
+            black = min(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
+            zeros = ", ".join(["0"] * self.channels)
+            raise InputError(
+                f"{name} is a float tensor with values from {low:g} to {high:g}: expected one that is normalised for "
+                f"the model, {black:.1f} for black to {white:.1f} for white. Pass tensor.to(torch.uint8), which is "
+                "preprocessed like any image; or, if the model takes 0 to 255 as they are, say so: "
+                f"transform=Preprocess(mean=({zeros},), std=(1 / 255,) * {self.channels})"
+            )
+
+    def with_channels(self, channels: int) -> Preprocess:
+        """The same preprocessing for a model with another number of channels: each gets the average mean and std.
+
+        For other than one and three channels that average is a guess, and marked as one.
+        """
+        if channels == self.channels:
+            return self
+        mean, std = (channels * (sum(values) / self.channels,) for values in (self.mean, self.std))
+        assumed = self.assumed or ("" if channels in (1, 3) else f"one mean and std for all {channels} channels")
+        return replace(self, channels=channels, mean=mean, std=std, assumed=assumed)
 
     def scaled(self, ratio: tuple[float, float]) -> Preprocess:
         """The same preprocessing to an input of another size.
@@ -257,8 +319,8 @@ def as_transform(transform: Any) -> Transform:
 
     Args:
         transform: A `Preprocess` or `MeasuredTransform`; a timm data config (a mapping, see `Preprocess.from_timm`);
-            torchvision's `ImageClassification` preset; or any deterministic callable from an RGB PIL image to a
-            floating (C, h, w), whose geometry is then measured.
+            torchvision's `ImageClassification` preset; an image processor of transformers; or any deterministic
+            callable from an RGB PIL image to a floating (C, h, w), whose geometry is then measured.
 
     Raises:
         InputError: It is none of these.
@@ -269,6 +331,8 @@ def as_transform(transform: Any) -> Transform:
         return Preprocess.from_timm(transform)
     if _is_torchvision_preset(transform):
         return Preprocess.from_torchvision(transform)
+    if all(hasattr(transform, name) for name in ("preprocess", "image_mean", "do_resize")):
+        return _of_processor(transform)
     if not callable(transform) or isinstance(transform, type):
         raise InputError(
             f"transform is {transform!r}: expected a Preprocess, or a callable from a PIL image to a tensor. "
@@ -282,32 +346,102 @@ def display_image(image: InputImage, preprocess: Transform | None = None) -> Ima
 
     A ready tensor is un-normalised with the mean and std of `preprocess`, if it has some and 99 % of the values then
     lie in [0, 1]. Otherwise values that all lie in [0, 1] stay as they are, others are stretched from their minimum to
-    their maximum. Other than three channels are averaged to grey.
+    their maximum. Of more than three channels the first three are shown, of two the first, in grey;
+    `preprocess.display` chooses others.
 
     Args:
         image: From `camtools.images.read`.
         preprocess: What the caller's tensors were, presumably, normalised with; only a `Preprocess` knows its mean.
+
+    Raises:
+        InputError: `preprocess.display` names a channel that is not there.
     """
-    if image.tensor is None:
+    chosen = getattr(preprocess, "display", None)
+    if image.values is not None:
+        pixels = torch.from_numpy(image.values).permute(2, 0, 1)
+    elif image.tensor is None:
         return image.pixels()
-    pixels = _ready(image).detach().float().cpu()
-    if isinstance(preprocess, Preprocess) and preprocess.channels == len(pixels):
-        restored = pixels * _per_channel(preprocess.std) + _per_channel(preprocess.mean)
-        plausible = ((restored > -0.02) & (restored < 1.02)).float().mean() >= 0.99
-        pixels = restored if plausible else pixels
+    else:
+        pixels = image.tensor.detach().float().cpu()
+        if isinstance(preprocess, Preprocess) and preprocess.channels == len(pixels):
+            restored = pixels * _per_channel(preprocess.std) + _per_channel(preprocess.mean)
+            plausible = ((restored > -0.02) & (restored < 1.02)).float().mean() >= 0.99
+            pixels = restored if plausible else pixels
+    pixels = pixels[_drawn(len(pixels), chosen)]
     low, high = float(pixels.min()), float(pixels.max())
     if low < -0.02 or high > 1.02:
         pixels = (pixels - low) / max(high - low, 1e-12)
-    if len(pixels) != 3:
-        pixels = pixels.mean(0, keepdim=True).expand(3, -1, -1)
-    levels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+    levels = (pixels.expand(3, -1, -1).clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
 
 
-def _ready(image: InputImage) -> Tensor:
-    if image.tensor is None:
-        raise InputError("the image has neither image nor tensor: expected one. Make it with read_image(...)")
-    return image.tensor
+def with_display(transform: Transform, channels: Any) -> Transform:
+    """Return the same transform, whose images are drawn by other channels.
+
+    Args:
+        transform: Any.
+        channels: One of them, or three as red, green and blue.
+
+    Raises:
+        InputError: They are no such numbers.
+    """
+    listed = (channels,) if isinstance(channels, int) else tuple(channels) if isinstance(channels, list | tuple) else ()
+    if len(listed) not in (1, 3) or not all(isinstance(one, int) and one >= 0 for one in listed):
+        raise InputError(f"display={channels!r}: expected the number of one channel, or three of them, from 0")
+    if isinstance(transform, Preprocess):
+        return replace(transform, display=listed)
+    drawn = copy.copy(transform)
+    drawn.display = listed  # type: ignore[attr-defined]
+    return drawn
+
+
+def _drawn(count: int, chosen: tuple[int, ...] | None) -> list[int]:
+    """Return the channels that are drawn, one or three."""
+    if chosen is None:
+        return [0, 1, 2] if count >= 3 else [0]
+    if max(chosen) >= count:
+        raise InputError(f"display={chosen}: expected channels from 0 to {count - 1}, as the image has {count}")
+    return list(chosen)
+
+
+def _of_processor(processor: Any) -> Transform:
+    """Follow an image processor of transformers: a `Preprocess` where one gives its pixels, else measured."""
+
+    def whole_way(image: Image.Image) -> Tensor:
+        made: Tensor = processor(images=image, return_tensors="pt")["pixel_values"]
+        return made
+
+    measured = MeasuredTransform(whole_way)
+    told = {name: value for name, value in vars(processor).items() if value is not None}
+    size, crop = (dict(told.get(name) or {}) for name in ("size", "crop_size"))
+    sides = [
+        (one.get("height", one.get("shortest_edge")), one.get("width", one.get("shortest_edge")))
+        for one in (size, crop)
+    ]
+    try:
+        input_size: Any = sides[1] if told.get("do_center_crop") and crop else sides[0]
+        resize: Any = size.get("shortest_edge") or sides[0]
+        if told.get("crop_pct") and size.get(
+            "shortest_edge"
+        ):  # ConvNeXt: cropped below 384 pixels, squashed from there
+            side = size["shortest_edge"]
+            resize = int(side / told["crop_pct"]) if side < 384 else (side, side)
+        normalises = told.get("do_normalize", True)
+        found = Preprocess(
+            input_size=input_size,
+            resize=resize if told.get("do_resize", True) else None,
+            interpolation=Image.Resampling(int(told.get("resample", 2))).name.lower(),
+            mean=tuple(told["image_mean"]) if normalises else (0.0,) * 3,
+            std=tuple(told["image_std"]) if normalises else (1.0,) * 3,
+            channels=len(told["image_mean"]) if normalises else 3,
+        )
+        noise = np.random.default_rng(0).integers(0, 256, (96, 147, 3), dtype=np.uint8)
+        image = Image.fromarray(noise).resize((441, 288), Image.Resampling.BICUBIC)
+        ours, theirs = found(InputImage(image, None, None, (288, 441)))[0], measured._apply(image)
+        off = ((ours - theirs).abs() * _per_channel(found.std) * 255).max() if ours.shape == theirs.shape else 255
+        return found if off < 4 else measured  # levels of 8 bits: libraries round resized pixels differently
+    except (InputError, KeyError, TypeError, ValueError):
+        return measured
 
 
 def _per_channel(values: tuple[float, ...]) -> Tensor:

@@ -40,11 +40,13 @@ class InputImage:
 
     Attributes:
         image: RGB, 8 bits, upright (EXIF rotation applied), with fewer pixels than `size` where a large JPEG was
-            decoded at a fraction; None for a ready tensor, and where `pixels` is still to read it.
+            decoded at a fraction; None for a ready tensor, and where `pixels` is still to read it. Of `values` the
+            first three channels, or the first in grey.
         tensor: Floating (C, H, W), normalised as the model expects, on the caller's device; None for an image.
         source: The path it came from, None if there was none.
         size: (height, width) in pixels; the size of its explanations.
         box: Where the image lies in the decoded fraction: x0, y0, x1, y1 in its pixels; None where it is whole.
+        values: (H, W, C) float32 in [0, 1] of an image with other channels than a photo's; else None.
     """
 
     image: Image.Image | None
@@ -52,6 +54,12 @@ class InputImage:
     source: str | None
     size: tuple[int, int]
     box: tuple[float, float, float, float] | None = None
+    values: NDArray[np.float32] | None = None
+
+    @property
+    def is_data(self) -> bool:
+        """Whether it is no photo, so that how it is drawn depends on its preprocessing; see `display_image`."""
+        return self.tensor is not None or self.values is not None
 
     def shown(self, size: tuple[int, int]) -> Image.Image:
         """Return the image, RGB, shrunk to a size (height, width); raises what `pixels` raises."""
@@ -175,7 +183,8 @@ def read_image(
         x: A path (str or `os.PathLike`); a PIL image of any mode; a numpy array (H, W), (H, W, 1), (H, W, 3) or
             (H, W, 4) of uint8, uint16, bool, or float in [0, 1]; a uint8 tensor (C, H, W), C 1, 3 or 4;
             or a floating tensor (C, H, W), taken as ready for the model and left as it is.
-        channels: The C that the model expects of ready tensors; None accepts any.
+        channels: The C that the model expects. Of ready tensors None accepts any; arrays (H, W, C) and uint8 tensors
+            (C, H, W) may have it beside 1, 3 and 4.
         index: The element of the caller's batch, for the messages.
         least: Takes an image's (height, width) to those it is needed at; a JPEG file of twice that or more is decoded
             at a half, a quarter or an eighth, whichever still has as many pixels. None decodes everything.
@@ -198,6 +207,8 @@ def read_image(
     if isinstance(x, Tensor):
         return _from_tensor(x, channels, where)
     if isinstance(x, np.ndarray):
+        if _is_other(channels) and x.ndim == 3:
+            return _from_values(x, channels, where)
         return _from_image(Image.fromarray(_array_to_uint8(x, where)), None)
     raise InputError(f"{where} is of type {type(x).__name__}: {_EXPECTED}. Convert it to one of these")
 
@@ -389,6 +400,8 @@ def _from_tensor(tensor: Tensor, channels: int | None, where: str) -> InputImage
         )
     ready = tensor.is_floating_point()
     expected = ((channels,) if channels is not None else ()) if ready else (1, 3, 4)
+    if not ready and _is_other(channels):
+        return _from_values(tensor.permute(1, 2, 0).cpu().numpy(), channels, where)
     if expected and tensor.shape[0] not in expected:
         wanted = f"{channels}, as the model takes" if ready else "1, 3 or 4"
         hint = "Permute it: tensor.permute(2, 0, 1)" if tensor.shape[2] in expected else "Select or repeat channels"
@@ -398,6 +411,28 @@ def _from_tensor(tensor: Tensor, channels: int | None, where: str) -> InputImage
         return InputImage(image=None, tensor=tensor, source=None, size=(tensor.shape[1], tensor.shape[2]))
     array = tensor.permute(1, 2, 0).cpu().numpy()
     return _from_image(Image.fromarray(_array_to_uint8(array, where)), None)
+
+
+def _is_other(channels: int | None) -> bool:
+    """Whether a model takes what is no photo: neither grey nor RGB."""
+    return channels not in (None, 1, 3)
+
+
+def _from_values(array: np.ndarray, channels: int | None, where: str) -> InputImage:
+    """Take an array (H, W, C) of any channels, checked as others are; 16-bit values and floats keep their precision."""
+    if array.shape[2] != channels:
+        raise InputError(
+            f"{where} has shape {array.shape} (rows, columns, channels), so {array.shape[2]} channels: expected "
+            f"{channels}, as the model takes. Select or add channels"
+        )
+    _array_to_uint8(array.reshape(array.shape[0], -1), where)  # raises for what is no image
+    if array.dtype.kind == "f":
+        values = np.clip(array, 0, 1).astype(np.float32)
+    else:
+        values = (array / (65535 if array.dtype == np.uint16 else 1 if array.dtype == bool else 255)).astype(np.float32)
+    shown = _array_to_uint8(values[..., :3] if array.shape[2] >= 3 else values[..., 0], where)
+    image = _from_image(Image.fromarray(shown), None)
+    return replace(image, values=values)
 
 
 def _from_image(image: Image.Image, source: str | None) -> InputImage:

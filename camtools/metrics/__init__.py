@@ -3,6 +3,15 @@
 from camtools.metrics.average_precision import RankedCurve, average_precision
 from camtools.metrics.box_accuracy import BoxCurve, MaxBoxAcc, MaxBoxAccV2, max_box_acc, max_box_acc_v2
 from camtools.metrics.box_ious import BoxIoUs, box_ious, largest_boxes, largest_ious
+from camtools.metrics.faithfulness import (
+    FaithfulnessCurve,
+    average_drop,
+    average_increase,
+    deletion,
+    insertion,
+    masked_scores,
+    road,
+)
 from camtools.metrics.localization_map import LocalizationMAP, localization_average_precision
 from camtools.metrics.mean_iou import MeanIoU, semantic_iou
 from camtools.metrics.pixel import IoUCurve, PeakIoU, PixelCurve, PxAP, mask_ious, peak_iou, pixel_average_precision
@@ -13,6 +22,7 @@ from camtools.metrics.topk_localization import TopKLocalization, class_ranks, to
 __all__ = [
     "BoxCurve",
     "BoxIoUs",
+    "FaithfulnessCurve",
     "IoUCurve",
     "LocalizationMAP",
     "MaxBoxAcc",
@@ -25,13 +35,18 @@ __all__ = [
     "PxAP",
     "RankedCurve",
     "TopKLocalization",
+    "average_drop",
+    "average_increase",
     "average_precision",
     "box_ious",
     "class_ranks",
+    "deletion",
+    "insertion",
     "largest_boxes",
     "largest_ious",
     "localization_average_precision",
     "mask_ious",
+    "masked_scores",
     "max_box_acc",
     "max_box_acc_v2",
     "normalise",
@@ -40,6 +55,7 @@ __all__ = [
     "pointing_accuracy",
     "pointing_average_precision",
     "resize_cubic",
+    "road",
     "scoremaps",
     "semantic_iou",
     "topk_localization",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from camtools.model.adapter import FeatureSpec
 from camtools.model.backward import Backward
 from camtools.model.decomposition import Decomposition, class_maps, head_gradient
 from camtools.model.layout import to_nchw
+from camtools.model.outputs import Activation
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Activations:
         pyramid: Outputs of the network's earlier stages, (B, C', h', w') each, coarse to fine, all finer than F;
             detached, and only where they were asked for.
         backward: From F back to those of them at which gradients were asked for.
+        activation: What makes probabilities of the logits, as far as the model's output tells.
     """
 
     logits: Tensor
@@ -37,6 +39,7 @@ class Activations:
     _weight: Tensor | None = field(repr=False)
     _input_size: tuple[int, int] = field(repr=False)
     pyramid: tuple[Tensor, ...] = field(default=(), repr=False)
+    activation: Activation = "softmax"
 
     def weights(self, targets: Targets = None) -> Tensor:
         """Return the class weights.
@@ -63,6 +66,29 @@ class Activations:
         # One class at a time: a linearised head has a weight per position, C times the size of the map.
         columns = self._targets(targets).split(1, dim=1)
         return torch.cat([class_maps(self.features, self._gradient(column)) for column in columns], dim=1)
+
+    def depends_on_features(self) -> bool:
+        """Whether the logits depend on the features through autograd; True where the maps need no gradient."""
+        if self._weight is not None:
+            return True
+        if not self._scores.requires_grad:
+            return False
+        ones = torch.ones_like(self._scores)
+        return torch.autograd.grad(self._scores, self._captured, ones, True, allow_unused=True)[0] is not None
+
+    def two_classes(self) -> Activations:
+        """Return one logit z as two classes: -z for the first, whose map is the negative, and z for the second."""
+        with torch.set_grad_enabled(self._scores.requires_grad):
+            both = torch.cat([-self._scores, self._scores], 1)
+        share = self.decomposition.share
+        return replace(
+            self,
+            logits=torch.cat([-self.logits, self.logits], 1),
+            decomposition=replace(self.decomposition, share=share and share * 2),
+            _scores=both,
+            _weight=self._weight if self._weight is None else torch.cat([-self._weight, self._weight]),
+            activation="sigmoid",
+        )
 
     def _gradient(self, targets: Tensor) -> Tensor:
         raw = head_gradient(self._captured, self._scores, targets, create_graph=torch.is_grad_enabled())

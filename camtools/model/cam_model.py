@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -11,22 +11,27 @@ from torch import Tensor, nn
 
 from camtools.classes.targets import Targets
 from camtools.errors import InputError, ModelError
-from camtools.images.preprocess import Preprocess
+from camtools.images.preprocess import Preprocess, Transform
 from camtools.images.read import check_dense
 from camtools.model.activations import Activations
 from camtools.model.adapter import Adapter, FeatureSpec, find_adapter
 from camtools.model.backward import Backward
-from camtools.model.capture import Capture
-from camtools.model.decomposition import Decomposition, classifier_weights, linear_head
+from camtools.model.call import AsClassifier, Call
+from camtools.model.capture import Blank, Capture
+from camtools.model.decomposition import Decomposition, classifier_weights, linear_head, shares
 from camtools.model.guard import call_eagerly, lock_of, untouched
+from camtools.model.inputs import TWO_D, accepted, is_two_d, own_transform
 from camtools.model.layout import to_nchw
-from camtools.model.outputs import class_scores
+from camtools.model.outputs import AmbiguousOutputError, Output, Reading
 from camtools.model.pyramid import LevelSpec, Observer, PyramidCapture
 
 T = TypeVar("T")
 
 # What does the same in train and eval mode: a fresh head on a model in eval mode leaves the check as sharp as it is.
 _STEADY = frozenset({nn.Linear, nn.Conv2d, nn.Identity, nn.Flatten, nn.Sequential})
+
+# What models raise for inputs that they do not take.
+_COMPLAINTS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError)
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,14 @@ class _Located:
         decomposition: How the logits come from them; its `exact` says which kind of weights there are.
         size: (height, width) of the input that this was found on, where it is smaller than the model's own; else None.
         levels: The earlier stages, coarse to fine; None before a step has asked for them.
+        first: The first image that went through, until the share of its logits that maps hold is worked out.
     """
 
     spec: FeatureSpec
     decomposition: Decomposition
     size: tuple[int, int] | None = None
     levels: tuple[LevelSpec, ...] | None = None
+    first: Tensor | None = None
 
 
 class CamModel(nn.Module):
@@ -57,19 +64,32 @@ class CamModel(nn.Module):
             come from the eager module inside, plain calls go through the wrapper.
         spec: Where the features live; None asks the adapter.
         adapter: Who knows; None asks the installed ones.
+        output: Which of its outputs holds the class scores; see `wrap`.
+        forward_args: What forward takes after the images; see `wrap`.
+        forward_kwargs: Likewise, by name.
 
     Raises:
-        ModelError: `model` is not a module, or no adapter knows it.
+        ModelError: `model` is not a module, shows nothing of its inside, or no adapter knows it.
+        InputError: `output`, `forward_args` or `forward_kwargs` is none.
     """
 
-    def __init__(self, model: nn.Module, spec: FeatureSpec | None = None, adapter: Adapter | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: FeatureSpec | None = None,
+        adapter: Adapter | None = None,
+        *,
+        output: Output = None,
+        forward_args: Sequence[Any] = (),
+        forward_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module):
-            raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
-        self.model = model
-        self.adapter = adapter or find_adapter(unwrapped(model))
+        self.call = Call(output, forward_args, {} if forward_kwargs is None else forward_kwargs)
+        self.model = accepted(model)
+        self.adapter = adapter or find_adapter(unwrapped(self.model))
         self._given = spec
         self._located: _Located | None = None
+        self._reading: Reading | None = None
         self.register_state_dict_post_hook(_drop_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
 
@@ -132,7 +152,12 @@ class CamModel(nn.Module):
     @property
     def decomposition(self) -> Decomposition:
         """How the logits come from the features; found on a random example if no image went through yet."""
-        return self._location().decomposition
+        located = self._location()
+        if located.first is not None:
+            share = self._share(unwrapped(self.model), located.spec, located.first)
+            found = replace(located.decomposition, share=share)
+            self._located = located = replace(located, decomposition=found, first=None)
+        return located.decomposition
 
     @property
     def spec(self) -> FeatureSpec:
@@ -147,7 +172,8 @@ class CamModel(nn.Module):
 
     def rewrap(self, model: nn.Module) -> CamModel:
         """Return another module wrapped as this one is: by the same adapter, with the spec that the caller gave."""
-        return CamModel(model, self._given, self.adapter)
+        call: Any = {"output": self.call.output, "forward_args": self.call.args, "forward_kwargs": self.call.kwargs}
+        return CamModel(model, self._given, self.adapter, **call)
 
     def locate(self, x: Tensor) -> Decomposition:
         """Find the features and check the head on one input, in eval mode; the model is left as it was.
@@ -161,17 +187,20 @@ class CamModel(nn.Module):
         model = unwrapped(self.model)
         with untouched(model), torch.no_grad():
             self._located = None
-            return self._run(model, x[:1], check=True).decomposition
+            self._run(model, x[:1], check=True)
+            return self.decomposition
+
+    @property
+    def preprocess(self) -> Transform | None:
+        """The model's own preprocessing, with as many channels as its first layer takes; None where none is known."""
+        return own_transform(unwrapped(self.model), self.adapter)
 
     def example(self) -> Tensor:
         """Return a random input of the size the model was built for, (1, C, H, W), the same at every call."""
-        config = self.adapter.data_config(unwrapped(self.model))
-        size = config.get("input_size", (3, 224, 224)) if isinstance(config, dict) else None
-        if isinstance(config, Preprocess):
-            size = (config.channels, *(config.input_size or (224, 224)))
-        if size is None:
-            crop = getattr(config, "crop_size", [224])
-            size = (3, crop[0], crop[-1])
+        known = self.preprocess
+        size = (3, 224, 224)
+        if isinstance(known, Preprocess):
+            size = (known.channels, *(known.input_size or (224, 224)))
         reference = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
         noise = torch.randn((1, *size), generator=torch.Generator().manual_seed(0))
         return noise.to(reference.device, reference.dtype)
@@ -195,11 +224,49 @@ class CamModel(nn.Module):
         check_dense(x, "the input")
         if x.dim() != 4 or x.is_complex():
             raise InputError(
-                f"the input is {tuple(x.shape)} {x.dtype}: expected (B, C, H, W); one image is image[None]"
+                f"the input is {tuple(x.shape)} {x.dtype}: expected (B, C, H, W); one image is image[None]. {TWO_D}"
             )
         model = unwrapped(self.model)
+        self.call.check(len(x))
         with lock_of(model):
-            return self._activations(model, x, pyramid, gradients)
+            try:
+                return self._activations(model, x, pyramid, gradients)
+            except _COMPLAINTS as error:
+                if (known := self.misfit(x, error)) is None:
+                    raise
+                raise known from error
+
+    def misfit(self, x: Tensor, error: Exception) -> InputError | None:
+        """Say in words why the model raised an error of its own for an input; None where that is not known.
+
+        Args:
+            x: (B, C, H, W).
+            error: What it raised.
+        """
+        takes = self.example().shape[1:]
+        if not is_two_d(unwrapped(self.model)):
+            return InputError(f"{self.about} takes no 2-D images. {TWO_D}")
+        if isinstance(error, TypeError) and "argument" in str(error):
+            way_out = "What its forward takes beside the images goes into forward_args=(...) or forward_kwargs={...}"
+        elif x.shape[1] != takes[0]:
+            way_out = "Give it such inputs, or a transform that makes them"
+        else:
+            return None
+        return self.refusal(x, error, way_out)
+
+    def refusal(self, x: Tensor, error: Exception, way_out: str) -> InputError:
+        """Return the error for an input that the model does not take."""
+        takes = "x".join(map(str, self.example().shape[1:]))
+        return InputError(
+            f"{self.about} can't be run on inputs of {'x'.join(map(str, x.shape[1:]))} "
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]}): expected what it takes, by its "
+            f"configuration {takes} (channels, height, width). {way_out}"
+        )
+
+    @property
+    def about(self) -> str:
+        """The model's class and the adapter that knows it, for messages."""
+        return f"{type(unwrapped(self.model)).__name__} ({self.adapter.name})"
 
     def _activations(self, model: nn.Module, x: Tensor, pyramid: int, gradients: int) -> Activations:
         training = any(module.training for module in model.modules() if type(module) not in _STEADY)
@@ -227,10 +294,20 @@ class CamModel(nn.Module):
                 if exact and not activations.decomposition.exact:  # the head was changed, or looked so at one size
                     spec, size = self._found(model, x)
                     activations = self._forward(model, spec, x, unchecked, cut=True)
-            self._located = _Located(spec, activations.decomposition, size, before.levels if before else None)
+            if before is None and not activations.decomposition.exact:
+                self._check_used(model, spec, x, activations)
+            found, first = activations.decomposition, None
+            if before is not None and not exact and not found.exact:
+                found, first = replace(found, share=before.decomposition.share), before.first
+            elif found.share is None:
+                first = x[:1].detach().clone()
+            self._located = _Located(spec, found, size, before.levels if before else None, first)
             stages = capture.stages((x.shape[2], x.shape[3]))
-            backward = replace(activations.backward, stages=stages[:gradients])
-            return replace(activations, pyramid=tuple(stage.tensor for stage in stages), backward=backward)
+            finer, back = (
+                tuple(stage.tensor for stage in stages),
+                replace(activations.backward, stages=stages[:gradients]),
+            )
+            return replace(activations, decomposition=found, pyramid=finer, backward=back)
 
     def _found(self, model: nn.Module, x: Tensor) -> tuple[FeatureSpec, tuple[int, int] | None]:
         """Ask the adapter where the features are, and say at what size it looked where that was a small one.
@@ -240,7 +317,14 @@ class CamModel(nn.Module):
         """
         if self._given:
             return self._given, None
-        spec, probe = self._looked(x, lambda probe: self.adapter.locate(model, probe))
+
+        def locate(probe: Tensor) -> FeatureSpec:
+            with AsClassifier(model, self.call, self._reading) as plain:
+                spec = self.adapter.locate(model, probe)
+            self._reading = plain.reading
+            return spec
+
+        spec, probe = self._looked(x, locate)
         return spec, (x.shape[2], x.shape[3]) if self._is_small(probe) else None
 
     def _levels(self, model: nn.Module, x: Tensor) -> tuple[LevelSpec, ...]:
@@ -253,7 +337,9 @@ class CamModel(nn.Module):
 
         if self._located is None or self._located.levels is None:
             levels, _ = self._looked(x, watch)
-            self._located = replace(self._location(), levels=levels)
+            located = self._location()
+            first = None if located.first is None else x[:1].detach().clone()  # not the probe that was looked at
+            self._located = replace(located, levels=levels, first=first)
         assert self._located.levels is not None
         return self._located.levels
 
@@ -292,6 +378,8 @@ class CamModel(nn.Module):
         except ModelError:
             raise
         except Exception as error:
+            if (known := self.misfit(example, error)) is not None:
+                raise ModelError(str(known)) from error
             raise ModelError(
                 f"{type(unwrapped(self.model)).__name__} cannot be run on a random input of shape "
                 f"{tuple(example.shape)}: {error}. Show it one of its own inputs first: locate(x)"
@@ -302,8 +390,14 @@ class CamModel(nn.Module):
     ) -> Activations:
         """Run the model; the decomposition is checked anew, or taken over where one is passed in."""
         capture = Capture(model, spec, cut=cut)
-        with capture:
-            logits = class_scores(call_eagerly(model, x), x.shape[0])
+        try:
+            with capture:
+                logits = self._logits(model, x)
+        except AmbiguousOutputError:  # more is known where autograd tells which output was made of which
+            with untouched(model), torch.enable_grad():
+                self._logits(model, x[:1].detach().clone().requires_grad_())
+            with capture:
+                logits = self._logits(model, x)
         size = (x.shape[-2], x.shape[-1])
         with torch.enable_grad():  # stays on the graph, where there is one
             last = to_nchw(capture.features, spec.layout, size, spec.prefix_tokens)
@@ -320,7 +414,46 @@ class CamModel(nn.Module):
             features, logits = features.detach(), logits.detach()
         if decomposition.exact:  # and is not needed
             captured, scores = features, logits
-        return Activations(logits, features, decomposition, backward, captured, scores, spec, weight, size)
+        told = self._reading.activation if self._reading is not None else "softmax"
+        return Activations(
+            logits, features, decomposition, backward, captured, scores, spec, weight, size, activation=told
+        )
+
+    def _logits(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Call the model and return its logits; where they are in its output is found out by the first call."""
+        with AsClassifier(model, self.call, self._reading) as plain:
+            logits: Tensor = call_eagerly(model, x)
+        self._reading = plain.reading
+        return logits
+
+    def _check_used(self, model: nn.Module, spec: FeatureSpec, x: Tensor, activations: Activations) -> None:
+        """Raise where the logits come from the image, but not by way of the captured tensor."""
+        if activations.depends_on_features():
+            return
+        with untouched(model), torch.enable_grad():
+            image = x[:1].detach().clone().requires_grad_()
+            logits = self._logits(model, image.clone())
+            from_image = logits.requires_grad and torch.autograd.grad(logits.sum(), image, allow_unused=True)[0]
+        if isinstance(from_image, Tensor):
+            raise ModelError(
+                f"the logits of {type(model).__name__} do not come from the {spec.side} of layer {spec.layer!r} as the "
+                "layer hands it on: nothing after it uses that tensor, or the layer itself used it (pooled it, say) "
+                "before. Name a layer inside it, or a later one"
+            )
+
+    def _share(self, model: nn.Module, spec: FeatureSpec, x: Tensor) -> tuple[float, ...] | None:
+        """Return how much of each logit of an image, (1, C, H, W), goes by way of F; see `shares`."""
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(20161211)).to(x)  # nobody else's
+        reads = AsClassifier(model, self.call, self._reading, tapped=True)
+        try:
+            with torch.inference_mode(False), torch.no_grad(), untouched(model), reads as plain:
+                logits = call_eagerly(model, x.clone())[0]
+                bias = plain.bias(logits)
+                with Blank(model, spec):
+                    without, other = (call_eagerly(model, image)[0] for image in (x.clone(), noise))
+        except (ModelError, *_COMPLAINTS):  # of one that does not run on noise, say
+            return None
+        return shares(logits, without, other, bias)
 
     def _decompose(self, model: nn.Module, spec: FeatureSpec, features: Tensor, logits: Tensor) -> Decomposition:
         head = linear_head(model, spec, features, logits)
@@ -342,28 +475,45 @@ class CamModel(nn.Module):
             adapter=self.adapter.name,
             channels=features.shape[1],
             grid=(features.shape[2], features.shape[3]),
+            # What adapters find is all that the scores come from, but for tokens before the positions.
+            share=None if not exact and (spec.prefix_tokens or self._given) else (1.0,) * logits.shape[1],
         )
 
 
-def wrap(model: nn.Module, *, spec: FeatureSpec | None = None, adapter: Adapter | None = None) -> CamModel:
+def wrap(
+    model: nn.Module,
+    *,
+    spec: FeatureSpec | None = None,
+    adapter: Adapter | None = None,
+    output: Output = None,
+    forward_args: Sequence[Any] = (),
+    forward_kwargs: Mapping[str, Any] | None = None,
+) -> CamModel:
     """Return the classifier with its last features, class weights and class maps within reach.
 
     Args:
         model: Any classifier; one that is wrapped already is returned as it is.
         spec: Where the features live, for layers of your own choice (`FeatureSpec("layer3")`); None asks the adapter.
         adapter: Who knows; None asks the installed ones, by priority.
+        output: Which of the model's outputs holds the class scores: a position in a tuple or list, a key or attribute,
+            or a function from what the model returns to scores (B, K). None finds out. Where they are probabilities,
+            what they were made of counts.
+        forward_args: What forward takes after the images; a tensor has one row for all images, or a row per image.
+        forward_kwargs: Likewise, by name.
 
     Raises:
-        ModelError: `model` is not a module, or no adapter knows it.
+        ModelError: `model` is not a module, shows nothing of its inside, or no adapter knows it.
+        InputError: `output`, `forward_args` or `forward_kwargs` is none.
 
     Example:
         >>> cam_model = camtools.wrap(torchvision.models.resnet50())
         >>> cam_model.maps(x, targets=[3, 7]).shape  # x: (2, 3, 224, 224)
         torch.Size([2, 1, 7, 7])
     """
-    if isinstance(model, CamModel) and spec is None and adapter is None:
+    told = (spec, adapter, output, forward_kwargs)
+    if isinstance(model, CamModel) and not forward_args and all(one is None for one in told):
         return model
-    return CamModel(model, spec, adapter)
+    return CamModel(model, spec, adapter, output=output, forward_args=forward_args, forward_kwargs=forward_kwargs)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -104,3 +104,29 @@ class Capture:
                 tensor = (tensor.clone() if tensor.is_inference() else tensor.detach()).requires_grad_()
         self._recorded = tensor
         return tensor
+
+
+class Passage(Capture):
+    """Records a node of its own on the graph, whose gradient is what passes where F is replaced, and no more."""
+
+    def __init__(self, model: nn.Module, spec: FeatureSpec) -> None:
+        super().__init__(model, spec, cut=False)
+
+    def _record(self, tensor: Tensor) -> Tensor:
+        self._recorded = tensor.view_as(tensor)
+        return self._recorded
+
+
+class Blank(Capture):
+    """Goes on with zeros at all positions in place of F; class and register tokens before them stay."""
+
+    def __init__(self, model: nn.Module, spec: FeatureSpec) -> None:
+        super().__init__(model, spec, cut=False)
+
+    def _record(self, tensor: Tensor) -> Tensor:
+        if self.spec.side == "input" and not tensor.is_inference() and not tensor.requires_grad:
+            self._recorded = tensor  # in place, as others (class attention) may read the same tensor
+        else:
+            self._recorded = tensor.clone()
+        self._recorded[:, self.spec.prefix_tokens :].zero_()
+        return self._recorded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from camtools.model.layout import Layout
 # Largest relative error at which W · pool(F) + b counts as the model's logits. Half precision rounds the model's own
 # logits to 8 (bfloat16) or 11 (float16) significant bits, at every one of its layers after F.
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+
+# A share of the logit above which a map counts as the whole of it.
+ALMOST_ALL = 0.95
 
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "avg": lambda f: f.mean((2, 3)),
@@ -38,6 +41,9 @@ class Decomposition:
         adapter: Name of the adapter that knew the model.
         channels: C, number of feature channels.
         grid: (h, w), rows and columns of F.
+        share: How much of each class's logit goes by way of F's positions, and so is in its map, in [0, 1], one per
+            class; found on the first input. Without constants such as biases. A class token that reaches the classifier
+            beside the positions takes the rest. None where it cannot be found out.
     """
 
     exact: bool
@@ -49,11 +55,15 @@ class Decomposition:
     adapter: str
     channels: int
     grid: tuple[int, int]
+    share: tuple[float, ...] | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         kind = "exact" if self.exact else "linearised"
         residual = "" if self.residual is None else f", residual={self.residual:.1e}"
         place = f"{self.side} of {self.layer!r}" if self.layer else f"{self.side} of the model"
+        if self.share is not None and min(self.share) < ALMOST_ALL:
+            low, high = (f"{limit:.0%}" for limit in (min(self.share), max(self.share)))
+            residual += f", maps hold {low if low == high else f'{low} to {high}'} of the logits"
         return (
             f"Decomposition({kind}{residual}, layer={place}, layout={self.layout}, "
             f"features={self.channels} x {self.grid[0]} x {self.grid[1]}, head={self.head!r}, adapter={self.adapter!r})"
@@ -135,6 +145,27 @@ def name_of(pool: Callable[[Tensor], Tensor]) -> str:
     if isinstance(pool, nn.Module):
         return repr(pool) if "\n" not in repr(pool) else type(pool).__name__
     return str(getattr(pool, "__name__", type(pool).__name__))
+
+
+def shares(logits: Tensor, without: Tensor, other: Tensor, bias: Tensor | None) -> tuple[float, ...]:
+    """Return how much of each class's logit goes by way of F's positions, (K,) in [0, 1].
+
+    What is left of the logits when the positions are zeros is a constant where they all pass through F, whatever the
+    head makes of it. Where it changes with the image, there is another way, whose part is what is left less the
+    classifier's bias.
+
+    Args:
+        logits: Of one image, (K,).
+        without: Of the same image with zeros for F, (K,).
+        other: Of another image with zeros for F, (K,).
+        bias: The classifier's, (K,); None where there is none.
+    """
+    logits, without, other = (values.detach().float() for values in (logits, without, other))
+    through = logits - without
+    beside = without if bias is None else without - bias.detach().float().to(without.device)
+    if float((without - other).abs().max()) <= 1e-6 * float(without.abs().max()):
+        return (1.0,) * len(logits)
+    return tuple((through.abs() / (through.abs() + beside.abs()).clamp_min(1e-12)).tolist())
 
 
 def head_gradient(features: Tensor, logits: Tensor, targets: Tensor, *, create_graph: bool = False) -> Tensor:

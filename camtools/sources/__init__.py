@@ -32,9 +32,9 @@ def find_source(spec: str, model_args: dict[str, Any] | None = None, size: tuple
     """Return the source that a model's name points to, without building anything.
 
     Args:
-        spec: "LIBRARY/NAME" such as "timm/resnet50", "package.module:function", "path/FILE.py:function", "lite0" or
-            "scenes". Libraries are found through the entry point group `camtools.sources`, whose objects are classes
-            that take (spec, name, args, size).
+        spec: "LIBRARY/NAME" such as "timm/resnet50", "hf:FOLDER_OR_NAME", "package.module:function",
+            "path/FILE.py:function", "lite0" or "scenes". Libraries are found through the entry point group
+            `camtools.sources`, whose objects are classes that take (spec, name, args, size).
         model_args: Keyword arguments for the constructor or function.
         size: The input's (height, width) where it is not the model's own; only models of a fixed size need to know.
 
@@ -46,13 +46,19 @@ def find_source(spec: str, model_args: dict[str, Any] | None = None, size: tuple
     if spec in OWN:
         return OWN[spec](args)
     is_file = ".py:" in spec or spec.endswith(".py")
+    prefix, colon, rest = spec.partition(":")
+    for point in plugins(GROUP):
+        if colon and rest and point.name == prefix and getattr(load_plugin(point), "by_colon", False):
+            return load_plugin(point)(spec, rest, args, size)
     if slash and not is_file:
         for point in plugins(GROUP):
             if point.name == library:
                 return load_plugin(point)(spec, name, args, size)
     if is_file or (":" in spec and not slash):
         return FunctionSource(spec, args)
-    forms = FORMS.format(libraries=", ".join(f"{point.name}/NAME" for point in plugins(GROUP)))
+    ways = [(point.name, ":" if getattr(load_plugin(point), "by_colon", False) else "/") for point in plugins(GROUP)]
+    ways.sort(key=lambda way: way[1])
+    forms = FORMS.format(libraries=", ".join(f"{name}{mark}NAME" for name, mark in ways))
     raise ModelError(f"{spec!r} does not name a model: names have the form {forms}.{_guess(spec)}")
 
 

@@ -78,10 +78,12 @@ class Source(abc.ABC):
         spec: The full name, for messages.
         args: Keyword arguments for its constructor.
         takes_num_classes: Whether it can be built for another number of classes.
+        by_colon: Whether names are written LIBRARY:NAME, as the name may be a path; LIBRARY/NAME otherwise.
         file_args: The arguments that a weights file may name: such as shape the network, and open nothing.
     """
 
     takes_num_classes: bool = True
+    by_colon: bool = False
     file_args: frozenset[str] = frozenset()
 
     def __init__(self, spec: str, args: dict[str, Any]) -> None:

@@ -16,7 +16,6 @@ from camtools.errors import InputError, TargetError
 from camtools.images.adjusted import adjust
 from camtools.images.preprocess import Preprocess, as_transform
 from camtools.loading import load_model
-from camtools.model.adapter import find_adapter
 from camtools.model.cam_model import unwrapped, wrap
 from camtools.model.guard import untouched
 from camtools.sources.base import LoadedModel
@@ -45,10 +44,9 @@ def starting_model(
     elif isinstance(model, LoadedModel):
         loaded = model
     else:
-        inner = unwrapped(wrap(model))
-        adapter = find_adapter(inner)
-        own, config = adapter.class_names(inner), adapter.data_config(inner) if transform is None else None
-        preprocess = None if config is None else as_transform(config)
+        wrapped = wrap(model)
+        inner = unwrapped(wrapped)
+        own, preprocess = wrapped.adapter.class_names(inner), wrapped.preprocess if transform is None else None
         loaded = LoadedModel(inner, preprocess, None if own is None else tuple(own), "")
     names = loaded.class_names if names is None else tuple(names)
     return replace(loaded, preprocess=loaded.preprocess if transform is None else transform, class_names=names)

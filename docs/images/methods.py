@@ -2,8 +2,9 @@ r"""Draw the images of docs/methods: two photographs, each without a method and 
 
     python docs/images/methods.py --model torchvision/mobilenet_v2 --weights FILE
 
-The photographs come with scikit-image, where they are in the public domain (CC0). They are squashed to the model's
-input size, so that all of each is seen. `--only NAME` (repeatable) draws some.
+The photographs come with scikit-image, where they are in the public domain (CC0). They
+are squashed to the model's input size, so that all of each is seen. `--only NAME`
+(repeatable) draws some.
 """
 
 from __future__ import annotations
@@ -40,17 +41,32 @@ PHOTOGRAPHS = ((data.coffee, "espresso"), (data.camera, "tripod"))
 
 Columns = dict[str, str | Sequence[Step]]
 
-CRF_KERNELS = {"gaussian": (3, 1), "bilateral": (80, 13, 2), "backend": "torch", "scale": 0.25}
+CRF_KERNELS = {
+    "gaussian": (3, 1),
+    "bilateral": (80, 13, 2),
+    "backend": "torch",
+    "scale": 0.25,
+}
 
 METHODS: dict[str, Columns] = {
-    # Maps are compared under one threshold rule, or at those that were best on ILSVRC; docs/methods says which.
-    "nwc": {"cam, 40 %": [FixedThreshold(0.4)], "NWC, 40 %": [NWC(), FixedThreshold(0.4)]},
+    # Maps are compared under one threshold rule, or at those that were best on ILSVRC;
+    # docs/methods says which.
+    "nwc": {
+        "cam, 40 %": [FixedThreshold(0.4)],
+        "NWC, 40 %": [NWC(), FixedThreshold(0.4)],
+    },
     "absolute-negative": {
         "cam, 40 %": [FixedThreshold(0.4)],
         "AbsoluteNegative, 40 %": [AbsoluteNegative(), FixedThreshold(0.4)],
     },
-    "ivr": {"cam, 20 %": [MinMax(), FixedThreshold(0.2)], "IVR(45), 20 %": [IVR(45), FixedThreshold(0.2)]},
-    "pas": {"cam, 45 % of the maximum": [FixedThreshold(0.45)], "45 % of the percentile": [PaS(98, 0.45)]},
+    "ivr": {
+        "cam, 20 %": [MinMax(), FixedThreshold(0.2)],
+        "IVR(45), 20 %": [IVR(45), FixedThreshold(0.2)],
+    },
+    "pas": {
+        "cam, 45 % of the maximum": [FixedThreshold(0.45)],
+        "45 % of the percentile": [PaS(98, 0.45)],
+    },
     "adaptive-threshold": {
         "cam, 20 %": "cam",
         '"first"': [AdaptiveThreshold("first")],
@@ -63,7 +79,11 @@ METHODS: dict[str, Columns] = {
     },
     "crf": {
         "cam, 40 %": [FixedThreshold(0.4)],
-        "CRF at 40 %": [MinMax(), CRF(background=0.4, **CRF_KERNELS), FixedThreshold(0.5)],
+        "CRF at 40 %": [
+            MinMax(),
+            CRF(background=0.4, **CRF_KERNELS),
+            FixedThreshold(0.5),
+        ],
     },
     "affinity": {
         "cam, 41 %": [FixedThreshold(0.41)],
@@ -72,13 +92,28 @@ METHODS: dict[str, Columns] = {
     "gradient": {
         "cam, 41 %": [FixedThreshold(0.41)],
         'Gradient("product", 1), 25 %': [Gradient("product", 1), FixedThreshold(0.25)],
-        "levels 0, 1 and 2, 25 %": [Gradient("product", (0, 1, 2)), FixedThreshold(0.25)],
+        "levels 0, 1 and 2, 25 %": [
+            Gradient("product", (0, 1, 2)),
+            FixedThreshold(0.25),
+        ],
     },
     "edge-level": {
-        "Gradient, Affinity, 48 %": [Gradient("product", (0, 1, 2)), Affinity(2, 3), FixedThreshold(0.48)],
-        "EdgeLevel, 48 %": [Gradient("product", (0, 1, 2)), Affinity(2, 3), EdgeLevel(), FixedThreshold(0.48)],
+        "Gradient, Affinity, 48 %": [
+            Gradient("product", (0, 1, 2)),
+            Affinity(2, 3),
+            FixedThreshold(0.48),
+        ],
+        "EdgeLevel, 48 %": [
+            Gradient("product", (0, 1, 2)),
+            Affinity(2, 3),
+            EdgeLevel(),
+            FixedThreshold(0.48),
+        ],
     },
-    "enlarge": {"cam, 40 %": [FixedThreshold(0.4)], "Enlarge(1.43), 40 %": [Enlarge(1.43), FixedThreshold(0.4)]},
+    "enlarge": {
+        "cam, 40 %": [FixedThreshold(0.4)],
+        "Enlarge(1.43), 40 %": [Enlarge(1.43), FixedThreshold(0.4)],
+    },
     "range-threshold": {
         "Affinity(2, 2), 20 %": [Affinity(2, 2), FixedThreshold(0.2)],
         "30 % above the percentile": [Affinity(2, 2), RangeThreshold(30, 0.3)],
@@ -88,17 +123,34 @@ METHODS: dict[str, Columns] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="torchvision/mobilenet_v2")
-    parser.add_argument("--weights", help="checkpoint; left out, the published weights are downloaded")
-    parser.add_argument("--only", action="append", choices=sorted(METHODS), help="draw this one; repeatable")
+    parser.add_argument(
+        "--weights", help="checkpoint; left out, the published weights are downloaded"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=sorted(METHODS),
+        help="draw this one; repeatable",
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "methods")
     wanted = parser.parse_args()
     loaded = camtools.load_model(wanted.model, wanted.weights)
     if not isinstance(loaded.preprocess, Preprocess):
-        parser.error(f"{wanted.model} brings a preprocessing of its own, which can't be told to show all of an image")
+        parser.error(
+            f"{wanted.model} brings a preprocessing of its own, which can't be told to "
+            "show all of an image"
+        )
     mean, std = loaded.preprocess.mean, loaded.preprocess.std
-    squash = Preprocess(resize=loaded.preprocess.input_size or (224, 224), mean=mean, std=std, crop_mode="squash")
+    squash = Preprocess(
+        resize=loaded.preprocess.input_size or (224, 224),
+        mean=mean,
+        std=std,
+        crop_mode="squash",
+    )
     wanted.out.mkdir(parents=True, exist_ok=True)
     for name in wanted.only or METHODS:
         path = wanted.out / f"{name}.jpg"
@@ -106,19 +158,27 @@ def main() -> None:
         print(f"{path} {path.stat().st_size / 1000:.0f} kB")
 
 
-def drawn(columns: Columns, loaded: camtools.sources.LoadedModel, transform: Preprocess) -> Image.Image:
+def drawn(
+    columns: Columns, loaded: camtools.sources.LoadedModel, transform: Preprocess
+) -> Image.Image:
     """Return a figure with one row per photograph and one column per pipeline."""
     photographs = [make() for make, _ in PHOTOGRAPHS]
     targets = [name for _, name in PHOTOGRAPHS]
     rows: list[list[Explanation]] = [[] for _ in PHOTOGRAPHS]
     for pipeline in columns.values():
         explainer = camtools.Explainer(
-            loaded.model, pipeline, transform=transform, class_names=loaded.class_names, batch_size=1
+            loaded.model,
+            pipeline,
+            transform=transform,
+            class_names=loaded.class_names,
+            batch_size=1,
         )
         for row, photograph, target in zip(rows, photographs, targets, strict=True):
             row.append(explainer(photograph, target=target))
     many = len(columns) > 3
-    return camtools.plot.compare(rows, titles=list(columns), image=not many, height=150 if many else 200)
+    return camtools.plot.compare(
+        rows, titles=list(columns), image=not many, height=150 if many else 200
+    )
 
 
 if __name__ == "__main__":

@@ -13,12 +13,14 @@ import gc
 import math
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torchvision
+import transformers_models
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -188,7 +190,10 @@ def build(library: str, name: str, *, batch_statistics: bool = False) -> tuple[n
     """
     torch.manual_seed(0)
     model: nn.Module
-    if library == "timm":
+    if library == "transformers":
+        model = transformers_models.build(_kind(name), name)
+        size = (3, transformers_models.SIDE, transformers_models.SIDE)
+    elif library == "timm":
         config = timm.get_pretrained_cfg(name, allow_unregistered=True)
         classes = {} if config is None or config.num_classes else {"num_classes": 10}
         model = timm.create_model(name, **classes)
@@ -231,7 +236,9 @@ def expected_grid(library: str, name: str, model: nn.Module, size: tuple[int, in
     """Return the rows and columns of the last features, by the model's own metadata."""
     _, height, width = size
     stride: Any = 32
-    if library == "torchvision":
+    if library == "transformers":
+        stride = transformers_models.CONFIGS[_kind(name)][1] or 1
+    elif library == "torchvision":
         stride = next((g for key, g in TORCHVISION_GRIDS.items() if name.startswith(key)), 32)
     else:
         if isinstance(getattr(model, "patch_embed", None), nn.ModuleList):  # CrossViT: F is the first branch's tokens
@@ -256,8 +263,17 @@ def check(library: str, family: str, name: str, *, torchcam: bool = False) -> Ch
     return found
 
 
+def _kind(name: str) -> str:
+    """Return the model type of an architecture of transformers."""
+    return next(kind for kind, architecture in transformers_models.architectures() if architecture == name)
+
+
 def _check(library: str, family: str, name: str, *, torchcam: bool, batch_statistics: bool) -> Check:
-    model, size = build(library, name, batch_statistics=batch_statistics)
+    try:
+        model, size = build(library, name, batch_statistics=batch_statistics)
+    except ImportError as error:  # of a package that a family needs
+        needs = " ".join(str(error).split()).partition(" but it")[0]
+        return Check(library, family, name, (0, 0), None, None, (0, 0), error=needs)
     expected = expected_grid(library, name, model, size)
     x = torch.randn(1, *size, generator=torch.Generator().manual_seed(1))
     started = time.perf_counter()
@@ -345,7 +361,17 @@ def subjects(*, known: bool = False) -> list[tuple[str, str, str]]:
     names = [family for family in timm.list_modules() if family in SMALLEST or not known]
     families = [("timm", family, SMALLEST.get(family) or smallest_of(family)) for family in names]
     classifiers = torchvision.models.list_models(module=torchvision.models)
-    return families + [("torchvision", name, name) for name in classifiers]
+    others = transformers_models.architectures() if library_is_there() else []
+    return (
+        families
+        + [("torchvision", name, name) for name in classifiers]
+        + [("transformers", kind, name) for kind, name in others if kind in transformers_models.CONFIGS]
+    )
+
+
+def library_is_there() -> bool:
+    """Whether transformers is installed."""
+    return find_spec("transformers") is not None
 
 
 def table(checks: list[Check]) -> str:
@@ -367,7 +393,8 @@ def table(checks: list[Check]) -> str:
         "| | right | exact | linearised | no map | torch-cam |",
         "|---|---|---|---|---|---|",
     ]
-    for library, what in (("timm", "families"), ("torchvision", "classifiers")):
+    counted = ("timm", "families"), ("torchvision", "classifiers"), ("transformers", "architectures, small")
+    for library, what in counted:
         of = [c for c in checks if c.library == library]
         exact = sum(c.decomposition is not None and c.decomposition.exact for c in of)
         linear = sum(c.decomposition is not None and not c.decomposition.exact for c in of)
@@ -376,7 +403,12 @@ def table(checks: list[Check]) -> str:
         lines.append(
             f"| {library}, {len(of)} {what} | {right} | {exact} | {linear} | {len(of) - exact - linear} | {theirs} |"
         )
-    for library, what in (("timm", "timm: the smallest model of each family"), ("torchvision", "torchvision")):
+    titles = (
+        ("timm", "timm: the smallest model of each family"),
+        ("torchvision", "torchvision"),
+        ("transformers", "transformers: every image classifier, by a small configuration of its own"),
+    )
+    for library, what in titles:
         lines += [
             "",
             f"## {what}",
@@ -412,7 +444,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, help="where the page goes; printed if left out")
     parser.add_argument("--only", default="", help="models whose name contains this; several with commas")
-    parser.add_argument("--library", choices=["timm", "torchvision"], help="one library only")
+    parser.add_argument("--library", choices=["timm", "torchvision", "transformers"], help="one library only")
     parser.add_argument("--smallest", action="store_true", help="print the smallest model of each timm family")
     args = parser.parse_args()
     if args.smallest:

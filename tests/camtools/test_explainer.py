@@ -316,10 +316,10 @@ def test_scores_and_logits_are_the_models_own(make_tiny):
 
 def test_a_model_with_a_single_score():
     image = painted(64, 64, (20, 30, 40, 44))
-    exp = camtools.explain(Colours(1), image, pipeline=HALF, transform=plain((32, 32)))
+    exp = camtools.explain(Colours(1), image, pipeline=HALF, transform=plain((32, 32)), activation="sigmoid")
     mean = 20 * 14 / 64**2
-    assert (exp.label, exp.box.tolist()) == (0, [20, 30, 40, 44])
-    assert exp.logits.tolist() == pytest.approx([mean], abs=1e-3)
+    assert (exp.label, exp.box.tolist()) == (1, [20, 30, 40, 44])
+    assert exp.logits.tolist() == pytest.approx([-mean, mean], abs=1e-3)
     assert exp.score == pytest.approx(1 / (1 + np.exp(-mean)), abs=1e-3)
 
 
@@ -476,7 +476,7 @@ def test_another_device_gets_a_copy(make_tiny, cuda):
         ({"batch_size": 0}, InputError, "batch_size=0: expected a whole number of at least 1"),
         ({"batch_size": True}, InputError, "batch_size=True: expected"),
         ({"batch_size": 2.5}, InputError, r"batch_size=2\.5: expected"),
-        ({"activation": "relu"}, InputError, "activation='relu': expected 'softmax' or 'sigmoid'"),
+        ({"activation": "relu"}, InputError, "activation='relu': expected one of 'softmax', 'sigmoid', 'none'"),
         ({"device": "toaster"}, InputError, "device='toaster' cannot be used: .*Pass 'cpu', 'cuda' or 'auto'"),
         ({"device": "cuda:77"}, InputError, "device='cuda:77' cannot be used"),
         ({"device": 1.5}, InputError, r"device=1\.5 cannot be used"),

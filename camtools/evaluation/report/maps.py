@@ -14,7 +14,7 @@ from camtools.errors import InputError
 from camtools.evaluation.protocol import Protocol
 from camtools.evaluation.scoremaps import map_folders, read_map
 from camtools.explainer import Explainer
-from camtools.model.cam_model import unwrapped, wrap
+from camtools.model.cam_model import wrap
 from camtools.model.device import on_device
 from camtools.pipeline.text import named_pipelines
 
@@ -49,7 +49,7 @@ def model_maps(
     """
     pipelines = named_pipelines(pipeline)
     wrapped = wrap(on_device(model, device))
-    own = wrapped.adapter.data_config(unwrapped(wrapped)) if transform is None else transform
+    own = wrapped.preprocess if transform is None else transform
     prepared = Protocol.of(protocol, own).transform
     return {name: explainer_map(Explainer(wrapped, steps, transform=prepared)) for name, steps in pipelines.items()}
 

@@ -14,7 +14,7 @@ from camtools.evaluation.protocol import Protocol
 from camtools.evaluation.results import EvaluationResult
 from camtools.explainer import Explainer
 from camtools.exports import Expected, Exports, ImageExport
-from camtools.model.cam_model import unwrapped, wrap
+from camtools.model.cam_model import wrap
 from camtools.model.device import on_device
 from camtools.model.outputs import Activation
 from camtools.pipeline.text import named_pipelines
@@ -31,7 +31,7 @@ def write_page(
     protocol: str = "wsol",
     transform: Any = None,
     class_names: Sequence[str] | None = None,
-    activation: Activation = "softmax",
+    activation: Activation | None = None,
     device: str | torch.device | None = None,
     batch_size: int = 32,
     most: int = 1000,
@@ -63,7 +63,7 @@ def write_page(
         InputError: An argument cannot be used, or the file cannot be written.
     """
     wrapped = wrap(on_device(model, device))
-    own = wrapped.adapter.data_config(unwrapped(wrapped)) if transform is None else transform
+    own = wrapped.preprocess if transform is None else transform
     options: dict[str, Any] = {"transform": Protocol.of(protocol, own).transform, "class_names": class_names}
     options |= {"activation": activation, "batch_size": batch_size}
     explainers = [Explainer(wrapped, steps, **options) for steps in named_pipelines(pipeline).values()]

@@ -171,7 +171,7 @@ def test_maps_from_files(place):
         (["--calibrate", "boxfolder:nowhere"], "'nowhere' is not a folder"),
         (["--out", "nets.py"], "nets.py cannot be written: it is a file"),
         (["--device", "nowhere"], "Device 'nowhere' cannot be used"),
-        (["--activation", "tanh"], "activation='tanh'"),
+        (["--activation", "tanh"], "'tanh' is not one of 'softmax', 'sigmoid', 'none'"),
         (["--scoremaps", "pics"], "give --model or --scoremaps, one of them"),
         (["--class-names", "none.txt"], "The class names cannot be read from none.txt"),
         (["--limit", "0"], "--limit"),

@@ -67,7 +67,14 @@ def test_ours_are_found_by_priority():
 
 def test_a_third_partys_adapter_is_found_and_beats_a_lower_priority(install, tiny):
     install(ADAPTER.format(priority=10))
-    assert [a.name for a in installed_adapters()] == ["described", "timm", "torchvision", "mine", "generic"]
+    assert [a.name for a in installed_adapters()] == [
+        "described",
+        "timm",
+        "torchvision",
+        "transformers",
+        "mine",
+        "generic",
+    ]
     assert find_adapter(tiny).name == "mine"
     assert find_adapter(nn.Linear(1, 1)).name == "generic"
     cam_model = wrap(tiny)
@@ -84,7 +91,14 @@ def test_it_does_not_beat_a_higher_priority(install, tiny):
 
 def test_ties_go_by_name(install):
     install(ADAPTER.format(priority=50))
-    assert [a.name for a in installed_adapters()] == ["described", "mine", "timm", "torchvision", "generic"]
+    assert [a.name for a in installed_adapters()] == [
+        "described",
+        "mine",
+        "timm",
+        "torchvision",
+        "transformers",
+        "generic",
+    ]
 
 
 def test_an_adapter_given_by_hand_needs_no_installation(tiny):

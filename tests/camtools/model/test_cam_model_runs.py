@@ -72,7 +72,7 @@ def test_outputs_in_containers(model, want, make):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda y: {"scores": y}, "the model returned dict without logits"),
+        (lambda y: {"loss": y.sum()}, "the model returned dict without logits"),
         (lambda y: y[:, :, None], r"a torch.float32 tensor of shape \(1, 3, 1\)"),
         (lambda y: y.sum(0), r"a torch.float32 tensor of shape \(3,\)"),
         (lambda y: y[:, :0], "the model has 0 classes"),
