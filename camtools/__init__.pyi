@@ -13,7 +13,7 @@ from . import steps as steps
 from . import training as training
 from .context_bank import ContextBank
 from .errors import CamtoolsError, InputError, ModelError, PipelineError, TargetError, WeightsError
-from .evaluation import EvaluationResult, evaluate
+from .evaluation import EvaluationResult, calibrate, evaluate
 from .explainer import Explainer, explain
 from .explanation import Explanation
 from .exports import export, results_frame
@@ -46,6 +46,7 @@ __all__ = [
     "Segmenter",
     "TargetError",
     "WeightsError",
+    "calibrate",
     "evaluate",
     "explain",
     "export",

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from camtools.cli.calibrate import calibrate
 from camtools.cli.common import complain
 from camtools.cli.demo import demo
 from camtools.cli.doctor import doctor
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, doctor, evaluate, explain, export_results, finetune, models, segment):
+for command in (calibrate, demo, doctor, evaluate, explain, export_results, finetune, models, segment):
     app.command()(command)
 for point in sorted(entry_points(group="camtools.commands"), key=lambda point: point.name):
     try:

@@ -62,7 +62,7 @@ def pick_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def exit_codes(out: Path | None = None, *, folder: bool = True) -> Iterator[None]:
-    """Turn what camtools raises on purpose, and files' errors, into one line and exit code 2, and Ctrl-C into exit code 130.
+    """Turn camtools' errors, and those of files, into one line and exit code 2, and Ctrl-C into exit code 130.
 
     Args:
         out: Where results will go, which is tried before anything else is done; None where nothing is written.

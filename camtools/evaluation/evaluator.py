@@ -17,7 +17,6 @@ from camtools.datasets.selection import Selection
 from camtools.engine import Engine
 from camtools.errors import CamtoolsError, InputError, ModelError
 from camtools.evaluation.bootstrap import image_weights
-from camtools.evaluation.calibrate import FILE, write_thresholds
 from camtools.evaluation.processes import Team, team
 from camtools.evaluation.protocol import Protocol
 from camtools.evaluation.results import EvaluationResult
@@ -25,6 +24,7 @@ from camtools.evaluation.runner import ModelRunner, Runner
 from camtools.evaluation.scoremaps import MapRunner, map_folders
 from camtools.evaluation.statistics import Measured, check_metrics, summarise
 from camtools.evaluation.store import Failure, Store, forget, merged
+from camtools.evaluation.thresholds import FILE, write_thresholds
 from camtools.files import locked
 from camtools.images.preprocess import Preprocess
 from camtools.model.cam_model import unwrapped

@@ -7,8 +7,8 @@ import pytest
 
 import camtools
 from camtools.errors import InputError, PipelineError
-from camtools.evaluation.calibrate import calibrated
 from camtools.evaluation.results import LEVEL_OF
+from camtools.evaluation.thresholds import calibrated
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from camtools.steps.base import Stage
 from camtools.steps.fixed_threshold import FixedThreshold
 
 FILE = "threshold.json"
+UNLABELLED = "unlabelled"
+"""What stands for the metric where a threshold was chosen without labels."""
 
 
 def calibrated(
@@ -35,7 +37,7 @@ def calibrated(
     Args:
         pipeline: Preset name, `Pipeline`, step, or list of steps.
         threshold: Fraction of the map's maximum, in [0, 1); or the `threshold.json` of an evaluation with calibration,
-            its folder, or its result.
+            its folder, or its result; or the file that `camtools.calibrate` wrote.
         metric: Which metric's threshold, where there are several: "MaxBoxAcc" or "PeakIoU", say.
         name: The pipeline's name in the evaluation; the preset's own where left out.
 
@@ -85,8 +87,8 @@ def _chosen(source: Any, name: str, metric: str) -> float:
         known = ", ".join(map(repr, thresholds))
         raise InputError(f"{where} has no pipeline {name!r}: expected one of {known}; give name=")
     by_metric = {key: value for key, value in thresholds[name].items() if isinstance(value, int | float)}
-    key = metric if metric in by_metric else metric_name(metric)
-    if key not in by_metric:
+    key = next((key for key in (metric, metric_name(metric), UNLABELLED) if key in by_metric), None)
+    if key is None:
         raise InputError(
             f"{where} has no single threshold of {metric!r} for {name!r}: expected one of "
             f"{', '.join(map(repr, by_metric)) or 'none'}; evaluate with calibrate=, and give metric="
