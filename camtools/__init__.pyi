@@ -1,3 +1,4 @@
+from . import callbacks as callbacks
 from . import classes as classes
 from . import datasets as datasets
 from . import evaluation as evaluation

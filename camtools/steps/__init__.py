@@ -8,6 +8,7 @@ from camtools.steps.cam import CAM
 from camtools.steps.centre import Centre
 from camtools.steps.cream import CREAM, UnitFeatures
 from camtools.steps.crf import CRF
+from camtools.steps.ddt import DDT
 from camtools.steps.edge_level import EdgeLevel
 from camtools.steps.enlarge import Enlarge
 from camtools.steps.fixed_threshold import FixedThreshold
@@ -26,6 +27,7 @@ __all__ = [
     "CAM",
     "CREAM",
     "CRF",
+    "DDT",
     "IVR",
     "NWC",
     "AbsoluteNegative",

@@ -124,12 +124,17 @@ class Trainer:
             parameter.grad = self.accelerator.reduce(gradient, "mean")
         self._step()
 
-    def plain_batches(self) -> Iterator[Batch]:
-        """Yield this process's share of the training images once, in order and without augmentation."""
-        positions = list(range(len(self.data)))[self.accelerator.process_index :: self.accelerator.num_processes]
+    def plain_batches(self, positions: Sequence[int] | None = None) -> Iterator[Batch]:
+        """Yield training images once, in order and without augmentation.
+
+        Args:
+            positions: Which; None for this process's share of all.
+        """
+        if positions is None:
+            positions = range(self.accelerator.process_index, len(self.data), self.accelerator.num_processes)
         size, transform = self.config.batch_size, plain_transform(self.config, self.preprocess)
         images = Images(self.data, transform, self.classes, self.shares, self.config.seed)
-        for batch in Loader(images).epoch(0, [positions[i : i + size] for i in range(0, len(positions), size)]):
+        for batch in Loader(images).epoch(0, [list(positions[i : i + size]) for i in range(0, len(positions), size)]):
             yield self._placed(batch)
 
     def boxes_of(self, batch: Batch, boxes: Tensor) -> Tensor:

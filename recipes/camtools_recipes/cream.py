@@ -36,7 +36,8 @@ class CreamRecipe(Recipe):
 
     The weights are those that `gap` would give: the bank takes no part in the loss. Every batch's mean features where
     the true class's CAM is above delta of its maximum, and of the rest, update the class's vectors (eq. 3-4). Maps are
-    made by soft clustering that starts from them.
+    made by soft clustering that starts from them. With `ema`, whose weights are averages, every epoch ends with a pass
+    over the plain training images instead, so that the bank is of the weights that it goes with.
     """
 
     name = "cream"
@@ -55,22 +56,37 @@ class CreamRecipe(Recipe):
 
     def loss(self, trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
         """Return cross-entropy and accuracy; on the way, the batch updates the bank."""
+        if trainer.averaged is not None:
+            return super().loss(trainer, batch)
         with captured(trainer.inner.feature_map) as features:  # type: ignore[arg-type]
             losses = super().loss(trainer, batch)
-        self.remember(trainer, features[0].detach().float(), batch.labels)
+        self.remember(trainer, trainer.inner, features[0].detach().float(), batch.labels)
         return losses
 
-    def remember(self, trainer: Trainer, features: Tensor, labels: Tensor) -> None:
+    def after_epoch(self, trainer: Trainer) -> None:
+        """Make the bank anew from the averaged weights, where there are such."""
+        if trainer.averaged is None:
+            return
+        if trainer.accelerator.num_processes > 1:
+            raise InputError(f"ema={self.config.ema:g}: cream makes its bank in one process then, expected ema=0")
+        self._updates, model = None, trainer.trained()
+        for batch in trainer.plain_batches():
+            with torch.no_grad():
+                features = model.features(batch.images)  # type: ignore[operator]
+            self.remember(trainer, model, features.float(), batch.labels)
+
+    def remember(self, trainer: Trainer, model: nn.Module, features: Tensor, labels: Tensor) -> None:
         """Update the bank with a batch, image after image, those of all processes in turn.
 
         Args:
-            trainer: Whose classifier makes the CAM.
+            trainer: Knows the classes.
+            model: Whose classifier makes the CAM.
             features: F, (B, C, h, w), without gradient.
             labels: (B,).
         """
         from accelerate.utils import gather_object
 
-        classifier: nn.Linear = trainer.inner.classifier  # type: ignore[assignment]
+        classifier: nn.Linear = model.classifier  # type: ignore[assignment]
         with torch.autocast(features.device.type, enabled=False):
             weight = classifier.weight.detach().float()
             maps = torch.einsum("bc,bchw->bhw", weight[labels], features)[:, None]

@@ -22,6 +22,9 @@ from camtools.pipeline.text import named_pipelines
 from camtools.progress import progress_bar
 from camtools.steps.cam import CAM
 from camtools.steps.cream import CREAM, UnitFeatures
+from camtools.steps.ddt import DDT, principal_direction
+from camtools.steps.fixed_threshold import FixedThreshold
+from camtools.steps.minmax import MinMax
 from camtools.training.config import TrainConfig, option
 from camtools.training.data import Batch
 from camtools.training.optimizer import head_parameters
@@ -30,16 +33,18 @@ from camtools.training.trainer import Trainer
 from camtools.training.validation import Validation
 from camtools_recipes.cream_maps import PAPER, CreamMapsConfig, cream_pipeline
 
-_OWN = "cream"
+_OWN, _DDT = "cream", "ddt"
 _IOUS = (0.3, 0.5, 0.7)  # of MaxBoxAccV2
 
 
 @dataclass(frozen=True, kw_only=True)
 class CreamRegressorConfig(CreamMapsConfig):
-    """Settings of `cream_regressor`. The model to start with has to know the data's classes already."""
+    """Settings of `cream_regressor`. The model to start with has to know the data's classes, unless `maps` is ddt."""
 
     maps: str = option(
-        _OWN, "What draws the boxes to learn from: cream, with a bank fitted to the training set, or any pipeline."
+        _OWN,
+        "What draws the boxes to learn from: cream, with a bank fitted to the training set; ddt, the principal "
+        "component of each class's features, which PSOL (Zhang et al., CVPR 2020) learns from; or any pipeline.",
     )
     bank: str = option("", "File of a bank that a cream run of this model left; empty: fits one.")
     augment: tuple[str, ...] = option(
@@ -70,8 +75,11 @@ class CreamRegressorRecipe(Recipe):
     def __init__(self, config: TrainConfig | None = None) -> None:
         super().__init__(config)
         self._cream: CREAM | None = None
+        self._ddt = DDT() if self.config.maps == _DDT else None
         if self.config.maps == _OWN:
             self.pipeline, self._cream = cream_pipeline(self.config)
+        elif self._ddt is not None:
+            self.pipeline = Pipeline([self._ddt, MinMax(), FixedThreshold(0.0)])
         else:
             self.pipeline = list(named_pipelines(self.config.maps).values())[-1]
         self._teacher: nn.Module | None = None
@@ -83,7 +91,7 @@ class CreamRegressorRecipe(Recipe):
         Raises:
             InputError: The classifier does not know the data's classes, or its bank cannot be used.
         """
-        if classes is not None:
+        if classes is not None and self._ddt is None:
             raise InputError(
                 f"cream_regressor learns from the maps of a classifier that knows the data's {classes} classes, but "
                 "this one has others: expected one trained on them. Run gap or cream first, and start with its model"
@@ -110,6 +118,8 @@ class CreamRegressorRecipe(Recipe):
         assert self._teacher is not None
         if self._cream is not None and not self.config.bank:
             self._cream.bank = self._fitted(trainer, self._teacher)
+        if self._ddt is not None:
+            self._find_common(self._ddt, trainer, self._teacher)
         explainer = Explainer(self._teacher, self.pipeline, device=trainer.device, batch_size=self.config.batch_size)
         boxes = torch.zeros(len(trainer.data), 4, device=trainer.device)
         with progress_bar(len(trainer.data), "Drawing boxes", trainer.accelerator.is_main_process) as advance:
@@ -151,6 +161,22 @@ class CreamRegressorRecipe(Recipe):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them back."""
         self._boxes = state["boxes"].cpu() if state else None
+
+    def _find_common(self, step: DDT, trainer: Trainer, teacher: nn.Module) -> None:
+        """Find what the images of each class have in common."""
+        if trainer.accelerator.num_processes > 1:
+            raise InputError("maps='ddt' looks at all images of a class in one process, but there are several")
+        engine = Engine(teacher, [Pipeline([CAM()])], device=trainer.device)
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        for label in sorted({own[0] for own in trainer.data.labels}):
+            members = [i for i, own in enumerate(trainer.data.labels) if own[0] == label]
+            batches = trainer.plain_batches(members)
+            found[label] = principal_direction(
+                torch.cat([engine.forward(batch.images).activations.features.float().cpu() for batch in batches])
+            )
+        step.mean, step.vectors = (torch.zeros(trainer.classes, len(found[min(found)][0])) for _ in range(2))
+        for label, (mean, vector) in found.items():
+            step.mean[label], step.vectors[label] = mean, vector
 
     def _fitted(self, trainer: Trainer, teacher: nn.Module) -> ContextBank:
         """Return a bank of the training images as they are, the mean over all of each class."""

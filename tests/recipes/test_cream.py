@@ -9,8 +9,9 @@ from camtools.datasets.scenes import SceneNet, Scenes
 from camtools.errors import InputError
 from camtools.steps import CREAM
 from camtools.steps.base import State
-from camtools.steps.cream import UnitFeatures
+from camtools.steps.cream import UnitFeatures, foreground_mask, mean_features
 from camtools.training import Recipe
+from camtools.training.augment import plain_transform
 from camtools.training.trainer import accelerated
 from camtools_recipes.cream import CreamConfig, CreamRecipe
 
@@ -45,24 +46,43 @@ def alone():
         yield
 
 
+def test_the_bank_is_of_the_averaged_weights(net):
+    data, options = Scenes("train", 8, size=32), {**OPTIONS, "bank_momentum": 0.0}
+    result = camtools.finetune("cream", net, data, ema=0.9, **options, **RUN)
+    bank = result.pipeline[1].bank
+    last = {int(data[i].labels[0]): i for i in range(8)}  # with momentum 0 the last image of each class decides
+    for label, i in last.items():
+        x = plain_transform(CreamConfig(input_size=32), result.model.preprocess)(data[i].image)[None]
+        with torch.no_grad():
+            features = result.model.features(x)
+        maps = torch.einsum("c,bchw->bhw", result.model.classifier.weight[label].detach(), features)[:, None]
+        mean, present = mean_features(features, foreground_mask(maps, 0.2))
+        if present:
+            torch.testing.assert_close(bank.foreground[label], mean[0, 0])
+    assert bank.counts.max() <= 2  # one pass over the images, whose classes have two at most
+    assert last
+    live = camtools.finetune("cream", net, data, **options, **RUN).pipeline[1].bank
+    assert not torch.allclose(bank.foreground, live.foreground)
+
+
 @pytest.mark.usefixtures("alone")
 def test_the_bank_by_hand():
     recipe = CreamRecipe(CreamConfig(bank_momentum=0.75, delta=0.2))
     # Two positions: channel 0 is 10 and 1, so only the first is above 0.2 of the maximum.
     first = torch.tensor([[[[10.0, 1.0]], [[4.0, 2.0]]]])
     second = torch.tensor([[[[2.0, 0.0]], [[8.0, 6.0]]]])
-    recipe.remember(Told, first, torch.tensor([0]))
+    recipe.remember(Told, Told.inner, first, torch.tensor([0]))
     bank = recipe.bank(torch.nn.Linear(1, 1))
     assert bank.foreground.tolist() == [[10, 4], [0, 0]] and bank.background.tolist() == [[1, 2], [0, 0]]
     assert bank.missing == [1]
-    recipe.remember(Told, second, torch.tensor([0]))
+    recipe.remember(Told, Told.inner, second, torch.tensor([0]))
     bank = recipe.bank(torch.nn.Linear(1, 1))
     assert bank.foreground[0].tolist() == [0.75 * 10 + 0.25 * 2, 0.75 * 4 + 0.25 * 8]
     assert bank.background[0].tolist() == [0.75 * 1, 0.75 * 2 + 0.25 * 6]
     assert bank.counts.tolist() == [[2, 2], [0, 0]]
     assert (bank.momentum, bank.delta) == (0.75, 0.2)
     unit = CreamRecipe(CreamConfig(unit=True))
-    unit.remember(Told, torch.tensor([[[[3.0, 0.0]], [[4.0, 2.0]]]]), torch.tensor([0]))
+    unit.remember(Told, Told.inner, torch.tensor([[[[3.0, 0.0]], [[4.0, 2.0]]]]), torch.tensor([0]))
     assert unit.bank(torch.nn.Linear(1, 1)).foreground[0].tolist() == pytest.approx([0.6, 0.8])
     assert any(isinstance(step, UnitFeatures) for step in unit.pipeline)
     assert not any(isinstance(step, UnitFeatures) for step in recipe.pipeline)
@@ -154,7 +174,7 @@ def test_a_resumed_run_ends_with_the_same_bank(net, tmp_path):
 def test_the_state_comes_back():
     recipe = CreamRecipe()
     assert recipe.state_dict() == {} and recipe.files(torch.nn.Linear(1, 1)) == {}
-    recipe.remember(Told, torch.rand(1, 2, 3, 3), torch.tensor([1]))
+    recipe.remember(Told, Told.inner, torch.rand(1, 2, 3, 3), torch.tensor([1]))
     other = CreamRecipe()
     other.load_state_dict(recipe.state_dict())
     assert torch.equal(other.state_dict()["values"], recipe.state_dict()["values"])

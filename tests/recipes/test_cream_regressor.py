@@ -110,6 +110,27 @@ def test_pseudo_boxes_are_those_of_the_maps_and_the_truth_plays_no_part(bright, 
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+def test_boxes_of_what_images_share(monkeypatch):
+    """DDT needs no class of the model's: squares stand out of every image."""
+    seen = {}
+    original = CreamRegressorRecipe.before_training
+
+    def watch(self, trainer):
+        original(self, trainer)
+        seen["boxes"] = self._boxes
+
+    monkeypatch.setattr(CreamRegressorRecipe, "before_training", watch)
+    foreign = Bright()
+    foreign.near.weight.data.zero_()
+    foreign.near.bias.data.zero_()
+    foreign.fc, foreign.class_names = nn.Linear(25, 4), ("w", "x", "y", "z")  # other classes than the data's
+    run = {**config(maps="ddt"), **RUN}
+    camtools.finetune("cream_regressor", foreign.eval(), Squares(16), epochs=1, **run)
+    expected = torch.tensor([Squares().box(i) for i in range(16)]) / SIDE
+    out = (seen["boxes"] - expected) * torch.tensor([-1, -1, 1, 1]) * SIDE
+    assert out.min() > -0.01 and out.max() <= 4  # the square, and less than a cell of 4 pixels around it
+
+
 def test_it_learns_the_boxes(bright):
     data, val = Squares(48), Squares(40)
     options = config(epochs=60, optimizer="adamw", lr=0.03, weight_decay=0.0, validate_every=60)

@@ -45,8 +45,8 @@ def test_classes_are_spread_and_numbered_anew(root):
 
 
 def test_a_table_of_what_is_done(root, tmp_path, capsys):
-    runs = run_cub(tmp_path, root, TINY, ["cream"])
-    assert [run.recipe for run in runs] == ["gap", "cream"]
+    runs = run_cub(tmp_path, root, TINY, ["tap"])
+    assert [run.recipe for run in runs] == ["gap", "tap"]
     write_cub_report(tmp_path, runs)
     table = (tmp_path / "table.md").read_text()
     for row in (
@@ -60,13 +60,13 @@ def test_a_table_of_what_is_done(root, tmp_path, capsys):
     assert (tmp_path / "bars.png").exists() and len(list((tmp_path / "frozen").glob("*/features.f16"))) == 1
     capsys.readouterr()
     again = run_cub(tmp_path, root, TINY, minutes=0)  # what is done is read; nothing else begins
-    assert [run.recipe for run in again] == ["gap", "cream"] and not capsys.readouterr().err
+    assert [run.recipe for run in again] == ["gap", "tap"] and not capsys.readouterr().err
     with pytest.raises(InputError, match=r"holds runs of another budget or of other settings"):
         run_cub(tmp_path, root, CubBudget())
 
 
 def test_wrong_use(root, tmp_path):
-    with pytest.raises(InputError, match=r"rows=\['gapp'\]: expected some of gap, cream, tap"):
+    with pytest.raises(InputError, match=r"rows=\['gapp'\]: expected some of gap, tap, wgap"):
         run_cub(tmp_path, root, TINY, ["gapp"])
     with pytest.raises(InputError, match=r"holds no finished run of gap.*Give more minutes"):
         write_cub_report(tmp_path, run_cub(tmp_path, root, TINY, minutes=0))
