@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import interpolate
+from torch.overrides import TorchFunctionMode
 
 from camtools.checks import whole
 from camtools.engine import Engine
-from camtools.errors import CamtoolsError, ModelError, PipelineError
+from camtools.errors import CamtoolsError, ModelError, PipelineError, TargetError
 from camtools.files import replacing
 from camtools.images.adjusted import Crop, shown_whole
 from camtools.images.preprocess import Preprocess
@@ -69,8 +70,8 @@ def to_onnx(
         model: Any classifier, or a `CamModel`; left as it is.
         path: The file, .onnx.
         top_k: Maps of the k likeliest classes; None for all classes, and `heatmaps` of the likeliest.
-        pipeline: As for `explain`; steps that look at the image's pixels, at an enlarged input or at gradients of
-            earlier stages cannot be in the graph.
+        pipeline: As for `explain`, of steps on the feature grid; those that look at the image's pixels, an enlarged
+            input or earlier stages cannot be in the graph.
         transform: The model's preprocessing; None asks the model.
         crop: As for `explain`.
         class_names: Names of the classes in order; None asks the model.
@@ -92,7 +93,7 @@ def to_onnx(
     """
     _check_installed()
     steps, name = one_pipeline(pipeline)
-    rule = _rule(steps)
+    rule = threshold_rule(steps)
     call: Any = {"output": output, "forward_args": forward_args, "forward_kwargs": forward_kwargs}
     own = copy.deepcopy(unwrapped(model)) if isinstance(model, nn.Module) else model
     if isinstance(own, nn.Module):
@@ -132,9 +133,10 @@ class _Graph(nn.Module):
         super().__init__()
         self.engine, self.model, [self.pipeline] = engine, engine.model, engine.pipelines
         self.example = self._example()
-        with torch.no_grad():
-            found = engine.settled(self.model.activations(self.example, self.pipeline.needs_pyramid))
+        found = engine.forward(self.example).activations
         count = found.logits.shape[1]
+        if engine.class_names is not None and len(engine.class_names) != count:
+            raise TargetError(f"{len(engine.class_names)} class names were given for {count} classes: expected as many")
         self.top_k = None if top_k is None else whole("top_k", top_k, most=count)
         maps = count if self.top_k is None else self.top_k
         if not found.decomposition.exact and maps > MOST_GRADIENTS:
@@ -145,7 +147,7 @@ class _Graph(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         size = (images.shape[2], images.shape[3])
-        found = self.engine.settled(self.model.traced(images, self.pipeline.needs_pyramid))
+        found = self.engine.settled(self.model.traced(images))
         logits = found.logits.detach().float()
         classes = logits.topk(self.top_k or 1, dim=1).indices
         wanted = classes
@@ -153,7 +155,7 @@ class _Graph(nn.Module):
             wanted = torch.arange(logits.shape[1]).expand(logits.shape[0], -1)
         weights = found.weights_of(wanted if self.top_k or not found.decomposition.exact else wanted[:1])
         features = found.features.detach().float()
-        state = State(features, weights.detach().float(), labels=wanted, pyramid=found.pyramid)
+        state = State(features, weights.detach().float(), labels=wanted)
         maps = self.pipeline.features(state).require("maps", self)
         shown = maps if self.top_k else maps.gather(1, classes[..., None, None].expand(-1, -1, *maps.shape[2:]))
         state = State(maps=interpolate(shown, size=size, mode="bilinear", align_corners=False), labels=classes)
@@ -176,11 +178,10 @@ def _program(graph: _Graph) -> Any:
         with untouched(unwrapped(graph.model)), torch.no_grad():
             traced: Any = graph
             if not exact:
-                with sdpa_kernel(SDPBackend.MATH):  # the one attention whose backward pass is made of plain operations
+                with _MeanPooling(), sdpa_kernel(SDPBackend.MATH):  # whose backward passes are plain operations
                     traced = make_fx(graph, tracing_mode="symbolic", _allow_non_fake_inputs=True)(example)
             batch = {0: torch.export.Dim("batch")}
             exported = torch.export.export(traced, (example,), dynamic_shapes=(batch,), strict=False)
-            exported = _without_strides(exported.run_decompositions()) if not exact else exported
             names = ["logits", "classes", "maps", "heatmaps"]
             return torch.onnx.export(
                 exported, input_names=["images"], output_names=names, dynamo=True, optimize=True, verbose=False
@@ -188,7 +189,10 @@ def _program(graph: _Graph) -> Any:
     except CamtoolsError:
         raise
     except Exception as error:  # whatever torch's exporters meet in somebody's model
-        said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        said = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
         head = "" if exact else f" Its head is linearised ({graph.model.decomposition.head}), so that its backward pass"
         also = "" if exact else " has to be in the graph as well."
         raise ModelError(
@@ -197,32 +201,33 @@ def _program(graph: _Graph) -> Any:
         ) from error
 
 
-def _without_strides(program: Any) -> Any:
-    """Drop what autograd does for the sake of strides, which ONNX has none of."""
-    nodes = program.graph.nodes
-    for node in nodes:
-        if "as_strided_scatter" in str(node.target) and node.args[1].meta["val"].shape == node.meta["val"].shape:
-            node.replace_all_uses_with(node.args[1])
-    program.graph_module.graph.eliminate_dead_code()
-    return program
+class _MeanPooling(TorchFunctionMode):
+    """Pools by the mean where a pooling to 1 x 1 would set strides, which ONNX has none of."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "adaptive_avg_pool2d" and args[1:] in ((1,), ((1, 1),), ([1, 1],)):
+            return args[0].mean((-2, -1), keepdim=True)
+        return func(*args, **(kwargs or {}))
 
 
-def _rule(pipeline: Pipeline) -> dict[str, float | None]:
+def threshold_rule(pipeline: Pipeline) -> dict[str, float | None]:
     """Return a threshold low + theta * (high - low) as percentiles of a map; None is the value 0, or the maximum.
 
     Raises:
         PipelineError: A step cannot be in the graph.
     """
     for step in pipeline:
-        enlarged = step.stage == Stage.INPUT
-        pixels = step.needs_image or (
-            step.stage == Stage.REFINE and step.resolution == "image" and type(step) is not MinMax
-        )
-        if enlarged or pixels or step.needs_gradients or step.stage == Stage.PARTS:
-            why = "an enlarged input" if enlarged else "gradients" if step.needs_gradients else "the image's pixels"
+        lacks = {
+            "an enlarged input": step.stage == Stage.INPUT,
+            "gradients of earlier stages": step.needs_gradients,
+            "earlier stages": step.needs_pyramid,
+            "the image's pixels": step.needs_image or (step in pipeline.pixel_steps and not isinstance(step, MinMax)),
+            "masks": step.stage == Stage.PARTS,
+        }
+        if why := next((place for place, is_so in lacks.items() if is_so), None):
             raise PipelineError(
-                f"{step!r} works on {why}, which is not in the graph: expected steps on the feature grid, such as "
-                "'cam', 'rcam' or 'fast'"
+                f"{step!r} works on {why}, which the graph does not have: expected steps on the feature grid, as in "
+                "'cam' and 'rcam'"
             )
         if step.stage == Stage.THRESHOLD:
             if isinstance(step, FixedThreshold):

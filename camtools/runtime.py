@@ -233,10 +233,10 @@ class _Ready:
         """Take a map (h, w) to the image's pixels, as `camtools.images.Geometry.resize` does."""
         sides = zip(self.size, self.values.shape[1:], self.scale, self.offset, grid.shape, strict=True)
         (rows, unseen_rows), (columns, unseen_columns) = (_axis(*side) for side in sides)
-        resized: Array = rows @ grid @ columns.T
+        resized = np.asarray(rows @ grid @ columns.T, np.float32)
         if unseen_rows.any() or unseen_columns.any():
             low = grid.min()
-            resized = np.maximum(resized, low)
+            np.maximum(resized, low, out=resized)
             resized[unseen_rows] = low
             resized[:, unseen_columns] = low
         return resized

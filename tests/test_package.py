@@ -94,7 +94,7 @@ print(*names)
     assert done.stderr == ""
     names, heavy = done.stdout.splitlines()
     assert names.split() == [
-        *("demo", "doctor", "evaluate", "explain", "export-results", "finetune", "models", "segment"),
+        *("demo", "doctor", "evaluate", "explain", "export-model", "export-results", "finetune", "models", "segment"),
         "reproduce",
     ]
     assert heavy == "[]"

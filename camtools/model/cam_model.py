@@ -385,16 +385,13 @@ class CamModel(nn.Module):
                 f"{tuple(example.shape)}: {error}. Show it one of its own inputs first: locate(x)"
             ) from error
 
-    def traced(self, x: Tensor, pyramid: int = 0) -> Activations:
+    def traced(self, x: Tensor) -> Activations:
         """Return what `activations` does, in one forward without locks or checks, for exporters to trace.
 
         Features have been located by then, and the model is in eval mode; inputs are (B, C, H, W).
         """
         located, model = self._location(), unwrapped(self.model)
-        levels = (located.levels or ())[:pyramid]
-        with PyramidCapture(model, levels) as capture:
-            found = self._forward(model, located.spec, x, located.decomposition, cut=not located.decomposition.exact)
-        return replace(found, pyramid=tuple(stage.tensor for stage in capture.stages((x.shape[2], x.shape[3]))))
+        return self._forward(model, located.spec, x, located.decomposition, cut=not located.decomposition.exact)
 
     def _forward(
         self, model: nn.Module, spec: FeatureSpec, x: Tensor, unchecked: Decomposition | None, *, cut: bool
