@@ -9,6 +9,7 @@ from . import metrics as metrics
 from . import model as model
 from . import pipeline as pipeline
 from . import plot as plot
+from . import runtime as runtime
 from . import sources as sources
 from . import steps as steps
 from . import training as training
@@ -21,6 +22,7 @@ from .exports import export, results_frame
 from .images.preprocess import Preprocess
 from .loading import load_model
 from .model.cam_model import CamModel, wrap
+from .onnx_graph import to_onnx
 from .pipeline.pipeline import Pipeline
 from .pipeline.presets import PRESETS, preset
 from .segmentation import Segmentation
@@ -56,5 +58,6 @@ __all__ = [
     "preset",
     "results_frame",
     "segment",
+    "to_onnx",
     "wrap",
 ]

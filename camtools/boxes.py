@@ -14,8 +14,7 @@ from torchvision.ops import batched_nms
 
 from camtools.checks import number
 from camtools.errors import InputError
-
-IntArray = NDArray[np.int64]
+from camtools.parts import IntArray, mask_parts
 
 SPECK = 0.01
 """Share of the largest part's pixels below which explanations leave a part out: masks that follow an image's texture
@@ -110,55 +109,13 @@ def _parts(
     parts: Tensor, least: float, maps: Tensor | None = None
 ) -> tuple[int, IntArray, IntArray, NDArray[np.float32], IntArray]:
     """Return how many masks there are, and of their parts, in the final order, mask, box, peak and first pixel."""
-    *leading, height, width = parts.shape
-    count, rows, stride = int(np.prod(leading, dtype=np.int64)), height + 1, width + 1
-    numbers = _padded(parts)
-    # Where runs of one number start and end; those of background are left out.
-    starts = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
-    ends = np.append(starts[1:], len(numbers))
-    kept = numbers[starts] != 0
-    starts, ends = starts[kept], ends[kept]
-    component = _components(starts, ends, numbers[starts], stride)
-    order = np.argsort(component, kind="stable")  # a component's runs together, topmost and leftmost first
-    heads = np.flatnonzero(np.diff(component[order], prepend=-1))  # each component's first run
-    row, left = np.divmod(starts[order], stride)
-    lengths = (ends - starts)[order]
-    peaks = np.zeros(len(heads), dtype=np.float32)
-    if maps is not None and len(starts):
-        edges = np.stack([starts, ends], axis=1).ravel()
-        peaks = np.maximum.reduceat(np.maximum.reduceat(_padded(maps.float()), edges)[::2][order], heads)
-    area = np.add.reduceat(lengths, heads)
-    x0 = np.minimum.reduceat(left, heads)
-    x1 = np.maximum.reduceat(left + lengths, heads)
-    mask, y0 = np.divmod(row[heads], rows)
-    y1 = np.maximum.reduceat(row, heads) - mask * rows  # counted from the row of background
-    largest = np.zeros(count, dtype=np.int64)
-    np.maximum.at(largest, mask, area)
-    final = np.lexsort((starts[order][heads], -area, mask))
-    final = final[(area >= least * largest[mask])[final]]
-    boxes, firsts = np.stack([x0, y0 - 1, x1, y1], axis=1), np.stack([left[heads], y0 - 1], axis=1)
-    return count, mask[final], boxes[final], peaks[final], firsts[final]
+    values = None if maps is None else maps.detach().float().cpu().numpy()
+    return mask_parts(parts.detach().cpu().numpy(), least, _connected, values)
 
 
-def _padded(images: Tensor) -> NDArray[Any]:
-    """Return images (..., H, W) in one flat row, zeros in a row before each and a column after it keeping all apart."""
-    *_, height, width = images.shape
-    flat = images.detach().cpu().numpy().reshape(-1, height, width) if images.numel() else np.zeros((0, height, width))
-    padded = np.zeros((len(flat), height + 1, width + 1), dtype=flat.dtype)
-    padded[:, 1:, :width] = flat
-    return padded.ravel()
-
-
-def _components(starts: IntArray, ends: IntArray, numbers: NDArray[Any], stride: int) -> IntArray:
-    """Return each run's component."""
-    # A run touches a range of the next row's runs: those that end at or after its start and start at or before its end.
-    first = np.searchsorted(ends, starts + stride, side="left")
-    count = np.maximum(np.searchsorted(starts, ends + stride, side="right") - first, 0)
-    upper = np.repeat(np.arange(len(starts)), count)
-    lower = np.arange(len(upper)) + np.repeat(first - np.cumsum(count) + count, count)
-    same = numbers[upper] == numbers[lower]
-    pairs = (upper[same], lower[same])
-    graph = coo_array((np.ones(len(pairs[0]), dtype=np.int8), pairs), shape=(len(starts), len(starts)))
+def _connected(one: IntArray, other: IntArray, count: int) -> IntArray:
+    """Return the component of each of `count` nodes, by the pairs that are joined."""
+    graph = coo_array((np.ones(len(one), dtype=np.int8), (one, other)), shape=(count, count))
     component: IntArray = connected_components(graph, directed=False)[1]
     return component
 

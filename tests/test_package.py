@@ -94,7 +94,8 @@ print(*names)
     assert done.stderr == ""
     names, heavy = done.stdout.splitlines()
     assert names.split() == [
-        *("calibrate", "demo", "doctor", "evaluate", "explain", "export-results", "finetune", "models", "segment"),
+        *("calibrate", "demo", "doctor", "evaluate", "explain", "export-model", "export-results", "finetune"),
+        *("models", "segment"),
         "reproduce",
     ]
     assert heavy == "[]"

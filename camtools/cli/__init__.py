@@ -16,6 +16,7 @@ from camtools.cli.demo import demo
 from camtools.cli.doctor import doctor
 from camtools.cli.evaluate import evaluate
 from camtools.cli.explain import explain
+from camtools.cli.export_model import export_model
 from camtools.cli.export_results import export_results
 from camtools.cli.finetune import finetune
 from camtools.cli.models import models
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (calibrate, demo, doctor, evaluate, explain, export_results, finetune, models, segment):
+for command in (calibrate, demo, doctor, evaluate, explain, export_model, export_results, finetune, models, segment):
     app.command()(command)
 for point in sorted(entry_points(group="camtools.commands"), key=lambda point: point.name):
     try:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from camtools.checks import one_of
 from camtools.errors import InputError
+from camtools.sizes import centre_offset
 
 Mode = Literal["bilinear", "bicubic"]
 
@@ -186,16 +187,6 @@ class Geometry:
         if size is None:
             return boxes
         return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([size[1], size[0], size[1], size[0]]))
-
-
-def centre_offset(side: int, crop: int) -> int:
-    """Where a centred image starts in its crop, torchvision's rounding; negative if cut, positive if padded.
-
-    Args:
-        side: Length of the image, pixels.
-        crop: Length of the crop, pixels.
-    """
-    return (crop - side) // 2 if crop > side else -round((side - crop) / 2)
 
 
 @lru_cache(maxsize=128)

@@ -22,12 +22,12 @@ from camtools.errors import InputError
 from camtools.images.geometry import Geometry
 from camtools.images.measured import MeasuredTransform
 from camtools.images.read import InputImage
+from camtools.sizes import resized_size
 
 CropMode = Literal["center", "squash", "border"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-LONGEST = 64  # how many times as long as its target a side may become; longer ones are squeezed
 _RESAMPLING = {r.name.lower(): r for r in Image.Resampling} | {"nearest-exact": Image.Resampling.NEAREST}
 _PIXEL_OPTIONS = ("crop_border_pixels", "tf_preprocessing", "naflex", "patchify")  # of timm; not followed
 
@@ -194,7 +194,7 @@ class Preprocess:
             self.check_range(tensor)
             return tensor.float(), Geometry.identity(image.size)
         planes = self._planes(image)
-        height, width = resized = self._resized(image.size)
+        height, width = resized = resized_size(image.size, self.resize, self.crop_mode or "center")
         if resized != (planes[0].height, planes[0].width) or image.box:
             planes = [plane.resize((width, height), _RESAMPLING[self.interpolation], image.box) for plane in planes]
         geometry = Geometry.from_resize_crop(image.size, resized, self.input_size or resized)
@@ -295,23 +295,10 @@ class Preprocess:
             size: (height, width) of the image.
             scale: Sides of the largest input that is wanted over the own one.
         """
-        height, width = (math.ceil(2 * scale * side) for side in self._resized(size))
+        height, width = (
+            math.ceil(2 * scale * side) for side in resized_size(size, self.resize, self.crop_mode or "center")
+        )
         return size if self.resize is None else (min(size[0], height), min(size[1], width))
-
-    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) after the resize, with torchvision's truncation and timm's rounding; at least 1 x 1."""
-        if self.resize is None:
-            return size
-        if isinstance(self.resize, int):
-            # An image of 60,000 x 1 pixels would become one of 15 million by 256: its long side is squeezed instead.
-            long = int(self.resize * min(max(size) / min(size), LONGEST))
-            return (self.resize, long) if size[0] <= size[1] else (long, self.resize)
-        if self.crop_mode == "squash":
-            return self.resize
-        ratios = size[0] / self.resize[0], size[1] / self.resize[1]
-        ratio = min(ratios) if self.crop_mode == "center" else max(ratios)
-        height, width = (max(1, round(side / ratio)) for side in size)
-        return min(height, LONGEST * self.resize[0]), min(width, LONGEST * self.resize[1])
 
 
 def as_transform(transform: Any) -> Transform:

@@ -55,9 +55,13 @@ class Activations:
         Raises:
             TargetError: A class index out of range, or a list of the wrong length.
         """
-        if self._weight is not None:
-            return self._weight[None] if targets is None else self._weight[self._targets(targets)]
-        return self._gradient(self._targets(targets))
+        if self._weight is not None and targets is None:
+            return self._weight[None]
+        return self.weights_of(self._targets(targets))
+
+    def weights_of(self, indices: Tensor) -> Tensor:
+        """Return what `weights` does, of class indices (B, K') that are known to be in range."""
+        return self._gradient(indices) if self._weight is None else self._weight[indices]
 
     def maps(self, targets: Targets = None) -> Tensor:
         """Return class maps M_k = sum_c W[k, c] F_c, signed, without bias (B, K', h, w); see `weights`."""

@@ -96,7 +96,7 @@ class AsClassifier:
         return None if self.tap is None else self.tap.bias(logits)
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        self._batch = len(next(tensors_in((args, kwargs))))
+        self._batch = next(tensors_in((args, kwargs))).shape[0]
         if self.tap is not None:
             self.tap.clear()
         if not self._call.args and not self._call.kwargs:

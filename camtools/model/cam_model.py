@@ -385,6 +385,14 @@ class CamModel(nn.Module):
                 f"{tuple(example.shape)}: {error}. Show it one of its own inputs first: locate(x)"
             ) from error
 
+    def traced(self, x: Tensor) -> Activations:
+        """Return what `activations` does, in one forward without locks or checks, for exporters to trace.
+
+        Features have been located by then, and the model is in eval mode; inputs are (B, C, H, W).
+        """
+        located, model = self._location(), unwrapped(self.model)
+        return self._forward(model, located.spec, x, located.decomposition, cut=not located.decomposition.exact)
+
     def _forward(
         self, model: nn.Module, spec: FeatureSpec, x: Tensor, unchecked: Decomposition | None, *, cut: bool
     ) -> Activations:

@@ -77,6 +77,8 @@ def call_eagerly(model: nn.Module, x: Tensor) -> Any:
     made here without gradients must not be served to the caller's own training step. Parameters made under inference
     mode are cloned, since autograd refuses them.
     """
+    if torch.compiler.is_compiling():  # an exporter, which sees hooks as they are
+        return model(x)
     frozen = {name: p for name, p in [*model.named_parameters(), *model.named_buffers()] if p.is_inference()}
     with ExitStack() as stack:
         stack.enter_context(_EAGER)

@@ -88,7 +88,7 @@ class Affinity(Step):
 
     def _check(self, maps: Tensor, pyramid: tuple[Tensor, ...]) -> None:
         for level in pyramid:
-            if level.dim() != 4 or len(level) != len(maps):
+            if level.dim() != 4 or level.shape[0] != maps.shape[0]:
                 raise PipelineError(
                     f"{self!r}: a stage is {tuple(level.shape)} and maps {tuple(maps.shape)}: expected (B, C, h, w) of "
                     f"the same {len(maps)} images."

@@ -32,5 +32,5 @@ class MinMax(Step):
         low = maps.amin((-2, -1), keepdim=True)
         span = maps.amax((-2, -1), keepdim=True) - low
         usable = (span > 0) & span.isfinite()
-        normalised = (maps - low).div_(torch.where(usable, span, 1.0))
-        return state.replace(maps=normalised if usable.all() else torch.where(usable, normalised, 0.0))
+        normalised = (maps - low).div_(torch.where(usable, span, 1.0)).masked_fill_(~usable, 0.0)
+        return state.replace(maps=normalised)
