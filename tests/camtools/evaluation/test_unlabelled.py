@@ -58,7 +58,7 @@ def test_it_is_half_way_to_where_boxes_are_as_large(images):
     gaps = np.abs(np.sort(areas(boxes["cam"]), 0)[lower] - np.sort(areas(agreed))[lower])
     found = camtools.calibrate(model, images, "cam")
     assert (found.images, found.own) == (24, pytest.approx(0.2, abs=1 / 255))
-    assert gaps[round(found.matching * 255)] <= gaps[1:-1].min() + 0.05  # float32 there, and rounding at the edges of levels
+    assert gaps[round(found.matching * 255)] <= gaps[1:-1].min() + 0.05  # float32 there
     assert found.threshold == pytest.approx((found.own + found.matching) / 2)
 
 
