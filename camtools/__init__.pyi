@@ -13,6 +13,7 @@ from . import runtime as runtime
 from . import sources as sources
 from . import steps as steps
 from . import training as training
+from .clip import ZeroShot, zero_shot
 from .context_bank import ContextBank
 from .errors import CamtoolsError, InputError, ModelError, PipelineError, TargetError, WeightsError
 from .evaluation import EvaluationResult, calibrate, evaluate
@@ -49,6 +50,7 @@ __all__ = [
     "Segmenter",
     "TargetError",
     "WeightsError",
+    "ZeroShot",
     "calibrate",
     "evaluate",
     "explain",
@@ -60,4 +62,5 @@ __all__ = [
     "segment",
     "to_onnx",
     "wrap",
+    "zero_shot",
 ]

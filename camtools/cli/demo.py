@@ -24,6 +24,11 @@ def demo(
     scenes: Annotated[int, typer.Option(min=1, max=20, metavar="N", help="Scenes in their image.")] = 2,
     measured: Annotated[int, typer.Option(min=1, metavar="N", help="Scenes in the figures.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Any other draws other scenes.")] = 0,
+    web: Annotated[
+        bool, typer.Option("--web", help="Serve a page instead, to drop images on (pip install 'camtools[web]').")
+    ] = False,
+    model: Annotated[str, typer.Option(metavar="NAME", help="Of the page: see 'camtools models'.")] = "lite0",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page, on this machine.")] = 7860,
 ) -> None:
     """Explain photographs and drawn scenes, under several pipelines.
 
@@ -36,6 +41,12 @@ def demo(
     """
     from camtools.errors import WeightsError
 
+    if web:
+        from camtools.cli.web import serve
+
+        with exit_codes():
+            serve(model, port)
+        return
     start = time.perf_counter()
     with exit_codes(out, folder=False):
         names = [name.strip() for name in pipelines.split(",") if name.strip()]

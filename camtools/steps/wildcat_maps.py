@@ -27,7 +27,7 @@ class WildcatMaps(Step):
 
     WILDCAT averages. ex-CAM's thesis does not say how its maps are read. With delta 0.5, later maps add nothing but
     values of at most 0 in training and get no gradient where the first one fires, so their plain mean is a poor
-    reading; `docs/recipes.md` has a comparison.
+    reading.
 
     Reads `State.features`, (B, C, h, w), and `State.labels`, (B, K'); sets `State.maps`, (B, K', h, w), float32.
     Without the head's weights the maps are a plain CAM's.

@@ -37,7 +37,7 @@ class ExCamConfig(WildcatConfig):
         "max",
         "How a class's maps become one: their maximum at each position, their mean, the first, or masked, their mean "
         "after the dropout.",
-        source="measured: see docs/recipes.md",
+        source="the thesis does not say; why not the mean: docs/recipes.md",
         choices=READINGS,
         affects=False,
     )
