@@ -138,14 +138,23 @@ def draw(points: dict[str, tuple[float, float]], path: Path, title: str) -> None
             best = points[name][1]
             frontier.append(name)
     axes.plot(*zip(*(points[name] for name in frontier), strict=True), color="0.75", zorder=1, drawstyle="steps-post")
+    others = [point for name, point in points.items() if ":" in name]
     for name, (cost, value) in points.items():
-        preset = name in camtools.PRESETS
-        theirs = ":" in name
-        axes.scatter(
-            cost, value, s=36, marker="x" if theirs else "o", color="#c0392b" if preset else "#2c3e50", zorder=2
+        preset, theirs = name in camtools.PRESETS, ":" in name
+        style = {"marker": "x" if theirs else "o", "color": "#c0392b" if preset else "#2c3e50"}
+        axes.scatter(cost, value, s=36, zorder=2, **style)
+        side = -1 if any(high > value and abs(at - cost) < 0.7 for at, high in others) else 1  # they lie close together
+        slant = {"rotation": 32 * side, "va": "bottom" if side > 0 else "top", "rotation_mode": "anchor"}
+        offset = (4, 4 * side) if theirs else (6, -3)
+        axes.annotate(
+            name,
+            (cost, value),
+            offset,
+            textcoords="offset points",
+            fontsize=8,
+            fontweight="bold" if preset else "normal",
+            **(slant if theirs else {}),
         )
-        label = axes.annotate(name, (cost, value), (6, -3), textcoords="offset points", fontsize=8)
-        label.set_fontweight("bold" if preset else "normal")
     axes.set_xlabel("cost of the whole pipeline, bare forwards at 224 x 224")
     axes.set_ylabel("MaxBoxAccV2")
     axes.set_title(title, fontsize=9)
