@@ -51,6 +51,8 @@ class GenericAdapter:
 
     def class_names(self, model: nn.Module) -> Sequence[str] | None:
         """Return the names in one of the attributes that libraries use, else those of the one model inside."""
+        if hasattr(model, "class_names") and model.class_names is None:
+            return None  # it says so
         if hasattr(model, "class_names") or (names := told_names(model)) is not None:
             return told_names(model)
         found = inside(model)

@@ -34,6 +34,10 @@ class Generated(Step):
     stage = Stage.MAP
 
     def __init__(self, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
+        given = [(name, value) for name, value in (("weight", weight), ("bias", bias)) if value is not None]
+        for name, value in given:
+            if not isinstance(value, Tensor):
+                raise PipelineError(f"Generated({name}={value!r}): {name} must be a tensor, or None.")
         if weight is not None and (weight.dim() != 4 or weight.shape[2] % 2 == 0):
             raise PipelineError(f"Generated: weight is {tuple(weight.shape)}, expected (K, C, n, n) with n odd.")
         self.weight, self.bias = weight, bias

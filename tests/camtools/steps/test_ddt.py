@@ -40,3 +40,9 @@ def test_refusals():
     state = State(features=torch.zeros(1, 4, 1, 1), labels=torch.zeros(1, 1, dtype=torch.int64))
     with pytest.raises(PipelineError, match=r"DDT\(mean=\(2, 3\)\) does not fit features of 4 channels"):
         DDT(torch.zeros(2, 3), torch.zeros(2, 3))(state)
+
+
+@pytest.mark.parametrize("name", ["mean", "vectors"])
+def test_what_is_no_tensor_is_named(name):
+    with pytest.raises(PipelineError, match=rf"^DDT\({name}=0\): {name} must be a tensor, or None\.$"):
+        DDT(**{name: 0})
