@@ -222,10 +222,9 @@ class _Finetuning:
             self.recipe.load_state_dict(state["trainer"]["recipe"])
             self.history, self.best = state["history"], state["best"]
             self._say(f"going on after epoch {self.trainer.epoch}, batch {self.trainer.batch}")
-        else:
-            if resume:
-                self._say(f"{self.folder.path} holds no run yet: one begins")
-            self.folder.write_settings({**self.settings, **self.config.to_dict()})
+        elif resume:
+            self._say(f"{self.folder.path} holds no run yet: one begins")
+        self.folder.write_settings({**self.settings, **self.config.to_dict()})
         self.accelerator.wait_for_everyone()
 
     def _epoch(self, logs: Logs) -> None:

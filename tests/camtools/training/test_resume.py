@@ -52,6 +52,7 @@ def test_a_killed_run_ends_as_if_nothing_had_been(tmp_path, start):
     killed.kill()
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
+    (tmp_path / "killed" / "config.json").unlink()  # is written again
     processes = run("whole", "all"), run("killed", "rest")
     for process in processes:
         process.join(300)
@@ -64,7 +65,7 @@ def test_a_killed_run_ends_as_if_nothing_had_been(tmp_path, start):
         a, b = one["trainer"][part], other["trainer"][part]
         assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert one["history"] == other["history"] and one["best"]["epoch"] == other["best"]["epoch"]
-    for name in ("best.safetensors", "last.safetensors", "metrics.csv"):
+    for name in ("best.safetensors", "last.safetensors", "metrics.csv", "config.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
 
 
