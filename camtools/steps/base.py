@@ -141,3 +141,14 @@ class Step(abc.ABC):
     def __repr__(self) -> str:
         names = inspect.signature(type(self)).parameters
         return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"
+
+
+def check_tensors(owner: str, **given: object) -> None:
+    """Check arguments that must be tensors, or None.
+
+    Raises:
+        PipelineError: One is something else.
+    """
+    for name, value in given.items():
+        if not isinstance(value, Tensor | None):
+            raise PipelineError(f"{owner}({name}={value!r}): {name} must be a tensor, or None.")

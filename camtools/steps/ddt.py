@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from camtools.errors import PipelineError
-from camtools.steps.base import Stage, State, Step
+from camtools.steps.base import Stage, State, Step, check_tensors
 from camtools.steps.cam import CAM
 
 
@@ -34,9 +34,7 @@ class DDT(Step):
     stage = Stage.MAP
 
     def __init__(self, mean: Tensor | None = None, vectors: Tensor | None = None) -> None:
-        for name, value in (("mean", mean), ("vectors", vectors)):
-            if not isinstance(value, Tensor | None):
-                raise PipelineError(f"DDT({name}={value!r}): {name} must be a tensor, or None.")
+        check_tensors("DDT", mean=mean, vectors=vectors)
         shapes = [None if value is None else tuple(value.shape) for value in (mean, vectors)]
         if shapes[0] != shapes[1] or (mean is not None and mean.dim() != 2):
             raise PipelineError(f"DDT: mean is {shapes[0]} and vectors {shapes[1]}, expected (K, C) both, or None.")

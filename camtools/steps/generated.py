@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from camtools.errors import PipelineError
-from camtools.steps.base import Stage, State, Step
+from camtools.steps.base import Stage, State, Step, check_tensors
 from camtools.steps.cam import CAM
 
 
@@ -34,10 +34,7 @@ class Generated(Step):
     stage = Stage.MAP
 
     def __init__(self, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
-        given = [(name, value) for name, value in (("weight", weight), ("bias", bias)) if value is not None]
-        for name, value in given:
-            if not isinstance(value, Tensor):
-                raise PipelineError(f"Generated({name}={value!r}): {name} must be a tensor, or None.")
+        check_tensors("Generated", weight=weight, bias=bias)
         if weight is not None and (weight.dim() != 4 or weight.shape[2] % 2 == 0):
             raise PipelineError(f"Generated: weight is {tuple(weight.shape)}, expected (K, C, n, n) with n odd.")
         self.weight, self.bias = weight, bias

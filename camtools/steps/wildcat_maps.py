@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camtools.checks import number
+from camtools.checks import number, one_of
 from camtools.errors import PipelineError
-from camtools.steps.base import Stage, State, Step
+from camtools.steps.base import Stage, State, Step, check_tensors
 from camtools.steps.cam import CAM
 
 READINGS = ("mean", "first", "max", "masked")
@@ -50,8 +50,8 @@ class WildcatMaps(Step):
     def __init__(
         self, read: str = "mean", weight: Tensor | None = None, bias: Tensor | None = None, delta: float = 0.5
     ) -> None:
-        if read not in READINGS:
-            raise PipelineError(f"WildcatMaps(read={read!r}): read must be one of {', '.join(map(repr, READINGS))}.")
+        one_of("read", read, tuple(READINGS), owner="WildcatMaps", error=PipelineError)
+        check_tensors("WildcatMaps", weight=weight, bias=bias)
         shapes = [None if value is None else tuple(value.shape) for value in (weight, bias)]
         if weight is not None and (weight.dim() != 3 or shapes[1] not in (None, shapes[0][:2])):  # type: ignore[index]
             raise PipelineError(f"WildcatMaps: weight is {shapes[0]} and bias {shapes[1]}, expected (K, M, C), (K, M).")
