@@ -40,7 +40,7 @@ class EdgeLevel(Step):
     resolution = "feature"
 
     def __init__(self, power: float = 1.0) -> None:
-        number("power", power, owner="EdgeLevel", error=PipelineError)
+        power = number("power", power, owner="EdgeLevel", error=PipelineError)
         self.power = power
 
     def __call__(self, state: State) -> State:
