@@ -68,7 +68,7 @@ def test_maps_that_say_nothing_become_zeros(bad):
 
 def test_in_a_pipeline():
     assert Pipeline([EdgeLevel()]).summary == "CAM, EdgeLevel(1.0), MinMax, FixedThreshold(0.2)"
-    assert repr(EdgeLevel(2)) == "EdgeLevel(power=2)"
+    assert repr(EdgeLevel(2)) == "EdgeLevel(power=2.0)"
     state = State(torch.rand(1, 3, 4, 4), torch.rand(1, 2, 3))
     done = Pipeline([EdgeLevel()])(state)
     torch.testing.assert_close(done.maps, MinMax()(State(maps=levelled(done.raw_maps))).maps)
