@@ -282,10 +282,10 @@ def _ready(image: Any, metadata: dict[str, Any]) -> _Ready:
     told = metadata["preprocess"]
     if told is None:
         raise InputError(f"the file does not say how images are made ready: expected a ready array {expected}")
-    picture, source = _opened(image)
-    size = (picture.height, picture.width)
+    shown, source = _opened(image)
+    size = (shown.height, shown.width)
     resized = resized_size(size, _pair(told["resize"]), told["crop_mode"])
-    pixels = picture.convert("L") if told["channels"] == 1 else picture
+    pixels = shown.convert("L") if told["channels"] == 1 else shown
     if told["channels"] not in (1, 3):
         raise InputError(f"the model takes {told['channels']} channels: expected a ready array {expected}")
     if resized != size:
@@ -301,7 +301,7 @@ def _ready(image: Any, metadata: dict[str, Any]) -> _Ready:
     mean, std = (np.array(told[name], np.float32)[:, None, None] for name in ("mean", "std"))
     scale = (resized[0] / size[0], resized[1] / size[1])
     place = (float(offset[0]), float(offset[1]))
-    return _Ready(np.ascontiguousarray((values - mean) / std), size, scale, place, source, picture)
+    return _Ready(np.ascontiguousarray((values - mean) / std), size, scale, place, source, shown)
 
 
 def _opened(image: Any) -> tuple[Image.Image, str | None]:

@@ -15,8 +15,14 @@ of the bare model on the same batch: medians of interleaved rounds in one proces
 from __future__ import annotations
 
 import argparse
+import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from peers import Peer, peer, write_maps
@@ -51,6 +57,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", action="store_true", help="what each step of the pipelines takes, too")
     parser.add_argument("--out", help="folder of the evaluation")
     parser.add_argument("--plot", type=Path, help="image to write")
     parser.add_argument("--title", default="", help="of the image")
@@ -97,6 +104,9 @@ def main() -> None:
         gain = f"{new.value - base:+.1f}"
         rows.append((name, f"{old.value:.1f}", f"{new.value:.1f}", gain, interval, f"{costs[name]:.2f}"))
     print(table(("pipeline", "MaxBoxAcc", "MaxBoxAccV2", "gain", "95 % interval", "forwards"), rows))
+    if wanted.steps:
+        print()
+        print(table(("pipeline", "step", "forwards"), shares_of_steps(loaded.model, pipelines, wanted)))
     if wanted.plot is not None:
         points = {name: (costs[name], metrics[name]["MaxBoxAccV2"].value) for name in [*pipelines, *others]}
         draw(points, wanted.plot, wanted.title)
@@ -124,6 +134,48 @@ def measured(
     interleave(contenders, 1, wait)
     seconds = interleave(contenders, wanted.rounds, wait)
     return {name: ratio(name, seconds[name], seconds["bare"]).median for name in [*pipelines, *peers]}
+
+
+def shares_of_steps(
+    model: torch.nn.Module, pipelines: dict[str, camtools.Pipeline], wanted: argparse.Namespace
+) -> list[tuple[str, str, str]]:
+    """Return what each step of each pipeline takes, in forwards of the bare model: medians of rounds.
+
+    What a pipeline takes beyond its steps is the forward with what is kept from it, and taking maps to pixels.
+    """
+    model = model.to(wanted.device).eval()
+    batch = torch.randn(wanted.batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(wanted.device)
+    wait = torch.cuda.synchronize if wanted.device.startswith("cuda") else lambda: None
+    rows = []
+    for name, pipeline in pipelines.items():
+        explainer, rounds = camtools.Explainer(model, pipeline, batch_size=wanted.batch), []
+        for _ in range(wanted.rounds + 1):  # the first one warms up
+            with torch.inference_mode():
+                start = time.perf_counter()
+                model(batch)
+                wait()
+                bare = time.perf_counter() - start
+            seconds: Counter[str] = Counter()
+            with ExitStack() as stack:
+                for kind in {type(step) for step in pipeline}:
+                    stack.enter_context(patch.object(kind, "__call__", timed(kind.__call__, seconds, wait)))
+                explainer(batch)
+            rounds.append({key: value / bare for key, value in seconds.items()})
+        rows += [(name, key, f"{median(one[key] for one in rounds[1:]):.3f}") for key in rounds[0]]
+    return rows
+
+
+def timed(call: Callable[..., Any], seconds: Counter[str], wait: Callable[[], None]) -> Callable[..., Any]:
+    """Return a step's call that adds its time to `seconds`, under the step's name."""
+
+    def measured_call(step: camtools.steps.Step, state: camtools.steps.State) -> camtools.steps.State:
+        start = time.perf_counter()
+        found: camtools.steps.State = call(step, state)
+        wait()
+        seconds[repr(step)] += time.perf_counter() - start
+        return found
+
+    return measured_call
 
 
 def draw(points: dict[str, tuple[float, float]], path: Path, title: str) -> None:
