@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import repeat
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from camtools.checks import number, one_of, share
+from camtools.checks import flag, number, one_of, share
 from camtools.classes.names import resolve_target
 from camtools.classes.targets import Target, class_indices, is_list
 from camtools.engine import Engine, Forward
@@ -24,6 +24,7 @@ from camtools.notebook import ResultList
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.pixels import at_once, groups, on_pixels
 from camtools.pipeline.presets import as_pipeline
+from camtools.progress import progress_bar
 from camtools.segmentation import Segmentation
 from camtools.steps import CRF
 from camtools.steps.base import State, Step
@@ -76,6 +77,7 @@ class Segmenter:
         transform: The model's preprocessing; None asks the model. See `Explainer`.
         class_names: Names of the classes in order; None asks the model.
         precision: "float32", "bf16" or "auto"; see `Explainer`.
+        progress: Whether a call shows a bar, on a terminal or in a notebook.
 
     Raises:
         ModelError: No module, or no adapter knows it.
@@ -102,7 +104,9 @@ class Segmenter:
         transform: Any = None,
         class_names: Sequence[str] | None = None,
         precision: Precision = "float32",
+        progress: bool = False,
     ) -> None:
+        self.progress = flag("progress", progress)
         if background is not None:
             number("background", background, "(0, 1)")
         if min_score is not None:
@@ -157,30 +161,41 @@ class Segmenter:
         """
         inputs, single = read_images(images)
         wanted = _per_image(classes, len(inputs), single)
-        batches = self.engine.batches(images, wanted, single)
-        segmentations = [segmentation for batch in batches for segmentation in self.segment_batch(batch)]
+        segmentations: list[Segmentation] = []
+        with progress_bar(len(inputs), "Images", self.progress) as advance:
+            for batch in self.engine.batches(images, wanted, single):
+                segmentations += self.segment_batch(batch)
+                advance(len(batch.images))
         return segmentations[0] if single else ResultList(segmentations)
 
-    def stream(self, images: Iterable[Any], classes: Target | Sequence[Target] | None = None) -> Iterator[Segmentation]:
+    def stream(
+        self, images: Iterable[Any], classes: Target | Sequence[Target] | None = None, *, progress: bool = False
+    ) -> Iterator[Segmentation]:
         """Segment images one after another without keeping them: for more than fit in memory.
 
         Args:
             images: Any iterable of images; it is read `2 * batch_size` ahead.
             classes: Which classes to look for in every image; None for those above `min_score`.
+            progress: Whether to show a progress bar, on a terminal and where the number of images is known.
 
         Yields:
             What a call would give for each image, in order.
 
         Raises:
-            InputError: An image cannot be used; those before it have been yielded by then.
+            InputError: An image cannot be used; those before it have been yielded by then. Or an argument cannot be.
             TargetError: A class does not exist or is named twice.
             ModelError: The model cannot be explained.
         """
         check_iterable(images)
         wanted = repeat(_per_image(classes, 1, True)[0])
+        total = len(images) if flag("progress", progress) and isinstance(images, Sized) else 0
         engine = self.engine
-        for batch in read_batches(enumerate(images), wanted, engine.transform, engine.batch_size, engine.least):
-            yield from self.segment_batch(batch)
+        batches = read_batches(enumerate(images), wanted, engine.transform, engine.batch_size, engine.least)
+        with progress_bar(total, "Segmenting") as advance:
+            for batch in batches:
+                for segmentation in self.segment_batch(batch):
+                    yield segmentation
+                    advance(1)
 
     @torch.inference_mode(False)  # results are the caller's to train with
     @torch.no_grad()
@@ -299,6 +314,7 @@ def segment(
     transform: Any = None,
     class_names: Sequence[str] | None = None,
     precision: Precision = "float32",
+    progress: bool = False,
 ) -> Segmentation | list[Segmentation]:
     """Say which class every pixel of an image is of, with a classifier trained on image labels alone.
 
@@ -321,6 +337,7 @@ def segment(
         transform: The model's preprocessing; None asks the model.
         class_names: Names of the classes in order; None asks the model.
         precision: "float32", "bf16" or "auto"; see `Explainer`.
+        progress: Whether to show a bar, on a terminal or in a notebook.
 
     Returns:
         One `Segmentation` for a single image, else a list.
@@ -351,6 +368,7 @@ def segment(
         transform=transform,
         class_names=class_names,
         precision=precision,
+        progress=progress,
     )
     return segmenter(image, classes)
 
