@@ -38,8 +38,8 @@ def compare(
 ) -> Image.Image:
     """Draw explanations side by side: one image under several pipelines, or a grid of images and pipelines.
 
-    Under each panel are class, score and, where the truth is given, the IoU (intersection over union) of the
-    explanation's `box` with the true box that it fits best. One legend explains the whole figure. Panels keep their
+    Under each panel are class (unless that is its title), score and, where the truth is given, the IoU (intersection
+    over union) of the explanation's `box` with the true box that it fits best. One legend explains the whole figure. Panels keep their
     images' proportions.
 
     Args:
@@ -86,7 +86,7 @@ def compare(
         for exp, words, true_boxes, mask in zip(row, headings[i], true[i], masks[i], strict=True):
             look = {"boxes": exp.choose(boxes).tolist(), "alpha": alpha, "colormap": colormap}
             drawn = _draw(exp, true_boxes, mask, height, map=exp.map.cpu().numpy(), **look)
-            captions = Text(exp.name, 3), Text(_result(exp, true_boxes), 2)
+            captions = [Text(said, 3) for said in (exp.name, _result(exp, true_boxes)) if said != words]
             panels[i].append([title(words) if words else None, stacked([drawn, *captions], size)])
     entries: list[Bar | Key] = [Bar("class map, normalised", colormap)]
     if boxes != "none":

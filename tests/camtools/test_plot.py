@@ -396,3 +396,11 @@ def test_titles_are_the_classes_where_nothing_else_differs():
     assert _titles([three], None, False) == [[exp.name for exp in three]]
     assert _titles([one], None, False) == [["cam", "rcam"]]
     assert _titles([one, three], None, True) == [["cam", "rcam"], [exp.name for exp in three]]
+
+
+def test_a_class_that_is_the_title_is_not_said_again(written):
+    compare([explanation(name="owl"), explanation(name="red kite")], height=40)
+    assert [words for words in written if words in ("owl", "red kite")] == ["owl", "red kite"]
+    written.clear()
+    compare([explanation(pipeline="cam"), explanation(pipeline="fast")], height=40)
+    assert [words for words in written if words == "red kite"] == ["red kite"] * 2
