@@ -39,8 +39,8 @@ def compare(
     """Draw explanations side by side: one image under several pipelines, or a grid of images and pipelines.
 
     Under each panel are class (unless that is its title), score and, where the truth is given, the IoU (intersection
-    over union) of the explanation's `box` with the true box that it fits best. One legend explains the whole figure. Panels keep their
-    images' proportions.
+    over union) of the explanation's `box` with the true box that it fits best. One legend explains the whole figure.
+    Panels keep their images' proportions.
 
     Args:
         explanations: A list, of one image or several; or a list of lists, one per image, each a row of the figure.

@@ -1,5 +1,6 @@
 """The package as installed: entry points, metadata, and what importing it brings."""
 
+import re
 import signal
 import tomllib
 from importlib.metadata import entry_points, files, metadata, version
@@ -33,6 +34,12 @@ def test_metadata(project):
     assert data["License-Expression"] == "Apache-2.0"
     assert data["Requires-Python"] == ">=3.11"
     assert set(data.get_all("Provides-Extra")) == set(project["optional-dependencies"])
+
+
+def test_the_installation_page_says_what_every_extra_is_for(project, repo):
+    rows = re.findall(r"^\| (`.+?`) \|", (repo / "docs" / "install.md").read_text(), re.MULTILINE)
+    said = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(said) == sorted(project["optional-dependencies"])
 
 
 def ours(group):
