@@ -27,7 +27,7 @@ from camtools.images.enlarged import enlarged
 from camtools.images.preprocess import Preprocess, Transform, as_transform, with_display
 from camtools.images.read import Least
 from camtools.model.activations import Activations
-from camtools.model.cam_model import CamModel, unwrapped, wrap
+from camtools.model.cam_model import COMPLAINTS, CamModel, unwrapped, wrap
 from camtools.model.device import Precision, autocast_to, on_device, to_model
 from camtools.model.guard import untouched
 from camtools.model.inputs import assumed_transform
@@ -200,7 +200,7 @@ class Engine:
             raise ModelError(
                 f"the device ran out of memory with {len(inputs)} images per forward: give a smaller batch_size"
             ) from error
-        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:  # the model's own complaint
+        except COMPLAINTS as error:  # the model's own
             usual = "Give it such inputs, or a transform that makes them"
             raise self.model.misfit(inputs, error) or self.model.refusal(inputs, error, usual) from error
 

@@ -47,8 +47,10 @@ def ours(group):
 
 
 def test_plug_ins_are_entry_points_that_load():
-    assert set(ours("camtools.adapters")) == {"described", "timm", "torchvision", "transformers", "generic"}
-    assert set(ours("camtools.sources")) == {"hf", "timm", "torchvision"}
+    assert set(ours("camtools.adapters")) == {
+        *("described", "timm", "torchvision", "transformers", "ultralytics", "generic")
+    }
+    assert set(ours("camtools.sources")) == {"hf", "timm", "torchvision", "ultralytics"}
     assert set(ours("camtools.commands")) == {"reproduce"}
     assert set(ours("console_scripts")) == {"camtools"}
     for group in ("adapters", "sources", "commands", "recipes"):

@@ -81,10 +81,21 @@ def observe(model: nn.Module, example: Tensor) -> FeatureSpec:
         if spec is None:
             raise ModelError(
                 f"{type(model).__name__} has no tensor with image positions that all reach the class scores: "
-                "it mixes or drops positions before any layer camtools can see. Pass "
+                f"{_why_none(model, recorder)}. Pass "
                 "wrap(model, spec=FeatureSpec(layer=...)) to choose a layer, or register an adapter for it"
             )
         return spec
+
+
+def _why_none(model: nn.Module, recorder: Recorder) -> str:
+    """Say what keeps a model from having a last tensor with positions."""
+    scripts = (name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule))
+    if (script := next(scripts, None)) is not None:
+        return f"its part {script!r} is TorchScript, which shows nothing of what its layers compute"
+    often = max((note.call for note in recorder.notes), default=1)
+    if often > 1:
+        return f"its layers run up to {often} times per forward, and none of the runs has it all (explain what it runs)"
+    return "it mixes or drops positions before any layer camtools can see"
 
 
 def _note_gradients(score: Tensor, seen: list[Seen], image: Tensor) -> Tensor | None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from camtools.model.guard import in_this_thread
+from camtools.model.guard import in_this_thread, open_modules
 from camtools.model.outputs import tensors_in
 
 # How many vectors before the logits to look at where the classifier itself passes no gradient.
@@ -44,7 +44,7 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         self.handles = []
-        for name, module in self.model.named_modules():
+        for name, module in open_modules(self.model).items():
             self.handles.append(
                 module.register_forward_pre_hook(in_this_thread(self._note_input(name)), with_kwargs=True)
             )

@@ -134,8 +134,6 @@ class Preprocess:
         channels, height, width = size if not isinstance(size, int) else (3, size, size)
         mean = tuple(data_config.get("mean") or IMAGENET_MEAN)
         std = tuple(data_config.get("std") or IMAGENET_STD)
-        if channels not in (len(mean), 3):
-            mean, std = (channels * (sum(values) / len(values),) for values in (mean, std))
         mode: Any
         crop_pct, mode = data_config.get("crop_pct") or 0.875, data_config.get("crop_mode") or "center"
         scaled = (math.floor(height / crop_pct), math.floor(width / crop_pct))
@@ -146,9 +144,9 @@ class Preprocess:
             interpolation=data_config.get("interpolation") or "bilinear",
             mean=mean,
             std=std,
-            channels=channels,
+            channels=len(mean),
             crop_mode=mode,
-        )
+        ).with_channels(channels)
 
     @classmethod
     def from_torchvision(cls, preset: Any) -> Preprocess:

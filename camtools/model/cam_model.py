@@ -31,7 +31,7 @@ T = TypeVar("T")
 _STEADY = frozenset({nn.Linear, nn.Conv2d, nn.Identity, nn.Flatten, nn.Sequential})
 
 # What models raise for inputs that they do not take.
-_COMPLAINTS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError)
+COMPLAINTS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ class CamModel(nn.Module):
         with lock_of(model):
             try:
                 return self._activations(model, x, pyramid, gradients)
-            except _COMPLAINTS as error:
+            except COMPLAINTS as error:
                 if (known := self.misfit(x, error)) is None:
                     raise
                 raise known from error
@@ -243,13 +243,21 @@ class CamModel(nn.Module):
             x: (B, C, H, W).
             error: What it raised.
         """
-        takes = self.example().shape[1:]
-        if not is_two_d(unwrapped(self.model)):
+        takes, model = self.example().shape[1:], unwrapped(self.model)
+        if not is_two_d(model):
             return InputError(f"{self.about} takes no 2-D images. {TWO_D}")
-        if isinstance(error, TypeError) and "argument" in str(error):
+        dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        if dtypes and x.dtype not in dtypes and not torch.is_autocast_enabled(x.device.type):
+            way_out = f"Its weights are {', '.join(map(str, dtypes))}, the input {x.dtype}: give it x.to(...) of theirs"
+        elif isinstance(error, TypeError) and "required" in str(error) and "positional" in str(error):
             way_out = "What its forward takes beside the images goes into forward_args=(...) or forward_kwargs={...}"
         elif x.shape[1] != takes[0]:
             way_out = "Give it such inputs, or a transform that makes them"
+        elif isinstance(error, TypeError | IndexError | KeyError):
+            way_out = (
+                "If its forward takes images in another form (by keyword, in a dictionary or list), put it into a "
+                'module whose forward(x) takes them as (B, C, H, W): return self.model({"image": x}), say'
+            )
         else:
             return None
         return self.refusal(x, error, way_out)
@@ -459,7 +467,7 @@ class CamModel(nn.Module):
                 bias = plain.bias(logits)
                 with Blank(model, spec):
                     without, other = (call_eagerly(model, image)[0] for image in (x.clone(), noise))
-        except (ModelError, *_COMPLAINTS):  # of one that does not run on noise, say
+        except (ModelError, *COMPLAINTS):  # of one that does not run on noise, say
             return None
         return shares(logits, without, other, bias)
 

@@ -51,11 +51,16 @@ def untouched(model: nn.Module) -> Iterator[None]:
         model: Any module. Its `train()` and `eval()` are not called, since models override them with side effects.
     """
     with lock_of(model):
-        modules = [(module, _Attributes(module), dict(module._buffers)) for module in model.modules()]
-        buffers = [(b, b.detach().clone()) for _, _, named in modules for b in named.values() if b is not None]
+        modules = [(module, _Attributes(module), dict(module._buffers)) for module in open_modules(model).values()]
+        buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
         grads = [(parameter, parameter.grad) for parameter in model.parameters()]
+        scripts = [
+            (script, script.training) for script in model.modules() if isinstance(script, torch.jit.ScriptModule)
+        ]
         for module, _, _ in modules:
             module.__dict__["training"] = False
+        for script, _ in scripts:
+            script.training = False
         try:
             yield
         finally:
@@ -63,11 +68,18 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 attributes.restore()
                 module._buffers.clear()
                 module._buffers.update(named)
+            for script, training in scripts:
+                script.training = training
             for buffer, before in buffers:
                 _write_back(buffer, before)
             for parameter, grad in grads:
                 if parameter.grad is not grad:
                     parameter.grad = grad
+
+
+def open_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return all modules by name but TorchScript's, which take no hooks and keep what they hold to themselves."""
+    return {name: one for name, one in model.named_modules() if not isinstance(one, torch.jit.ScriptModule)}
 
 
 def call_eagerly(model: nn.Module, x: Tensor) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,34 +28,56 @@ def accepted(model: Any) -> nn.Module:
         ModelError: It is no module, or one that shows nothing of its inside; says what to pass instead.
     """
     if isinstance(model, torch.export.ExportedProgram):
-        return torch.export.unflatten(model)
+        module: Any = torch.export.unflatten(model)
+        sides = _exported_sides(model)
+        if sides is not None:
+            module.preprocess = replace(Preprocess.imagenet(sides), assumed="ImageNet's usual")
+        return module
     kind = type(model).__name__
-    if not isinstance(model, nn.Module):
-        holders = (name for name in _HOLDERS if isinstance(getattr(model, name, None), nn.Module))
-        inside = next(holders, None)
-        way_out = "Pass the network itself"
-        if inside is not None:
-            way_out = f"Pass its attribute {inside!r}, a {type(getattr(model, inside)).__name__}"
-            processor = "image_processor" if hasattr(model, "image_processor") else None
-            way_out += f", and its {processor} as transform=" if processor else ""
-        raise ModelError(f"expected a torch.nn.Module, got {kind}. {way_out}")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             f"{kind} is a TorchScript module, which shows nothing of what its layers compute. Pass the Python model "
             "that it was made of: build it, and load the script's weights: model.load_state_dict(script.state_dict())"
         )
+    if not isinstance(model, nn.Module) or type(model).forward is nn.Module.forward:
+        holders = (name for name in _HOLDERS if isinstance(getattr(model, name, None), nn.Module))
+        inside = next(holders, None)
+        way_out = "Pass the network itself"
+        if isinstance(model, type):
+            way_out = f"That is the class; build one: {model.__name__}(...)"
+        elif isinstance(model, Mapping):
+            way_out = "Those are weights; build the network that they are of, and load them: model.load_state_dict(...)"
+        elif isinstance(model, str | os.PathLike):
+            way_out = "Load it first: camtools.load_model(NAME, weights=FILE).model"
+        if inside is not None:
+            way_out = f"Pass its attribute {inside!r}, a {type(getattr(model, inside)).__name__}"
+            processor = "image_processor" if hasattr(model, "image_processor") else None
+            way_out += f", and its {processor} as transform=" if processor else ""
+        kinds = "a torch.nn.Module" + " with a forward" * isinstance(model, nn.Module)
+        raise ModelError(f"expected {kinds}, got {kind}. {way_out}")
     if isinstance(model, torch.fx.GraphModule) and not any(map(_runs, _layers(model))):
         raise ModelError(
             f"{kind} is an exported program without its layers. Pass the program that torch.export.export returned, "
             "or torch.export.unflatten(program)"
         )
     for name, module in model.named_modules():
-        if ".quantized." in f"{type(module).__module__}." and "qat" not in type(module).__module__:
+        place = type(module).__module__
+        floats = "qat" in place or "FloatFunctional" in type(module).__name__  # which fake it, or wait for it
+        if ".quantized." in f"{place}." and not floats:
             raise ModelError(
                 f"{kind} is quantised to integers ({name or 'the model'}: {type(module).__name__}), and integers have "
                 "no gradient and round what reaches the scores. Pass the float model that it was made of"
             )
     return model
+
+
+def _exported_sides(program: Any) -> tuple[int, int] | None:
+    """Return the (height, width) that a program was exported for; None where it takes several."""
+    example: Any = program.example_inputs and next(iter(program.example_inputs[0]), None)
+    shape = example.shape if isinstance(example, Tensor) and example.dim() == 4 else ()
+    dynamic = getattr(program, "range_constraints", {})
+    sides = [side for side in shape[2:] if isinstance(side, int)]
+    return None if len(sides) != 2 or (len(dynamic) > 1) else (sides[0], sides[1])
 
 
 def own_transform(model: nn.Module, adapter: Adapter) -> Transform | None:

@@ -20,7 +20,13 @@ WAY_OUT = (
     "Give camtools a classifier (timm: num_classes > 0), or say where its logits are: output=INDEX, KEY or FUNCTION."
 )
 # What torch calls the functions that classifiers end in; all their spellings come down to these.
-_ENDINGS = {"softmax": "softmax", "log_softmax": "softmax", "sigmoid": "sigmoid", "expit": "sigmoid"}
+_ENDINGS = {
+    "softmax": "softmax",
+    "log_softmax": "softmax",
+    "sigmoid": "sigmoid",
+    "expit": "sigmoid",
+    "log_sigmoid": "sigmoid",
+}
 _COUNTS = ("num_classes", "num_labels", "n_classes", "nc")  # attributes that say how many classes a model has
 _SUM = 2e-2  # what a row of probabilities may differ from 1 by: 1,000 of them in bfloat16
 _DEEPEST = 3
@@ -65,7 +71,9 @@ class Tap(TorchFunctionMode):
     def behind(self, scores: Tensor) -> tuple[Literal["softmax", "sigmoid"], Tensor] | None:
         """Return which activation made class scores (B, K), and of what (B, K); None where none did.
 
-        The one column that was taken of a softmax over two classes comes with the other, as the second.
+        The one column that was taken of a softmax over two classes comes with the other, as the second. Where the
+        scores are another tensor than the activation's (rounded, clamped, a logarithm, written out in arithmetic, one
+        head per class), they are known by their values.
         """
         for ending, before, after in reversed(self.endings):
             if not _share_memory(after, scores):
@@ -75,6 +83,14 @@ class Tap(TorchFunctionMode):
             if ending == "softmax" and scores.shape[1] == 1 and after.shape[1:].numel() == 2:
                 pair = before.flatten(1)
                 return ending, pair if scores.storage_offset() % 2 else pair.flip(1)
+        made = [before for _, before, _ in self.endings] + [result for result, _, _ in self.linear]
+        vectors = [one.flatten(1) for one in made if one.dim() > 1 and len(one) == len(scores)]
+        columns = [one for one in vectors if one.shape[1] == 1 and scores.shape[1] > 1]
+        for vector in reversed([*vectors, *([torch.cat(columns[-scores.shape[1] :], 1)] if columns else [])]):
+            for one in (vector, vector.flip(1)) if scores.shape[1] == 1 and vector.shape[1] == 2 else (vector,):
+                known = None if _share_memory(one, scores) else _activation_between(one, scores)
+                if known is not None:
+                    return known, one
         return None
 
     def bias(self, logits: Tensor) -> Tensor | None:
@@ -150,10 +166,8 @@ def find_reading(output: Any, batch_size: int, tap: Tap, choice: Output = None, 
         reading = Reading(_best(output, batch_size, tap, classes))
     scores = reading.scores(output, batch_size)
     source = tap.behind(scores)
-    if source is not None:
-        ending: Any = source[0]
-        if ending == "sigmoid" or _are_probabilities(scores) or _are_probabilities(scores.exp()) or _is_column(scores):
-            return Reading(reading.path, reading.pick, ending)
+    if source is not None and (source[0] == "sigmoid" or _activation_between(source[1], scores)):
+        return Reading(reading.path, reading.pick, source[0])
     return Reading(reading.path, reading.pick, "log" if _are_probabilities(scores) else None)
 
 
@@ -172,6 +186,8 @@ def class_scores(found: Any, batch_size: int) -> Tensor:
         raise ModelError(f"the model returned {type(found).__name__} without logits; expected {expected}. {WAY_OUT}")
     if found.dim() < 2 and found.numel() and found.numel() % batch_size == 0:
         found = found.reshape(batch_size, -1)  # squeezed: one score per image, or the scores of one image
+    if found.dim() > 2 and len(found) == batch_size and _is_row(found):
+        found = found.flatten(1)  # (B, K, 1, 1), as a convolution after the pooling has it
     if found.dim() != 2 or found.shape[0] != batch_size or not found.is_floating_point():
         maps = found.dim() == 4 and found.shape[0] == batch_size and found.is_floating_point()
         dense = " If these are maps of the classes, say how they become scores: output=lambda out: out.mean((2, 3))."
@@ -234,7 +250,7 @@ def _best(output: Any, batch_size: int, tap: Tap, classes: int | None) -> tuple[
     """Return the path to the one tensor that is the class scores, by what speaks for each."""
     if isinstance(output, Tensor):
         return ()
-    found = {path: t for path, t in _candidates(output) if t.dim() == 2 and len(t) == batch_size and t.shape[1]}
+    found = {path: t for path, t in _candidates(output) if t.dim() > 1 and len(t) == batch_size and _is_row(t)}
     found = found or {path: t for path, t in _candidates(output) if t.dim() == 1 and len(t) == batch_size}
     if not found:
         raise ModelError(
@@ -245,6 +261,7 @@ def _best(output: Any, batch_size: int, tap: Tap, classes: int | None) -> tuple[
     left = list(found) if len(named) != 1 else named
     tests: tuple[Callable[[tuple[int | str, ...]], bool], ...] = (
         lambda path: not any(_share_memory(a, found[path]) and _is_one(b, found, path) for _, b, a in tap.endings),
+        lambda path: "aux" not in str(path[-1]).lower(),
         lambda path: classes is not None and found[path].shape[1:].numel() == classes,
         lambda path: not any(_feeds(found[path], found[other], tap) for other in left if other != path),
         lambda path: tap.made(found[path]),
@@ -255,10 +272,13 @@ def _best(output: Any, batch_size: int, tap: Tap, classes: int | None) -> tuple[
     if len(left) > 1:
         listed = ", ".join(f"{_written(path)} of shape {tuple(found[path].shape)}" for path in left)
         first = left[0][0] if len(left[0]) == 1 else None
+        columns = all(found[path].shape[1:].numel() == 1 for path in left)
         how = f"output={first!r}" if first is not None else f"output=lambda out: out{_written(left[0])}"
         raise AmbiguousOutputError(
             f"the model returned {type(output).__name__} in which {len(left)} tensors could be the class scores: "
             f"{listed}. Say which: {how}, or a function of the output"
+            + ", such as output=lambda out: torch.cat(out, 1) for all"
+            * (columns and type(output) in (list, tuple))
         )
     return left[0]
 
@@ -301,6 +321,11 @@ def _written(path: tuple[int | str, ...]) -> str:
     return "".join(f"[{key!r}]" for key in path)
 
 
+def _is_row(tensor: Tensor) -> bool:
+    """Whether each image has one row of numbers, whatever axes of length one there are."""
+    return tensor.shape[1:].numel() == max(tensor.shape[1:]) > 0
+
+
 def _is_vector(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape[2:].numel() == 1
 
@@ -333,5 +358,16 @@ def _are_probabilities(scores: Tensor) -> bool:
     return inside and bool(((values.sum(1) - 1).abs() < tolerance).all())
 
 
-def _is_column(scores: Tensor) -> bool:
-    return scores.shape[1] == 1
+def _activation_between(logits: Tensor, scores: Tensor) -> Literal["softmax", "sigmoid"] | None:
+    """Return what makes these scores of these logits: probabilities, their logarithms, or per cents."""
+    z, p = logits.detach().float(), scores.detach().float()
+    if z.shape[0] != p.shape[0] or z.shape[1] not in (p.shape[1], 2 * p.shape[1]):
+        return None
+    near = 1e-3 if scores.dtype in (torch.float32, torch.float64) else _SUM
+    made: Any = {"softmax": torch.softmax(z, 1)[:, -p.shape[1] :], "sigmoid": torch.sigmoid(z)}
+    for name, values in made.items():
+        if values.shape != p.shape or (name == "softmax" and z.shape[1] == 1):
+            continue
+        if any(torch.allclose(p, one, rtol=near, atol=1e-6) for one in (values, values.log(), 100 * values)):
+            return name
+    return None

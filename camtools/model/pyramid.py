@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from camtools.errors import ModelError
-from camtools.model.guard import in_this_thread
+from camtools.model.guard import in_this_thread, open_modules
 from camtools.model.layout import Layout, is_grid, to_nchw
 from camtools.model.outputs import replace_tensor, tensors_in
 
@@ -150,7 +150,7 @@ class Observer:
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Observer:
-        for name, module in self._model.named_modules():
+        for name, module in open_modules(self._model).items():
             if name:
                 self._handles.append(
                     module.register_forward_pre_hook(in_this_thread(self._counter(name)), with_kwargs=True)

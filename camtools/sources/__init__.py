@@ -52,7 +52,7 @@ def find_source(spec: str, model_args: dict[str, Any] | None = None, size: tuple
             return load_plugin(point)(spec, rest, args, size)
     if slash and not is_file:
         for point in plugins(GROUP):
-            if point.name == library:
+            if point.name == library and not getattr(load_plugin(point), "by_colon", False):
                 return load_plugin(point)(spec, name, args, size)
     if is_file or (":" in spec and not slash):
         return FunctionSource(spec, args)

@@ -23,7 +23,7 @@ class Net(nn.Module):
     def __init__(self, classes=4, end=None, channels=3, scale=6.0):
         super().__init__()
         self.conv, self.relu, self.fc = nn.Conv2d(channels, 8, 4, 4), nn.ReLU(), nn.Linear(8, classes)
-        self.embed = nn.Linear(8, 16)
+        self.embed, self.aux = nn.Linear(8, 16), nn.Linear(8, classes)
         self.end = end
         nn.init.normal_(self.fc.weight, std=scale)
 
@@ -207,6 +207,16 @@ PROBABILITIES = {
     "nn.Sigmoid": lambda self, f, p, z: nn.Sigmoid()(z),
     "torch.sigmoid": lambda self, f, p, z: torch.sigmoid(z),
     "in place": lambda self, f, p, z: z.sigmoid_(),
+    "log-sigmoid": lambda self, f, p, z: nn.functional.logsigmoid(z),
+    "sigmoid by hand": lambda self, f, p, z: 1 / (1 + torch.exp(-z)),
+    "softmax by hand": lambda self, f, p, z: z.exp() / z.exp().sum(1, keepdim=True),
+    "exponential of log-softmax": lambda self, f, p, z: nn.functional.log_softmax(z, 1).exp(),
+    "logarithm of a sigmoid": lambda self, f, p, z: z.sigmoid().log(),
+    "clamped": lambda self, f, p, z: z.softmax(1).clamp(1e-7, 1 - 1e-7),
+    "in double": lambda self, f, p, z: z.double().softmax(1).float(),
+    "per cent": lambda self, f, p, z: 100 * z.softmax(1),
+    "(B, 1, K)": lambda self, f, p, z: z.softmax(1)[:, None],
+    "(B, K, 1, 1)": lambda self, f, p, z: z[..., None, None].softmax(1),
     "(probabilities, logits)": lambda self, f, p, z: (z.softmax(1), z),
     "(logits, probabilities)": lambda self, f, p, z: (z, z.softmax(1)),
     "dict of probabilities": lambda self, f, p, z: {"embedding": p, "probabilities": z.softmax(1)},
@@ -222,7 +232,7 @@ def test_probabilities_are_gone_behind(name):
     torch.testing.assert_close(found.logits, logits)
     torch.testing.assert_close(found.maps(), maps)
     exp = explain(model, X[0])
-    sigmoid = name in ("nn.Sigmoid", "torch.sigmoid", "in place")
+    sigmoid = "sigmoid" in name.lower() or name == "in place"
     want = logits[0].sigmoid() if sigmoid else logits[0].softmax(0)
     assert exp.score == pytest.approx(float(want[exp.label]), rel=1e-5) and exp.label == int(logits[0].argmax())
     torch.testing.assert_close(exp.raw_map, maps[0, exp.label].detach())
@@ -234,12 +244,10 @@ def test_a_certain_sigmoid_still_has_a_map():
     assert exp.score == 1.0 and exp.map.max() > 0 and exp.box is not None
 
 
-@pytest.mark.parametrize(
-    "end",
-    [lambda self, f, p, z: z.exp() / z.exp().sum(1, keepdim=True), lambda self, f, p, z: (z.softmax(1) + 1 / 4) / 2],
-    ids=["by hand", "smoothed"],
-)
-def test_probabilities_whose_making_is_hidden(end):
+def test_probabilities_whose_making_is_hidden():
+    def end(self, f, p, z):
+        return (z.softmax(1) + 1 / 4) / 2
+
     model = net(end=end, scale=1.0)
     exp = explain(model, X[0])
     assert exp.score == pytest.approx(float(model(X)[0].max()), rel=1e-4) and not exp.exact
@@ -247,6 +255,27 @@ def test_probabilities_whose_making_is_hidden(end):
     p = end(model, f, None, model.fc(f.mean((2, 3))))
     (gradient,) = torch.autograd.grad(p[0, exp.label].log(), f)
     torch.testing.assert_close(exp.raw_map, (gradient * f).sum(1)[0].detach() * 64, atol=1e-4, rtol=1e-3)
+
+
+def test_one_sigmoid_per_attribute():
+    class Heads(Net):
+        def __init__(self):
+            super().__init__()
+            self.heads = nn.ModuleList(nn.Linear(8, 1) for _ in range(4))
+
+        def forward(self, x):
+            p = self.relu(self.conv(x)).mean((2, 3))
+            return torch.cat([head(p).sigmoid() for head in self.heads], 1)
+
+    model = Heads().eval()
+    f = torch.relu(model.conv(X)).detach()
+    exp = explain(model, X[0], target=2)
+    assert exp.score == pytest.approx(float(model(X)[0, 2]))
+    maps = torch.einsum("c,chw->hw", model.heads[2].weight[0], f[0]).detach()
+    torch.testing.assert_close(exp.raw_map, maps)
+    words = r"5 tensors.*output=0, or a function of the output, such as output=lambda out: torch.cat\(out, 1\) for all"
+    with pytest.raises(ModelError, match=words):
+        explain(net(classes=5, end=lambda self, f, p, z: list(z.split(1, 1))), X[0])
 
 
 def test_logits_are_left_alone():
@@ -262,6 +291,8 @@ EVIDENCE = {
     "dict": lambda self, f, p, z: {"features": f, "embedding": p, "out": z},
     "nested": lambda self, f, p, z: {"loss": None, "heads": {"logits": z, "embedding": p}},
     "a list of one": lambda self, f, p, z: [z],
+    "auxiliary": lambda self, f, p, z: {"out": z, "aux": self.aux(f.amax((2, 3)))},
+    "(B, K, 1, 1) of a dict": lambda self, f, p, z: {"embedding": p[..., None, None], "out": z[..., None, None]},
 }
 
 
@@ -533,6 +564,85 @@ def test_volumes_are_refused_in_one_sentence(shape):
         wrap(model).maps(torch.randn(shape))
     with pytest.raises(ModelError, match="amtools explains classifiers of 2-D images"):
         wrap(model).decomposition
+
+
+def test_torchscript_inside_is_looked_past():
+    class Inside(nn.Module):
+        def __init__(self, *parts):
+            super().__init__()
+            self.parts = nn.Sequential(*parts)
+
+        def forward(self, x):
+            return self.parts(x)
+
+    scripted = torch.jit.script(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()).train())
+    inner = net()
+    model = Inside(scripted, inner)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    exp = explain(model, X[0])  # in eval mode, and in train mode again afterwards
+    want = inner(torch.relu(X / torch.sqrt(torch.tensor(1 + 1e-5))))
+    torch.testing.assert_close(exp.logits, want[0].detach())
+    assert exp.layer == "parts.1.relu" and scripted.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(ModelError, match=r"class scores: its part 'parts.0' is TorchScript, which shows nothing"):
+        explain(Inside(torch.jit.trace(inner, X)).eval(), X[0])
+
+
+def test_several_runs_per_forward_are_named():
+    class Flipped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x):
+            return (self.net(x) + self.net(x.flip(3))) / 2
+
+    with pytest.raises(ModelError, match=r"its layers run up to 2 times per forward.*\(explain what it runs\)"):
+        wrap(Flipped().eval()).maps(X)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_another_dtype_is_named(dtype):
+    with pytest.raises(InputError, match=rf"Its weights are {dtype}, the input torch.float32"):
+        wrap(net().to(dtype)).maps(X)
+
+
+def test_images_in_another_form():
+    class Batch(Net):
+        def forward(self, batch):
+            return super().forward(batch["image"])
+
+    class Named(Net):
+        def forward(self, *, pixel_values):
+            return super().forward(pixel_values)
+
+    for model in (Batch(), Named()):
+        with pytest.raises(InputError, match=r"put it into a module whose forward\(x\) takes them as \(B, C, H, W\)"):
+            explain(model.eval(), X[0])
+
+
+def test_what_is_no_model_says_what_to_do():
+    for given, words in (
+        (Net, r"got type. That is the class; build one: Net\(...\)"),
+        (net().state_dict(), "got OrderedDict. Those are weights; build the network"),
+        ("model.pt", r"got str. Load it first: camtools.load_model\("),
+    ):
+        with pytest.raises(ModelError, match=words):
+            wrap(given)
+
+
+def test_a_network_that_could_be_quantised_is_not():
+    model = torchvision.models.quantization.resnet18(weights=None, quantize=False).eval()
+    assert wrap(model).decomposition.exact
+
+
+def test_an_exported_program_says_its_size():
+    inner = timm.create_model("test_resnet", num_classes=4).eval()
+    program = torch.export.export(inner, (torch.randn(1, 3, 160, 160),))
+    photo = np.zeros((40, 50, 3), np.uint8)
+    with pytest.warns(UserWarning, match="its preprocessing is a guess, ImageNet's usual"):
+        exp = explain(program, photo)
+    assert exp.transform.input_size == (160, 160)
 
 
 def test_what_holds_a_model_is_named():

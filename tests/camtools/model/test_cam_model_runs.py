@@ -73,7 +73,7 @@ def test_outputs_in_containers(model, want, make):
     ("make", "words"),
     [
         (lambda y: {"loss": y.sum()}, "the model returned dict without logits"),
-        (lambda y: y[:, :, None], r"a torch.float32 tensor of shape \(1, 3, 1\)"),
+        (lambda y: y[:, :, None].repeat(1, 1, 2), r"a torch.float32 tensor of shape \(1, 3, 2\)"),
         (lambda y: y.sum(0), r"a torch.float32 tensor of shape \(3,\)"),
         (lambda y: y[:, :0], "the model has 0 classes"),
         (lambda y: y.argmax(1, keepdim=True), "a torch.int64 tensor"),
