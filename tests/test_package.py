@@ -38,7 +38,7 @@ def test_metadata(project):
 
 def test_the_installation_page_says_what_every_extra_is_for(project, repo):
     rows = re.findall(r"^\| (`.+?`) \|", (repo / "docs" / "install.md").read_text(), re.MULTILINE)
-    said = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    said = [name for row in rows for name in re.findall(r"`([\w-]+)`", row)]
     assert sorted(said) == sorted(project["optional-dependencies"])
 
 

@@ -39,7 +39,10 @@ def accepted(model: Any) -> nn.Module:
             f"{kind} is a TorchScript module, which shows nothing of what its layers compute. Pass the Python model "
             "that it was made of: build it, and load the script's weights: model.load_state_dict(script.state_dict())"
         )
-    if not isinstance(model, nn.Module) or type(model).forward is nn.Module.forward:
+    other_call = (
+        type(model).__call__ is not nn.Module.__call__
+    )  # ultralytics' YOLO, whose calls take images of any kind
+    if not isinstance(model, nn.Module) or (other_call and type(model).forward is nn.Module.forward):
         holders = (name for name in _HOLDERS if isinstance(getattr(model, name, None), nn.Module))
         inside = next(holders, None)
         way_out = "Pass the network itself"

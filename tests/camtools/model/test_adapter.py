@@ -72,6 +72,7 @@ def test_a_third_partys_adapter_is_found_and_beats_a_lower_priority(install, tin
         "timm",
         "torchvision",
         "transformers",
+        "ultralytics",
         "mine",
         "generic",
     ]
@@ -97,6 +98,7 @@ def test_ties_go_by_name(install):
         "timm",
         "torchvision",
         "transformers",
+        "ultralytics",
         "generic",
     ]
 
