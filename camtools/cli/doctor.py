@@ -12,7 +12,7 @@ import typer
 from camtools.cli.common import exit_codes, print_table
 
 SHOWN = "camtools", "torch", "torchvision", "timm", "numpy", "pillow", "scikit-image"
-_EXTRA = re.compile(r"^(?P<package>[\w.-]+).*extra == ['\"](?P<extra>\w+)['\"]")
+_EXTRA = re.compile(r"^(?P<package>[\w.-]+).*extra == ['\"](?P<extra>[\w-]+)['\"]")
 
 
 def doctor() -> None:

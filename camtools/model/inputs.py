@@ -17,6 +17,7 @@ from camtools.model.guard import untouched
 
 # Where frameworks keep the module that they train or run.
 _HOLDERS = ("lightning_module", "model", "module", "net", "network")
+_NO_FORWARD = nn.Module.forward
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 TWO_D = "camtools explains classifiers of 2-D images, (B, C, H, W); volumes, videos and signals have no map here"
 
@@ -42,7 +43,7 @@ def accepted(model: Any) -> nn.Module:
     other_call = (
         type(model).__call__ is not nn.Module.__call__
     )  # ultralytics' YOLO, whose calls take images of any kind
-    if not isinstance(model, nn.Module) or (other_call and type(model).forward is nn.Module.forward):
+    if not isinstance(model, nn.Module) or (other_call and getattr(model.forward, "__func__", None) is _NO_FORWARD):
         holders = (name for name in _HOLDERS if isinstance(getattr(model, name, None), nn.Module))
         inside = next(holders, None)
         way_out = "Pass the network itself"
