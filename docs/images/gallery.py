@@ -59,8 +59,7 @@ def main() -> None:
     known = photos()
     four = [known[name] for name in ("cat", "tripod", "coffee", "motorcycle")]
     best = explainers[list(camtools.PRESETS).index("best")](four)
-    titles = [""] * len(four)
-    first = camtools.plot.compare(best, titles=titles, columns=4, height=190)
+    first = camtools.plot.compare(best, columns=4, height=150)
     first.save(OUT.parent / "first.jpg", quality=85, optimize=True)
     for name, photo in known.items():
         target = CLASSES[name]

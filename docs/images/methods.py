@@ -175,10 +175,13 @@ def drawn(
         )
         for row, photograph, target in zip(rows, photographs, targets, strict=True):
             row.append(explainer(photograph, target=target))
-    many = len(columns) > 3
-    return camtools.plot.compare(
-        rows, titles=list(columns), image=not many, height=150 if many else 200
-    )
+    if len(columns) > 3:  # the presets, whose names are their titles
+        rows = [
+            row[start : start + 4] for row in rows for start in range(0, len(row), 4)
+        ]
+        return camtools.plot.compare(rows, height=120)
+    height = 160 if len(columns) == 2 else 120
+    return camtools.plot.compare(rows, titles=list(columns), image=True, height=height)
 
 
 if __name__ == "__main__":

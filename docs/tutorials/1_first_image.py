@@ -41,7 +41,7 @@ found = [
     camtools.explain(model, data.coffee(), pipeline=name)
     for name in ("cam", "fast", "best")
 ]
-camtools.plot.compare(found, image=True)
+camtools.plot.compare(found, image=True, height=120)
 
 # %%
 # [Which method shall I use?](../../choose.md) has figures for all of them.

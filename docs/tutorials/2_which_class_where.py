@@ -20,7 +20,7 @@ found = camtools.explain(model, photo, top_k=3)
 for exp in found:
     print(f"{exp.name:10} {exp.score:6.1%}  box {exp.box.tolist()}")
 
-camtools.plot.compare(found, image=True)
+camtools.plot.compare(found, image=True, height=120)
 # %%
 # ## Classes of your choice
 #
@@ -29,7 +29,7 @@ camtools.plot.compare(found, image=True)
 
 found = camtools.explain(model, photo, target=["espresso", "wooden spoon", "soup bowl"])
 
-camtools.plot.compare(found, image=True)
+camtools.plot.compare(found, image=True, height=120)
 # %%
 # A name that is none says which ones are close.
 

@@ -50,7 +50,7 @@ print((work / "labels.csv").read_text())
 found = explainer(sorted(folder.glob("*.png")))
 kept = [exp for exp in found if exp.score > 0.3]
 print("kept:", [exp.name for exp in kept])
-camtools.plot.compare(found)
+camtools.plot.compare(found, height=150)
 
 # %%
 # ## One epoch of a detector

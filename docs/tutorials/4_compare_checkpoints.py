@@ -51,7 +51,7 @@ for a, b in zip(first, second, strict=True):
 # still looks at the same thing.
 
 rows = [list(pair) for pair in zip(first, second, strict=True)]
-camtools.plot.compare(rows, titles=["before", "after"], image=True)
+camtools.plot.compare(rows, titles=["before", "after"], image=True, height=160)
 
 # %%
 # ## With the truth
