@@ -19,7 +19,7 @@ def on_page_content(html: str, **_: Any) -> str:
 
     def drawn(found: re.Match[str]) -> str:
         tex = unescape(found[2]).replace("'", r"\text{′}")  # the sign is raised already
-        return convert(tex, "inline" if found[1] == "span" else "block")
+        return convert(tex, display="inline" if found[1] == "span" else "block")
 
     return FORMULA.sub(drawn, html)
 

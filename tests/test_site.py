@@ -98,3 +98,7 @@ def test_external_links_are_listed(pages):
 def test_formulas_are_drawn(pages):
     text = "".join(path.read_text(encoding="utf-8") for path in pages)
     assert "<math" in text and 'class="arithmatex"' not in text
+    drawn = set(re.findall(r"<math [^>]*>", text))
+    assert drawn == {
+        f'<math xmlns="http://www.w3.org/1998/Math/MathML" display="{how}">' for how in ("inline", "block")
+    }
