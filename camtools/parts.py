@@ -44,8 +44,10 @@ def mask_parts(
     lengths = (ends - starts)[order]
     peaks = np.zeros(len(heads), dtype=np.float32)
     if maps is not None and len(starts):
-        edges = np.stack([starts, ends], axis=1).ravel()
-        peaks = np.maximum.reduceat(np.maximum.reduceat(_padded(maps), edges)[::2][order], heads)
+        first = _unpadded(starts, rows, stride)
+        edges = np.stack([first, first + ends - starts], axis=1).ravel()
+        edges = edges[: -1 if edges[-1] == maps.size else None]  # a run may end with the last pixel
+        peaks = np.maximum.reduceat(np.maximum.reduceat(maps.ravel(), edges)[::2][order], heads)
     area = np.add.reduceat(lengths, heads)
     x0 = np.minimum.reduceat(left, heads)
     x1 = np.maximum.reduceat(left + lengths, heads)
@@ -80,6 +82,13 @@ def _padded(images: NDArray[Any]) -> NDArray[Any]:
     padded = np.zeros((len(flat), height + 1, width + 1), dtype=flat.dtype)
     padded[:, 1:, :width] = flat
     return padded.ravel()
+
+
+def _unpadded(positions: IntArray, rows: int, stride: int) -> IntArray:
+    """Return where pixels of `_padded` are in the images' own flat row."""
+    row, left = np.divmod(positions, stride)
+    unpadded: IntArray = (row - row // rows - 1) * (stride - 1) + left
+    return unpadded
 
 
 def _touching(starts: IntArray, ends: IntArray, numbers: NDArray[Any], stride: int) -> tuple[IntArray, IntArray]:

@@ -53,6 +53,30 @@ def test_more_elements_than_torch_quantile_takes():
     np.testing.assert_allclose(percentile_of(maps, 99).numpy(), expected, rtol=1e-6)
 
 
+_KINDS = {
+    "smooth": lambda n: np.sin(np.arange(n) / 9000),
+    "noise": lambda n: np.random.default_rng(0).normal(size=n),
+    "mostly one value": lambda n: np.maximum(0, np.random.default_rng(0).normal(size=n) - 1),
+    "constant": lambda n: np.ones(n),
+    "misleads every sample": lambda n: (np.arange(n) % (n // 2**14) == 0).astype(float),
+}
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+@pytest.mark.parametrize("percentile", [0, 0.001, 30, 98, 99.999, 100])
+def test_large_maps_are_sampled_and_still_exact(kind, percentile):
+    values = _KINDS[kind](2**20 + 77).astype(np.float32)
+    expected = np.percentile(values.astype(np.float64), percentile)
+    assert percentile_of(torch.from_numpy(values)[None], percentile).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("place", [5, 64, 2**20])
+def test_one_nan_in_a_large_map(place):
+    values = torch.linspace(0, 1, 2**20 + 77).repeat(2, 1, 1)
+    values[0, 0, place] = math.nan
+    assert percentile_of(values, 30).isnan().tolist() == [True, False]
+
+
 @pytest.mark.parametrize("percentile", [30, 90])
 def test_gradients(percentile):
     maps = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
