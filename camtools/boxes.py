@@ -28,11 +28,13 @@ class PartBoxes(NamedTuple):
         boxes: (N, 4) int64, in the order and form of `boxes_from_masks`.
         peaks: The map's maximum in each part, (N,) float32.
         firsts: The topmost and then leftmost pixel of each part, (N, 2) int64: x, y.
+        runs: Where the runs of the mask's pixels start and end in reading order, (n, 2) int64, half-open.
     """
 
     boxes: Tensor
     peaks: Tensor
     firsts: Tensor
+    runs: Tensor
 
 
 def boxes_from_parts(parts: Tensor, maps: Tensor, least: float = 0.0, overlap: float = 1.0) -> list[PartBoxes]:
@@ -64,13 +66,16 @@ def boxes_from_parts(parts: Tensor, maps: Tensor, least: float = 0.0, overlap: f
             f"boxes_from_parts needs maps of the parts' shape {tuple(parts.shape)}, got {tuple(maps.shape)}."
         )
     count, owner, *columns = _parts(parts, least, maps)
-    boxes, peaks, firsts = map(torch.from_numpy, columns)
+    boxes, peaks, firsts, runs = map(torch.from_numpy, columns)
     of = torch.from_numpy(owner)
     if overlap < 1 and len(boxes):
         kept = batched_nms(boxes.double(), peaks.double(), of, overlap).sort().values
         of, boxes, peaks, firsts = of[kept], boxes[kept], peaks[kept], firsts[kept]
     sizes = of.bincount(minlength=count).tolist()
-    split = (column.split(sizes) for column in (boxes, peaks, firsts))
+    pixels = parts.shape[-2] * parts.shape[-1]
+    masks = runs[:, 0] // max(pixels, 1)
+    split = [column.split(sizes) for column in (boxes, peaks, firsts)]
+    split.append((runs - (masks * pixels)[:, None]).split(masks.bincount(minlength=count).tolist()))
     return [PartBoxes(*(own.clone() for own in row)) for row in zip(*split, strict=True)]  # as below
 
 
@@ -107,8 +112,8 @@ def boxes_from_masks(masks: Tensor, least: float = 0.0) -> list[Tensor]:
 
 def _parts(
     parts: Tensor, least: float, maps: Tensor | None = None
-) -> tuple[int, IntArray, IntArray, NDArray[np.float32], IntArray]:
-    """Return how many masks there are, and of their parts, in the final order, mask, box, peak and first pixel."""
+) -> tuple[int, IntArray, IntArray, NDArray[np.float32], IntArray, IntArray]:
+    """Return what `mask_parts` does of tensors."""
     values = None if maps is None else maps.detach().float().cpu().numpy()
     return mask_parts(parts.detach().cpu().numpy(), least, _connected, values)
 

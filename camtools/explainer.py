@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from os import PathLike
 from typing import Any, Literal, TypedDict, Unpack, overload
@@ -30,11 +31,11 @@ from camtools.model.device import Precision
 from camtools.model.outputs import Activation, Output
 from camtools.notebook import ResultList
 from camtools.pipeline.pipeline import Pipeline
-from camtools.pipeline.pixels import on_pixels, portions
+from camtools.pipeline.pixels import in_threads, on_pixels, portions
 from camtools.pipeline.text import one_pipeline
 from camtools.pipeline.trace import Cut, TraceStep
 from camtools.progress import progress_bar
-from camtools.steps.base import Step
+from camtools.steps.base import State, Step
 from camtools.steps.peaks import part_boxes
 
 Targets = Target | Sequence[Target | Sequence[Target]] | Tensor | None
@@ -292,28 +293,15 @@ class Explainer:
         scores = engine.scores(forward).gather(1, targets).tolist()
         labels, decomposition = targets.tolist(), forward.activations.decomposition
         geometries = [ready.geometry for ready in batch.images]
+        on_portion = partial(self._on_pixels, batch, state, scores)
         found: dict[tuple[int, int], dict[str, Any]] = {}  # what was found on the pixels, by image and class
-        for rows, part in portions(geometries, targets.shape[1]):
-            shown = self._shown(batch, rows) if self.pipeline.needs_image else None
-            pixel_trace: list[TraceStep] = []
-            resize = batch.images[rows[0]].geometry.resize
-            done = on_pixels(self.pipeline, state.classes(part), rows, resize, shown, pixel_trace if trace else None)
-            maps, limits = (done.require(field, self) for field in ("maps", "thresholds"))
-            parts, thresholds = iter(part_boxes(done, self.pipeline.peaks)), limits.tolist()
-            for row, i in enumerate(rows):
-                for own, k in enumerate(range(part.start, part.stop)):
-                    cut, own_parts = Cut(own), next(parts)
-                    found[i, k] = {
-                        "boxes": own_parts.boxes,
-                        "box_scores": scores[i][k] * own_parts.peaks,
-                        "threshold": thresholds[row][own],
-                        "kept": cut(maps, row) if trace or self.pipeline.needs_image else None,
-                        "trace": cut.steps(pixel_trace, row),
-                    }
+        for some in in_threads(on_portion, portions(geometries, targets.shape[1]), targets.device):
+            found |= some
         explanations: list[list[Explanation]] = [[] for _ in batch.images]
         grids, raw = state.require("maps", self), state.require("raw_maps", self)
         for i, k in sorted(found):
             cut, on_image = Cut(k), found[i, k]
+            runs = on_image.pop("runs")
             explanation = Explanation(
                 label=labels[i][k],
                 name=engine.name(labels[i][k]),
@@ -332,10 +320,36 @@ class Explainer:
                 pipeline=self.pipeline_name,
                 **on_image | {"trace": cut.steps(grid_trace, i) + on_image["trace"]},
             )
+            object.__setattr__(explanation, "_runs", runs)
             explanations[i].append(explanation)
         if self.boxes_from is not None:
             explanations = _with_boxes(explanations, self.boxes_from, batch.images)
         return [per_class[:count] for per_class, count in zip(explanations, counts, strict=True)]
+
+    def _on_pixels(
+        self, batch: Batch, state: State, scores: list[list[float]], portion: tuple[list[int], slice]
+    ) -> dict[tuple[int, int], dict[str, Any]]:
+        """Return what is found on the pixels of some images and classes of a batch, by image and class."""
+        rows, part = portion
+        shown = self._shown(batch, rows) if self.pipeline.needs_image else None
+        trace: list[TraceStep] = []
+        resize = batch.images[rows[0]].geometry.resize
+        done = on_pixels(self.pipeline, state.classes(part), rows, resize, shown, trace if self.trace else None)
+        maps, limits = (done.require(field, self) for field in ("maps", "thresholds"))
+        parts, thresholds = iter(part_boxes(done, self.pipeline.peaks)), limits.tolist()
+        found: dict[tuple[int, int], dict[str, Any]] = {}
+        for row, i in enumerate(rows):
+            for own, k in enumerate(range(part.start, part.stop)):
+                cut, own_parts = Cut(own), next(parts)
+                found[i, k] = {
+                    "boxes": own_parts.boxes,
+                    "box_scores": scores[i][k] * own_parts.peaks,
+                    "runs": own_parts.runs,
+                    "threshold": thresholds[row][own],
+                    "kept": cut(maps, row) if self.trace or self.pipeline.needs_image else None,
+                    "trace": cut.steps(trace, row),
+                }
+        return found
 
     def _shown(self, batch: Batch, rows: Sequence[int]) -> list[Image.Image]:
         return [display_image(batch.images[i].input_image, self.engine.transform) for i in rows]

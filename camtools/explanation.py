@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from camtools.files import parse_json, read_text
 from camtools.images.geometry import Geometry
 from camtools.images.read import InputImage
 from camtools.model.outputs import Activation
+from camtools.parts import mask_of_runs
 from camtools.pipeline.pixels import map_on_pixels, plain
 from camtools.pipeline.text import parse_step
 from camtools.pipeline.trace import TraceStep
@@ -79,6 +80,8 @@ class Explanation(HasBoxes, ImageResult):
     trace: tuple[TraceStep, ...] = ()
     activation: Activation = "softmax"
 
+    _runs: ClassVar[Tensor | None] = None  # of the mask's pixels, where they have been found; see `PartBoxes`
+
     kinds = ("overlay", "mask", "map", "crops")
     usual = ("overlay", "mask", "map")
 
@@ -91,7 +94,9 @@ class Explanation(HasBoxes, ImageResult):
     def mask(self) -> Tensor:
         """`map > threshold`, (H, W) bool; made when asked for."""
         with plain(self.grid_map.device):
-            return self.map > self.threshold
+            if self._runs is None:
+                return self.map > self.threshold
+            return torch.from_numpy(mask_of_runs(self._runs.numpy(), self.size)).to(self.grid_map.device)
 
     @property
     def box(self) -> Tensor | None:

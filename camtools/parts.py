@@ -15,7 +15,7 @@ Connect = Callable[[IntArray, IntArray, int], IntArray]
 
 def mask_parts(
     parts: NDArray[Any], least: float, connect: Connect, maps: NDArray[np.float32] | None = None
-) -> tuple[int, IntArray, IntArray, NDArray[np.float32], IntArray]:
+) -> tuple[int, IntArray, IntArray, NDArray[np.float32], IntArray, IntArray]:
     """Return the parts of masks in one pass: each mask's largest first, among equals the topmost, then leftmost.
 
     Args:
@@ -26,8 +26,8 @@ def mask_parts(
         maps: Likewise (..., H, W), for the peaks; None for peaks of 0.
 
     Returns:
-        How many masks there are, and of their N parts the mask (N,), the box (N, 4), the map's maximum (N,) and the
-        first pixel (N, 2): x, y.
+        How many masks there are; of their N parts the mask (N,), the box (N, 4), the map's maximum (N,) and the first
+        pixel (N, 2): x, y; and where the runs of all masks' pixels start and end in reading order, (n, 2).
     """
     *leading, height, width = parts.shape
     count, rows, stride = int(np.prod(leading, dtype=np.int64)), height + 1, width + 1
@@ -43,10 +43,11 @@ def mask_parts(
     row, left = np.divmod(starts[order], stride)
     lengths = (ends - starts)[order]
     peaks = np.zeros(len(heads), dtype=np.float32)
+    flat_row, flat_left = np.divmod(starts, stride)
+    first = (flat_row - flat_row // rows - 1) * width + flat_left  # without the padding
+    runs = np.stack([first, first + ends - starts], axis=1)
     if maps is not None and len(starts):
-        first = _unpadded(starts, rows, stride)
-        edges = np.stack([first, first + ends - starts], axis=1).ravel()
-        edges = edges[: -1 if edges[-1] == maps.size else None]  # a run may end with the last pixel
+        edges = runs.ravel()[: -1 if runs[-1, 1] == maps.size else None]  # a run may end with the last pixel
         peaks = np.maximum.reduceat(np.maximum.reduceat(maps.ravel(), edges)[::2][order], heads)
     area = np.add.reduceat(lengths, heads)
     x0 = np.minimum.reduceat(left, heads)
@@ -58,7 +59,13 @@ def mask_parts(
     final = np.lexsort((starts[order][heads], -area, mask))
     final = final[(area >= least * largest[mask])[final]]
     boxes, firsts = np.stack([x0, y0 - 1, x1, y1], axis=1), np.stack([left[heads], y0 - 1], axis=1)
-    return count, mask[final], boxes[final], peaks[final], firsts[final]
+    return count, mask[final], boxes[final], peaks[final], firsts[final], runs
+
+
+def mask_of_runs(runs: IntArray, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the mask (H, W) whose pixels are in runs, (n, 2), as `mask_parts` gives them."""
+    lengths = np.diff(runs.ravel(), prepend=0, append=shape[0] * shape[1])
+    return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(shape)
 
 
 def connected(one: IntArray, other: IntArray, count: int) -> IntArray:
@@ -82,13 +89,6 @@ def _padded(images: NDArray[Any]) -> NDArray[Any]:
     padded = np.zeros((len(flat), height + 1, width + 1), dtype=flat.dtype)
     padded[:, 1:, :width] = flat
     return padded.ravel()
-
-
-def _unpadded(positions: IntArray, rows: int, stride: int) -> IntArray:
-    """Return where pixels of `_padded` are in the images' own flat row."""
-    row, left = np.divmod(positions, stride)
-    unpadded: IntArray = (row - row // rows - 1) * (stride - 1) + left
-    return unpadded
 
 
 def _touching(starts: IntArray, ends: IntArray, numbers: NDArray[Any], stride: int) -> tuple[IntArray, IntArray]:

@@ -66,7 +66,7 @@ class OnnxExplanation:
 
     @cached_property
     def _parts(self) -> tuple[NDArray[np.int64], Array]:
-        _, _, boxes, peaks, _ = mask_parts(self.mask, _SPECK, connected, self.map)
+        _, _, boxes, peaks, *_ = mask_parts(self.mask, _SPECK, connected, self.map)
         return boxes, peaks
 
     @property

@@ -321,7 +321,7 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
     if image.mode in _TRANSPARENT_MODES or "transparency" in image.info:
         rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # `convert` copies
 
 
 def _unknown_range_to_uint8(values: NDArray[Any], mode: str, where: str) -> NDArray[Any]:

@@ -6,8 +6,10 @@ for rows in groups(geometries, at_once(geometries, classes)):
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +20,9 @@ from camtools.images.geometry import Geometry
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.trace import TraceStep
 from camtools.steps.base import Resize, State, Step
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _VALUES = 1 << 24  # map values at image size that are worked on together
 
@@ -107,6 +112,23 @@ def portions(geometries: Sequence[Geometry], classes: int) -> Iterator[tuple[lis
         count = max(1, _VALUES // (height * width * len(rows)))
         for start in range(0, classes, count):
             yield rows, slice(start, min(start + count, classes))
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> Iterator[Result]:
+    """Yield a function of each item, in their order; on the CPU several at a time, where torch may use several cores.
+
+    Args:
+        function: It leaves everything but its result as it is.
+        items: At pixels each is large: at most four are under way.
+        device: Where the work is done; a GPU's own order is kept.
+    """
+    waiting = list(items)
+    workers = min(torch.get_num_threads(), len(waiting), 4) if device.type == "cpu" else 1
+    if workers < 2:
+        yield from map(function, waiting)
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            yield from pool.map(function, waiting)
 
 
 @contextmanager

@@ -29,8 +29,8 @@ class MinMax(Step):
     def __call__(self, state: State) -> State:
         """Return the state with maps in [0, 1]."""
         maps = state.require("maps", self).float()
-        low, high = (end[..., None, None] for end in maps.flatten(-2).aminmax(dim=-1))
-        span = high - low
+        low = maps.amin((-2, -1), keepdim=True)
+        span = maps.amax((-2, -1), keepdim=True) - low
         usable = (span > 0) & span.isfinite()
         normalised = (maps - low).div_(torch.where(usable, span, 1.0)).masked_fill_(~usable, 0.0)
         return state.replace(maps=normalised)

@@ -9,6 +9,7 @@ from skimage.measure import label, regionprops
 
 from camtools.boxes import boxes_from_masks, boxes_from_parts
 from camtools.errors import InputError
+from camtools.parts import mask_of_runs
 
 DEVICES = [
     "cpu",
@@ -233,3 +234,11 @@ def test_parts_that_are_refused():
         boxes_from_parts(ones > 0, ones.T)
     with pytest.raises(InputError, match="overlap=2: expected a number, 0 <= overlap <= 1"):
         boxes_from_parts(ones > 0, ones, overlap=2)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_runs_are_the_mask(name):
+    masks = torch.stack([MASKS[name], ~MASKS[name], MASKS[name].flip(1)])
+    found = boxes_from_parts(masks, torch.zeros(masks.shape))
+    for own, mask in zip(found, masks.numpy(), strict=True):
+        assert np.array_equal(mask_of_runs(own.runs.numpy(), mask.shape), mask)
