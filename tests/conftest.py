@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -110,6 +112,20 @@ def run_python(popen: Callable[..., subprocess.Popen[str]]) -> Callable[..., sub
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., Any]:
+    """Runs a script, with some global names, in a process that has camtools imported: that takes longer than a test."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["camtools.cli", "camtools.training", "accelerate", "torch.utils.tensorboard"])
+
+    def make(script: object, **names: object) -> Any:
+        process = context.Process(target=runpy.run_path, args=(str(script), names))
+        process.start()
+        return process
+
+    return make
 
 
 @pytest.fixture(scope="session")

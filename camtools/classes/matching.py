@@ -85,7 +85,7 @@ def _by_name(data: Sequence[str], occurring: Sequence[int], names: Sequence[str]
         try:
             if name.isdecimal() and name not in names:  # an index among names would be a guess
                 raise TargetError(f"There is no class named {name!r}.")
-            index.append(resolve_target(name, names))
+            index.append(resolve_target(name, names, listed=True))
         except TargetError as error:
             index.append(-1)
             wrong[label] = str(error)

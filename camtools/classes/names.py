@@ -104,17 +104,25 @@ def _names_from_json(text: str, path: Path) -> tuple[str, ...]:
     return tuple(data)
 
 
-def resolve_target(target: int | str, class_names: Sequence[str] | None = None, num_classes: int | None = None) -> int:
+def resolve_target(
+    target: int | str,
+    class_names: Sequence[str] | None = None,
+    num_classes: int | None = None,
+    *,
+    listed: bool = False,
+) -> int:
     """Find the index of a class.
 
     Text is tried, in this order, as a name exactly as listed, an index, a name in any letter case (hyphens and
     underscores count as spaces), and, for ImageNet's 1,000 classes, a wnid ("n01531178") or a synonym ("Carduelis
-    carduelis").
+    carduelis"). The word for two of ImageNet's classes ("crane", a bird and a machine) is refused, even where only one
+    of them is listed by it.
 
     Args:
         target: An index, or a name.
         class_names: Names by index; None where the model has none (1,000 classes are then taken to be ImageNet's).
         num_classes: How many classes the model has; the length of `class_names` where left out.
+        listed: Whether the text comes from a list of such names, not from a person: one that is listed once is clear.
 
     Returns:
         The index, from 0 to the number of classes minus 1.
@@ -140,11 +148,15 @@ def resolve_target(target: int | str, class_names: Sequence[str] | None = None, 
         return _in_range(int(text), num_classes)
     matches = matches or _where(class_names or (), lambda name: _fold(name) == _fold(text))
     matches = matches or _imagenet_index(text, class_names or ())
+    if not listed:
+        matches = sorted({*matches, *_of_that_word(text, class_names or ())})
     if len(matches) == 1:
         return matches[0]
     if matches:
+        assert class_names is not None
         raise TargetError(
-            f"{target!r} names {len(matches)} classes, {_listed(matches)}. Give the index of the one you mean."
+            f"{target!r} names {len(matches)} classes, {_candidates(matches, class_names)}. Give the index of the one "
+            "you mean."
         )
     raise TargetError(_unknown(target, text, class_names, num_classes))
 
@@ -161,9 +173,30 @@ def _listed(values: Sequence[Any]) -> str:
     return ", ".join(str(value) for value in values[:5]) + (", ..." if len(values) > 5 else "")
 
 
+def _are_imagenets(class_names: Sequence[str]) -> bool:
+    """Whether names are ImageNet's as torchvision or timm words them."""
+    return len(class_names) == 1000 and tuple(class_names) in (imagenet_names(), imagenet_synsets()[1])
+
+
+def _of_that_word(text: str, class_names: Sequence[str]) -> list[int]:
+    """Return ImageNet's classes whose first word this is, where that is more than one: "crane", "maillot"."""
+    if not _are_imagenets(class_names):
+        return []
+    found = _where(imagenet_synsets()[1], lambda names: names.split(",")[0] == text)
+    return found if len(found) > 1 else []
+
+
+def _candidates(matches: Sequence[int], class_names: Sequence[str]) -> str:
+    """Return classes as people tell them apart: their indices, and of ImageNet's also torchvision's name and wnid."""
+    if not _are_imagenets(class_names):
+        return _listed(matches)
+    names, wnids = imagenet_names(), imagenet_synsets()[0]
+    return _listed([f"{index} ({names[index]}, {wnids[index]})" for index in matches])
+
+
 def _imagenet_index(text: str, class_names: Sequence[str]) -> list[int]:
-    """Find a wnid, or a synonym, where the names are ImageNet's as torchvision or timm words them."""
-    if len(class_names) != 1000 or tuple(class_names) not in (imagenet_names(), imagenet_synsets()[1]):
+    """Find a wnid, or a synonym, where the names are ImageNet's."""
+    if not _are_imagenets(class_names):
         return []
     wnids, synonyms = imagenet_synsets()
     if _WNID.fullmatch(text.lower()):

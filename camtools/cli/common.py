@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,15 +90,32 @@ def stdout_to_stderr() -> contextlib.AbstractContextManager[Any]:
 
 
 def complain(message: object) -> None:
-    """Print one line on stderr."""
-    typer.echo(f"Error: {' '.join(str(message).split())}", err=True)
+    """Print an error on stderr, with its lines as they are."""
+    typer.echo(f"Error: {str(message).strip()}", err=True)
 
 
-def summarise(count: int, seconds: float, failed: Sequence[tuple[str, str]], out: Path | None, before: int = 0) -> None:
-    """Say on stderr what failed, as (image, error), and how much was done."""
+def summarise(
+    count: int,
+    began: float,
+    seconds: float,
+    failed: Sequence[tuple[str, str]],
+    out: Path | None,
+    before: int = 0,
+) -> None:
+    """Say on stderr what failed and how much was done.
+
+    Args:
+        count: Of images that were done.
+        began: When the command did, as `time.perf_counter` counts.
+        seconds: What the images alone took, for their rate.
+        failed: (image, error).
+        out: Where results are.
+        before: How many images an earlier run had done.
+    """
     for name, error in failed:
         complain(f"{name}: {error}")
-    parts = [f"{count} image{'s' * (count != 1)} in {seconds:.1f} s ({count / max(seconds, 1e-9):.1f} images/s)"]
+    whole, rate = time.perf_counter() - began, count / max(seconds, 1e-9)
+    parts = [f"{count} image{'s' * (count != 1)} in {whole:.1f} s ({rate:.1f} images/s once the model was ready)"]
     parts += [f"{before} done before"] if before else []
     parts += [f"{len(failed)} failed"] if failed else []
     parts += [f"results in {out}"] if out is not None else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,6 +97,7 @@ def evaluate(
 
     Exit codes: 0 done, 1 some images failed, 2 wrong use, 130 interrupted.
     """
+    began = time.perf_counter()
     if report and model is None:
         raise typer.BadParameter("needs --model: its maps are made from the model's grids", param_hint="--report")
     if (model is None) == (not scoremaps):
@@ -103,8 +105,8 @@ def evaluate(
     with common.exit_codes(out):
         with common.stdout_to_stderr():
             from camtools.evaluation import evaluate as run
-            from camtools.evaluation.processes import leads, several
             from camtools.model import wrap
+            from camtools.processes import leads, several
 
             given: dict[str, Any] = {"scoremaps": _folders(scoremaps)} if scoremaps else {}
             network, pipelines = None, ";".join(pipeline or ["cam"])
@@ -157,7 +159,7 @@ def evaluate(
             from camtools.evaluation.report import table
 
             common.stdout_console().print(table(result))
-        common.summarise(int(result.timing["images"]), result.timing["seconds"], result.failed, out)
+        common.summarise(int(result.timing["images"]), began, result.timing["seconds"], result.failed, out)
     if result.failed:
         raise typer.Exit(common.SOME_FAILED)
 

@@ -71,6 +71,7 @@ def explain(
 
     Running again with the same --out computes everything anew and replaces each image's result as a whole;
     --resume leaves out what is done, and refuses where --out holds results of another model or other settings.
+    Under torchrun or accelerate launch the processes share the images.
 
     Exit codes: 0 done, 1 some files failed, 2 wrong use, 130 interrupted (finished results are whole).
     """

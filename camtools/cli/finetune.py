@@ -68,7 +68,7 @@ def finetune(
         assert model is not None and data is not None
         chosen = _settings(set_, {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed})
         with stdout_to_stderr():
-            from camtools.evaluation.processes import leads
+            from camtools.processes import leads
             from camtools.training import finetune as run
             from camtools.training import make_recipe
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from camtools.images.batches import Batch, Ready
     from camtools.images.find import Job
+    from camtools.processes import Team
     from camtools.sources.base import LoadedModel
 
 MOST_ROWS = 20  # of a table; above it, what people want is a summary
@@ -43,14 +44,17 @@ class Run(abc.ABC):
         out: The output folder; None where nothing is written.
         export_to: What --export names.
         class_names: Names of the model's classes; None where they are not known.
+        team: This process and the others of the run, which share the images; the first writes the manifest and prints.
         made_by: Fingerprint of settings and weights, kept with every result: --resume keeps only what it made.
         results: One per image: "source", "file" (see `Job`), "folder" (relative to `out`) and what `entry` returns, in
             the images' order.
         failed: One per image: "source" and "error".
+        began: When, as `time.perf_counter` counts.
         fresh: How many images were done in this run.
         interrupted: Whether Ctrl-C ended it.
     """
 
+    team: Team
     doing: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]
 
@@ -63,6 +67,7 @@ class Run(abc.ABC):
         resume: bool,
         exports: Sequence[str] = (),
     ) -> None:
+        self.began = time.perf_counter()
         if exports and resume:
             raise typer.BadParameter(
                 "does not go with --resume, which leaves results out: 'camtools export-results OUT ...' exports all of "
@@ -113,24 +118,37 @@ class Run(abc.ABC):
             jobs = find_jobs(paths, self.out)
             with common.stdout_to_stderr():
                 from camtools.exports import Exports
+                from camtools.processes import team
 
+                self.team = team()
+                if self.export_to and self.team.size > 1:
+                    raise typer.BadParameter(
+                        "is for one process, and this run has several: 'camtools export-results OUT ...' exports "
+                        "everything afterwards",
+                        param_hint="--export",
+                    )
                 self.exports = Exports(self.export_to)
-                self.open_out()
-                with locked(self.out):
+                with locked(self.out if self.team.leads else None):
+                    if self.team.leads:
+                        self.open_out()
+                    self.team.wait()
                     loaded = common.load(**self.source, class_names=class_names)
                     known = {"transform": loaded.preprocess, "class_names": loaded.class_names}
                     self.made_by = fingerprint(self.settings, loaded.model, loaded.class_names)
-                    self.prepare(loaded, device=common.pick_device(device), batch_size=batch_size, **known)
+                    place = common.pick_device(self.team.device(device))
+                    self.prepare(loaded, device=place, batch_size=batch_size, **known)
                     self.class_names = self.exports.class_names = loaded.class_names
                     start = time.perf_counter()
                     with self.exports:
                         self.over(jobs, batch_size, workers)
                         if self.interrupted:
                             self.exports.discard()
+            if not self.team.leads:  # exits with 0: launchers end all when one fails, and the leader still writes
+                return
             self.show(output)
             failed = [(failure["source"], failure["error"]) for failure in self.failed]
             before = len(self.results) - self.fresh
-            common.summarise(self.fresh, time.perf_counter() - start, failed, self.out, before)
+            common.summarise(self.fresh, self.began, time.perf_counter() - start, failed, self.out, before)
             if self.interrupted:
                 raise KeyboardInterrupt
         if self.failed:
@@ -184,11 +202,13 @@ class Run(abc.ABC):
         from camtools.images.batches import read_ahead
         from camtools.progress import progress_bar
 
-        entries = {job: entry for job in jobs if (entry := self._done(job)) is not None}
-        todo = [job for job in jobs if job not in entries]
+        mine = self.team.part(jobs, batch_size)
+        entries = {job: entry for job in mine if (entry := self._done(job)) is not None}
+        todo = [job for job in mine if job not in entries]
         self._write({"complete": False})
         images = read_ahead(self._read, todo, workers, ahead=batch_size + workers)
-        with closing(images), progress_bar(len(todo), self.doing, plain=self.plain) as advance:
+        shown = len(todo) if self.team.leads else 0
+        with closing(images), progress_bar(shown, self.doing, plain=self.plain) as advance:
             results = self._results(zip(todo, images, strict=True), batch_size)
             try:
                 with closing(read_ahead(self._save, results, workers, ahead=batch_size)) as saved:
@@ -203,10 +223,15 @@ class Run(abc.ABC):
                         advance(1)
             except KeyboardInterrupt:
                 self.interrupted = True
-        if self.interrupted:  # what was being saved by then has been saved
-            entries |= {job: entry for job in todo if job not in entries and (entry := self._whole(job)) is not None}
-        self.results = [entries[job] for job in jobs if job in entries]
+        if self.interrupted:  # what was being saved by then has been saved, by all processes: they cannot be asked
+            entries |= {job: entry for job in jobs if job not in entries and (entry := self._whole(job)) is not None}
         self.fresh = sum(job in entries for job in todo)
+        if not self.interrupted:
+            shares = self.team.gather((entries, self.failed, self.fresh))
+            entries = {job: entry for share in shares for job, entry in share[0].items()}
+            self.failed = [failure for share in shares for failure in share[1]]
+            self.fresh = sum(share[2] for share in shares)
+        self.results = [entries[job] for job in jobs if job in entries]
         self._write({})
 
     def _read(self, job: Job) -> Ready:
@@ -328,7 +353,7 @@ class Run(abc.ABC):
             )
 
     def _write(self, more: dict[str, Any]) -> None:
-        if self.out is not None:
+        if self.out is not None and self.team.leads:
             write_json(self.to_dict() | {"class_names": self.class_names} | more, self.out / MANIFEST)
 
     def show(self, output: Format) -> None:

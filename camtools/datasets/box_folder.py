@@ -139,7 +139,7 @@ def _number(
     indices = {}
     for label, line in first_line.items():
         try:
-            indices[label] = resolve_target(int(label) if numbers else label, known)
+            indices[label] = resolve_target(int(label) if numbers else label, known, listed=True)
         except TargetError as error:
             raise InputError(f"{table}, line {line}: {error}") from error
     return indices, known

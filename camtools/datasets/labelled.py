@@ -94,7 +94,9 @@ class ImageFolder(_Labelled):
             raise _LAYOUT.error(f"{str(self._root)!r} has no folder with images in it")
         names = tuple(found) if classes is None else class_names(classes)
         try:
-            index = {name: i if classes is None else resolve_target(name, names) for i, name in enumerate(found)}
+            index = {
+                name: i if classes is None else resolve_target(name, names, listed=True) for i, name in enumerate(found)
+            }
         except TargetError as error:
             raise InputError(f"a folder of {self._root} is named like no class: {error}") from error
         listed = [(path.relative_to(self._root).as_posix(), index[name]) for name in found for path in found[name]]

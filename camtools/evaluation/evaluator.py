@@ -17,7 +17,6 @@ from camtools.datasets.selection import Selection
 from camtools.engine import Engine
 from camtools.errors import CamtoolsError, InputError, ModelError
 from camtools.evaluation.bootstrap import image_weights
-from camtools.evaluation.processes import Team, team
 from camtools.evaluation.protocol import Protocol
 from camtools.evaluation.results import EvaluationResult
 from camtools.evaluation.runner import ModelRunner, Runner
@@ -32,6 +31,7 @@ from camtools.model.device import Precision
 from camtools.model.guard import untouched
 from camtools.model.outputs import Output
 from camtools.pipeline.text import named_pipelines
+from camtools.processes import Team, team
 from camtools.progress import progress_bar
 
 CALIBRATION = "calibration"  # folder of its batches

@@ -28,6 +28,7 @@ import camtools
 from camtools.cli.explain import _Explaining
 from camtools.exports import Exports
 from camtools.images.find import find_jobs
+from camtools.processes import Team
 
 BATCH = 32
 
@@ -125,7 +126,7 @@ def explain(
     run.explainer = camtools.Explainer(
         model, wanted.pipeline, **known | {"transform": None, "crop": "squash", "precision": wanted.precision}
     )
-    run.targets, run.exports = None, Exports(())
+    run.targets, run.exports, run.team = None, Exports(()), Team()
     run.over(jobs or find_jobs([str(folder)]), BATCH, 4)
     if run.failed:
         raise SystemExit(f"failed: {run.failed[0]}")

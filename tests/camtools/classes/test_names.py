@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from camtools.classes.names import default_names, imagenet_names, load_names, resolve_target
+from camtools.classes.names import default_names, imagenet_names, imagenet_synsets, load_names, resolve_target
 from camtools.errors import TargetError
 from camtools_adapters.timm import timm_names
 
@@ -75,6 +75,25 @@ def test_wnids_mean_nothing_for_other_classes():
 
 def test_a_name_in_another_letter_case_is_second_to_the_exact_one():
     assert resolve_target("crane", ["Crane", "crane"]) == 1
+
+
+@pytest.mark.parametrize("names", [None, imagenet_names(), imagenet_synsets()[1]], ids=["none", "torchvision", "timm"])
+def test_a_word_for_two_of_imagenets_classes_is_refused_with_both(names):
+    words = r"2 classes, 134 \(crane bird, n02012849\), 517 \(crane, n03126707\). Give the index"
+    with pytest.raises(TargetError, match=words):
+        resolve_target("crane", names, 1000)
+    with pytest.raises(TargetError, match=r"638 \(maillot, n03710637\), 639 \(maillot tank suit, n03710721\)"):
+        resolve_target("maillot", names, 1000)
+    assert [resolve_target(text, names, 1000) for text in ("n02012849", "517", "partridge")] == [134, 517, 86]
+
+
+def test_a_listed_name_is_clear_where_lists_are_matched():
+    assert resolve_target("crane", imagenet_names(), listed=True) == 517
+    assert [resolve_target(text, imagenet_names()) for text in ("crane bird", "Cardigan", "cardigan")] == [
+        134,
+        264,
+        474,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
-import runpy
 
 import pytest
 import torch
@@ -123,17 +121,3 @@ def same():
         return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
     return compare
-
-
-@pytest.fixture(scope="session")
-def start():
-    """Runs a script, with some global names, in a process that has camtools imported: that takes longer than a test."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["camtools.cli", "camtools.training", "accelerate", "torch.utils.tensorboard"])
-
-    def make(script, **names):
-        process = context.Process(target=runpy.run_path, args=(str(script), names))
-        process.start()
-        return process
-
-    return make

@@ -1,16 +1,18 @@
-"""Several processes of one evaluation, as `torchrun` and `accelerate launch` start them."""
+"""Several processes of one run, as `torchrun` and `accelerate launch` start them."""
 
 from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+Item = TypeVar("Item")
 _PATIENCE = timedelta(days=7)  # one process may have much less to do than another
 
 
@@ -37,6 +39,10 @@ class Team:
     def share(self, count: int) -> range:
         """Return which of so many batches are this process's: every `size`-th."""
         return range(self.rank, count, self.size)
+
+    def part(self, items: Sequence[Item], batch_size: int) -> list[Item]:
+        """Return this process's part of a list, in batches that are next to each other."""
+        return [item for number, item in enumerate(items) if number // batch_size % self.size == self.rank]
 
     def device(self, name: Any) -> Any:
         """Return this process's own device where a name means any of several GPUs."""
