@@ -15,6 +15,7 @@ from camtools.images.preprocess import Preprocess
 from camtools.model.guard import untouched
 
 Tokenizer = Callable[..., Any]
+_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training images
 
 
 class ZeroShot(nn.Module):
@@ -25,19 +26,30 @@ class ZeroShot(nn.Module):
         weight: The texts' embeddings of unit length times the model's scale, (K, D).
         class_names: The texts.
         preprocess: Of images; None asks the model.
+        bias: What SigLIP adds to every logit, (K,), whose scores are sigmoids then; None for softmax.
     """
 
-    def __init__(self, clip: nn.Module, weight: Tensor, class_names: Sequence[str], preprocess: Any = None) -> None:
+    def __init__(
+        self,
+        clip: nn.Module,
+        weight: Tensor,
+        class_names: Sequence[str],
+        preprocess: Any = None,
+        bias: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.clip, self.class_names = clip, list(class_names)
         self.weight: Tensor
         self.register_buffer("weight", weight)
+        self.bias: Tensor | None
+        self.register_buffer("bias", bias)
         self.preprocess = preprocess
+        self.score_activation = "softmax" if bias is None else "sigmoid"
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of images (B, 3, H, W), which the model's softmax makes probabilities of."""
+        """Return the logits of images (B, 3, H, W), which a softmax (SigLIP: a sigmoid) makes probabilities of."""
         encode: Any = getattr(self.clip, "get_image_features", None) or self.clip.encode_image
-        return linear(normalize(_vectors(encode(images)), dim=1), self.weight)
+        return linear(normalize(_vectors(encode(images)), dim=1), self.weight, self.bias)
 
 
 def zero_shot(clip: nn.Module, class_texts: Sequence[str], *, tokenizer: Tokenizer | None = None) -> ZeroShot:
@@ -79,7 +91,9 @@ def zero_shot(clip: nn.Module, class_texts: Sequence[str], *, tokenizer: Tokeniz
             encoded = encode(tokens.to(device))
         scale: Any = getattr(clip, "logit_scale", torch.zeros(()))
         weight = normalize(_vectors(encoded), dim=1) * scale.exp()
-    return ZeroShot(clip, weight.detach(), texts, _preprocess(clip)).train(clip.training)
+    shift = getattr(clip, "logit_bias", None)
+    bias = None if shift is None else shift.detach().reshape(-1).expand(len(texts)).clone()
+    return ZeroShot(clip, weight.detach(), texts, _preprocess(clip), bias).train(clip.training)
 
 
 def _tokens(clip: Any, texts: list[str], tokenizer: Tokenizer | None) -> Any:
@@ -105,11 +119,13 @@ def _preprocess(clip: Any) -> Preprocess | None:
     """Return what a model of open_clip says of images; None for others, whose adapters know."""
     visual = getattr(clip, "visual", None)
     mean, std, size = (getattr(visual, name, None) for name in ("image_mean", "image_std", "image_size"))
-    if mean is None or std is None or size is None:
+    if size is None:
         return None
     side = size if isinstance(size, int) else size[0]
     pair = (size, size) if isinstance(size, int) else tuple(size)
-    return Preprocess(input_size=pair, resize=side, interpolation="bicubic", mean=tuple(mean), std=tuple(std))
+    assumed = "" if mean and std else "open_clip's defaults"  # of models that were not built by its factory
+    mean, std = tuple(mean or _MEAN), tuple(std or _STD)
+    return Preprocess(pair, side, interpolation="bicubic", mean=mean, std=std, assumed=assumed)
 
 
 def _vectors(found: Any) -> Tensor:

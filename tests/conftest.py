@@ -9,6 +9,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("YOLO_OFFLINE", "true")  # of ultralytics, which asks the network and writes settings otherwise
+os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.gettempdir())
 REPO = Path(__file__).resolve().parent.parent
 
 # Of the fuzz tests; here, because `--hypothesis-profile` is read before their own folder is.

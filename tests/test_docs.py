@@ -3,7 +3,8 @@
 A document's blocks share one namespace and one working folder, in order. A block with a title, ```python title="NAME",
 is a file of that name instead. `expression  # -> text` in a Python block says what the expression's repr is; a long one
 is in lines of its own below, `# -> text` and then `#     text`. In ```bash blocks the lines that begin with "camtools "
-are run and must succeed, unless a word in capitals stands for something.
+are run and must succeed, unless a word in capitals stands for something. A Python block that begins with
+`# needs PACKAGE` stands alone, and is skipped where that is absent.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from camtools.cli import app
@@ -49,6 +52,12 @@ class Block:
     title: str | None
     text: str
     line: int
+
+    @property
+    def needs(self) -> str | None:
+        """The package without which it is skipped."""
+        match = re.match(r"# needs (\w+)\n", self.text)
+        return match and match[1]
 
 
 def blocks(document: Path) -> list[Block]:
@@ -99,10 +108,36 @@ def test_examples_run(document, tmp_path, monkeypatch, no_network):
             file = tmp_path / block.title
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(block.text, encoding="utf-8")
-        elif block.language == "python":
+        elif block.language == "python" and not block.needs:
             run_python(block, namespace, where)
         elif block.language == "bash":
             run_commands(block, where)
+
+
+ALONE = [
+    pytest.param(document, block, id=f"{document.name}-{block.needs}-{block.line}")
+    for document in DOCUMENTS
+    for block in blocks(document)
+    if block.needs
+]
+
+
+@pytest.fixture
+def prints_as_before():
+    """Undo what ultralytics changes for everybody when it is imported."""
+    printed, save = np.get_printoptions(), torch.save
+    yield
+    np.set_printoptions(**printed)
+    torch.set_printoptions(profile="default")
+    torch.save = save
+
+
+@pytest.mark.parametrize(("document", "block"), ALONE)
+def test_examples_of_other_libraries_run(document, block, tmp_path, monkeypatch, no_network, prints_as_before):
+    pytest.importorskip(block.needs, reason=f"{document.name} needs {block.needs}: pip install 'camtools[zoo]'")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    run_python(block, {"__name__": "__example__"}, f"{document.name}:{block.line}")
 
 
 def test_the_adapter_package_installs_and_is_found(tmp_path):

@@ -17,7 +17,7 @@ from camtools.model.adapter import Adapter, FeatureSpec, installed_adapters
 from camtools_adapters.observe import observe
 
 # Attributes in which models keep the names of their classes, a list or a mapping from their numbers.
-_NAMES = ("class_names", "id2label", "names", "classes", "categories", "label_names")
+_NAMES = ("class_names", "id2label", "names", "classes", "categories", "label_names", "targets")
 
 
 class GenericAdapter:
@@ -57,6 +57,11 @@ class GenericAdapter:
             return told_names(model)
         found = inside(model)
         return found[0][0].class_names(found[0][1]) if len(found) == 1 else names
+
+    def activation(self, model: nn.Module) -> str | None:
+        """Return the model's attribute `score_activation`, "softmax" or "sigmoid"; None where it has none."""
+        told = getattr(model, "score_activation", None)
+        return told if told in ("softmax", "sigmoid") else None
 
 
 def told_names(model: Any) -> Sequence[str] | None:

@@ -19,6 +19,7 @@ Output = int | str | Callable[[Any], Tensor] | None
 WAY_OUT = (
     "Give camtools a classifier (timm: num_classes > 0), or say where its logits are: output=INDEX, KEY or FUNCTION."
 )
+_DENSE = " If these are maps of the classes, say how they become scores: output=lambda out: out{}.mean((2, 3))."
 # What torch calls the functions that classifiers end in; all their spellings come down to these.
 _ENDINGS = {
     "softmax": "softmax",
@@ -190,10 +191,9 @@ def class_scores(found: Any, batch_size: int) -> Tensor:
         found = found.flatten(1)  # (B, K, 1, 1), as a convolution after the pooling has it
     if found.dim() != 2 or found.shape[0] != batch_size or not found.is_floating_point():
         maps = found.dim() == 4 and found.shape[0] == batch_size and found.is_floating_point()
-        dense = " If these are maps of the classes, say how they become scores: output=lambda out: out.mean((2, 3))."
         raise ModelError(
             f"the model returned a {found.dtype} tensor of shape {tuple(found.shape)}; expected {expected}. {WAY_OUT}"
-            + dense * maps
+            + _DENSE.format("") * maps
         )
     if found.shape[1] == 0:
         raise ModelError(f"the model has 0 classes; expected {expected}. {WAY_OUT}")
@@ -253,9 +253,10 @@ def _best(output: Any, batch_size: int, tap: Tap, classes: int | None) -> tuple[
     found = {path: t for path, t in _candidates(output) if t.dim() > 1 and len(t) == batch_size and _is_row(t)}
     found = found or {path: t for path, t in _candidates(output) if t.dim() == 1 and len(t) == batch_size}
     if not found:
+        dense = next((path for path, t in _candidates(output) if t.dim() == 4 and len(t) == batch_size), None)
         raise ModelError(
             f"the model returned {type(output).__name__} without logits; expected class scores of shape (batch, "
-            f"classes) with batch {batch_size}. {WAY_OUT}"
+            f"classes) with batch {batch_size}. {WAY_OUT}" + (_DENSE.format(_written(dense)) if dense else "")
         )
     named = [path for path in found if str(path[-1]).lower() in ("logits", "logit")]
     left = list(found) if len(named) != 1 else named

@@ -357,6 +357,9 @@ def test_dense_outputs_say_how():
     nn.init.zeros_(model.fc.bias)
     with pytest.raises(ModelError, match=r"say how they become scores: output=lambda out: out.mean\(\(2, 3\)\)"):
         explain(model, X[0])
+    named = net(end=lambda self, f, p, z: {"out": model.end(self, f, p, z)})
+    with pytest.raises(ModelError, match=r"output=lambda out: out\['out'\].mean\(\(2, 3\)\)"):
+        explain(named, X[0])
     cam_model = wrap(model, output=lambda out: out.mean((2, 3)))
     torch.testing.assert_close(cam_model.maps(X), plain(model)[1])
     assert cam_model.decomposition.exact

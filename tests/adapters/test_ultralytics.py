@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 import warnings
 
 import numpy as np
@@ -14,8 +13,6 @@ import camtools
 from camtools import ModelError, Preprocess, WeightsError, explain, wrap
 from camtools.sources import find_source
 
-os.environ.setdefault("YOLO_OFFLINE", "true")
-os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.gettempdir())
 _printed, _save = np.get_printoptions(), torch.save
 ultralytics = pytest.importorskip("ultralytics", reason="needs ultralytics: pip install 'camtools[ultralytics]'")
 tasks, augment = (pytest.importorskip(f"ultralytics.{name}") for name in ("nn.tasks", "data.augment"))

@@ -99,3 +99,53 @@ def test_refusals(clip):
         zero_shot(clip, TEXTS)
     with pytest.raises(ModelError, match="OpenClip does not say how texts become tokens"):
         zero_shot(OpenClip(), TEXTS)
+
+
+def test_siglip_has_a_bias_and_sigmoids():
+    from transformers import SiglipConfig, SiglipModel
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    text = small | {"vocab_size": 100, "max_position_embeddings": 16, "bos_token_id": None, "eos_token_id": None}
+    model = SiglipModel(
+        SiglipConfig(text_config=text, vision_config=small | {"image_size": 64, "patch_size": 16})
+    ).eval()
+    model.logit_bias.data.fill_(-0.3)
+    x = torch.randn(2, 3, 64, 64)
+    classifier = zero_shot(model, TEXTS, tokenizer=tokens)
+    want = model(input_ids=tokens(TEXTS), pixel_values=x).logits_per_image
+    torch.testing.assert_close(classifier(x), want)
+    assert camtools.explain(classifier, x[0], target=2).score == pytest.approx(float(want[0, 2].sigmoid()), abs=1e-5)
+
+
+@pytest.mark.parametrize("side", ["transformer", "resnet", "timm"])
+def test_models_of_open_clip(side):
+    open_clip = pytest.importorskip("open_clip", reason="needs open_clip: pip install 'camtools[open-clip]'")
+    torch.manual_seed(0)
+    vision = {
+        "transformer": {"layers": 2, "width": 64, "head_width": 32, "patch_size": 16, "image_size": 64},
+        "resnet": {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64},
+        "timm": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64},
+    }[side]
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    model = open_clip.CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text).eval()
+    tokenizer = open_clip.SimpleTokenizer(context_length=16)
+    x = torch.randn(2, 3, 64, 64)
+    classifier = zero_shot(model, TEXTS, tokenizer=tokenizer)
+    images, texts = model.encode_image(x, normalize=True), model.encode_text(tokenizer(TEXTS), normalize=True)
+    want = model.logit_scale.exp() * images @ texts.T
+    torch.testing.assert_close(classifier(x), want)
+    found = camtools.wrap(classifier).activations(x)
+    assert found.decomposition.layer.startswith("clip.visual.") and bool((found.maps(1).flatten(1).std(1) > 0).all())
+    exp = camtools.explain(classifier, x[0])
+    assert exp.score == pytest.approx(float(want[0].softmax(0).max()), abs=1e-5)
+    transform = camtools.Explainer(classifier, crop="model").transform
+    assert (transform.input_size, transform.mean, transform.interpolation) == (
+        (64, 64),
+        open_clip.OPENAI_DATASET_MEAN,
+        "bicubic",
+    )
+    assert transform.assumed == "open_clip's defaults"
+    model.visual.image_mean, model.visual.image_std = (0.5,) * 3, (0.25,) * 3  # as its factory sets them
+    transform = camtools.Explainer(zero_shot(model, TEXTS, tokenizer=tokenizer)).transform
+    assert transform.mean == (0.5,) * 3 and not transform.assumed
