@@ -228,7 +228,8 @@ class Explainer:
 
         Args:
             images: Any iterable of images, or of tuples that begin with one, such as a data set of (image, label); or a
-                folder, a pattern, or a .txt file with a path per line. Some `2 * batch_size` are read ahead.
+                folder, a pattern, a .txt file with a path per line, WebDataset's shards ("birds-*.tar"), or a folder or
+                pattern in a store of fsspec's ("s3://bucket/birds"). Some `2 * batch_size` are read ahead.
             target: A class for all images, or a list of classes for each; None takes the likeliest.
             top_k: This many likeliest classes instead.
             errors: What becomes of images that cannot be read. "raise"; "skip": a warning, and the others go on; or a

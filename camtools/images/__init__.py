@@ -3,5 +3,6 @@
 from camtools.images.geometry import Geometry
 from camtools.images.preprocess import Preprocess, as_transform
 from camtools.images.read import InputImage, read_image
+from camtools.images.stored import ImageBytes
 
-__all__ = ["Geometry", "InputImage", "Preprocess", "as_transform", "read_image"]
+__all__ = ["Geometry", "ImageBytes", "InputImage", "Preprocess", "as_transform", "read_image"]

@@ -105,7 +105,7 @@ def images_of(images: Any) -> Iterable[Any]:
 
     Args:
         images: An iterable of images, or of tuples that begin with one; a map-style data set of such; or a folder, a
-            pattern or a list file, see `find_images`.
+            pattern, a list file, shards or a store's folder, see `find_images`.
 
     Raises:
         InputError: It cannot be gone through, or is one image.

@@ -6,13 +6,15 @@ import glob
 import itertools
 import os
 import re
+import tarfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from camtools.errors import InputError
 from camtools.files import shortened
+from camtools.images.stored import ImageBytes, in_store
 
 # What folders, and patterns without a suffix, are searched for; a file named itself is read whatever its suffix.
 SUFFIXES = frozenset(
@@ -74,10 +76,12 @@ def find_jobs(paths: Sequence[str], out: Path | None = None) -> list[Job]:
     return [Job(*job) for job in zip(ordered, _folders(places), map(str, places), strict=True)]
 
 
-def find_images(place: str | os.PathLike[str]) -> list[Path]:
+def find_images(place: str | os.PathLike[str]) -> list[Path] | list[str] | Iterator[ImageBytes]:
     """Return the images of a folder and its sub-folders, of a pattern, or of a list file (.txt, a path per line).
 
-    Paths in a list file are relative to where the program runs.
+    Paths in a list file are relative to where the program runs. A folder or pattern may also be in a store of fsspec's
+    ("s3://bucket/birds"), and a path or pattern that ends with .tar means shards as WebDataset makes them: their
+    images, one after another, read when asked for.
 
     Args:
         place: What the caller named.
@@ -86,12 +90,48 @@ def find_images(place: str | os.PathLike[str]) -> list[Path]:
         InputError: It holds no images, or is none of these.
     """
     text = os.fspath(place)
+    if in_store(text):
+        return _in_store(text)
+    if Path(text).suffix == ".tar":
+        shards = sorted(map(Path, glob.glob(text)), key=natural_key)  # noqa: PTH207 - patterns may be absolute
+        if not shards:
+            raise InputError(f"There is no shard {text}. Name a .tar file, or a pattern such as 'birds-*.tar'.")
+        return _in_shards(shards)
     if Path(text).suffix == ".txt" and Path(text).is_file():
         lines = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines()]
         return [Path(line) for line in lines if line]
     if not Path(text).is_dir() and not _MAGIC.search(text):
         raise InputError(f"{text!r} is neither a folder nor a pattern nor a list (.txt): pass [{text!r}] for one image")
     return [job.path for job in find_jobs([text])]
+
+
+def _in_store(text: str) -> list[str]:
+    """Return the URLs of the images of a store's folder or pattern, in natural order."""
+    from fsspec.core import url_to_fs
+
+    try:
+        store, path = url_to_fs(text)
+        found = store.glob(path) if _MAGIC.search(text) else store.find(path)
+    except Exception as error:  # whatever the store's own library raises
+        raise InputError(f"{text!r} cannot be listed ({type(error).__name__}: {error}): expected a folder") from error
+    images = [str(store.unstrip_protocol(name)) for name in found if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    if not images:
+        raise InputError(f"{text!r} holds no images ({', '.join(sorted(SUFFIXES))})")
+    return sorted(images, key=natural_key)
+
+
+def _in_shards(shards: Sequence[Path]) -> Iterator[ImageBytes]:
+    for shard in shards:
+        try:
+            with tarfile.open(shard) as archive:
+                for member in archive:
+                    if member.isfile() and PurePosixPath(member.name).suffix.lower() in SUFFIXES:
+                        file = archive.extractfile(member)
+                        assert file is not None  # of a plain file
+                        yield ImageBytes(file.read(), f"{shard}/{member.name}")
+        except (OSError, tarfile.TarError) as error:
+            reason = str(error).partition("\n")[0].rstrip(":")
+            raise InputError(f"{shard} cannot be read ({reason}): expected a whole .tar file. Copy it again") from error
 
 
 def _expand(text: str, out: Path | None) -> tuple[Path, list[Path]]:

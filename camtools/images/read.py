@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, overload
 
@@ -21,6 +22,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from camtools.errors import InputError
+from camtools.images.stored import ImageBytes, in_store
 
 Least = Callable[[tuple[int, int]], tuple[int, int]]
 """From an image's (height, width) to those at which it is needed."""
@@ -180,9 +182,10 @@ def read_image(
     ("F" only), [0, 255] and [0, 65535] that holds every value is taken. Of an animation, a path gives the first frame.
 
     Args:
-        x: A path (str or `os.PathLike`); a PIL image of any mode; a numpy array (H, W), (H, W, 1), (H, W, 3) or
-            (H, W, 4) of uint8, uint16, bool, or float in [0, 1]; a uint8 tensor (C, H, W), C 1, 3 or 4;
-            or a floating tensor (C, H, W), taken as ready for the model and left as it is.
+        x: A path (str or `os.PathLike`); a URL of a store that fsspec knows, such as "s3://bucket/cat.jpg", but of no
+            web page; an image file's bytes, also as `ImageBytes`; a PIL image of any mode; a numpy array (H, W),
+            (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, uint16, bool, or float in [0, 1]; a uint8 tensor (C, H, W), C 1,
+            3 or 4; or a floating tensor (C, H, W), taken as ready for the model and left as it is.
         channels: The C that the model expects. Of ready tensors None accepts any; arrays (H, W, C) and uint8 tensors
             (C, H, W) may have it beside 1, 3 and 4.
         index: The element of the caller's batch, for the messages.
@@ -198,6 +201,12 @@ def read_image(
     where = "the image" if index is None else f"image {index}"
     if isinstance(x, InputImage):
         return x
+    if isinstance(x, bytes):
+        x = ImageBytes(x)
+    if isinstance(x, ImageBytes):
+        return _decoded(x.data, f"{where} ({x.name!r})" if x.name else where, x.name, None)
+    if isinstance(x, str) and in_store(x):
+        return _decoded(_stored(x, where), f"{where} ({x!r})", x, least)
     if isinstance(x, str | os.PathLike):
         return _from_path(x, f"{where} ({os.fspath(x)!r})", least)
     if isinstance(x, Image.Image):
@@ -232,9 +241,31 @@ def _from_path(path: str | os.PathLike[str], where: str, least: Least | None) ->
         raise InputError(f"{where} does not exist: expected the path of an image file. Check it ({hint})") from error
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~nobody has no home
         raise InputError(f"{where} cannot be opened ({error}): expected a readable image file") from error
-    if file.suffix.lower() in (".heic", ".heif"):
+    return _decoded(file, where, os.fspath(path), least)
+
+
+def _stored(url: str, where: str) -> bytes:
+    """Read a file of a store by fsspec, which finds credentials as the store's own tools do."""
+    import fsspec
+
+    try:
+        with fsspec.open(url, "rb") as file:
+            data: bytes = file.read()
+            return data
+    except ImportError as error:
+        raise InputError(f"{where} ({url!r}) is in a store that needs another package: {error}") from error
+    except Exception as error:  # whatever the store's own library raises
+        raise InputError(
+            f"{where} ({url!r}) cannot be read from its store ({type(error).__name__}: {error}): expected a file that "
+            "exists and that you may read"
+        ) from error
+
+
+def _decoded(file: Path | bytes, where: str, source: str | None, least: Least | None) -> InputImage:
+    """Decode an image file, or what is in one."""
+    if isinstance(file, Path) and file.suffix.lower() in (".heic", ".heif"):
         _know_heif(where)
-    with _reading(where), Image.open(file) as opened:
+    with _reading(where), Image.open(BytesIO(file) if isinstance(file, bytes) else file) as opened:
         width, height = opened.size
         _check_pixels(opened, where)
         turn = opened.getexif().get(_ORIENTATION, 1) if isinstance(opened, JpegImageFile) else 1
@@ -244,7 +275,7 @@ def _from_path(path: str | os.PathLike[str], where: str, least: Least | None) ->
             opened.draft(None, needed if turn in _TURNED else needed[::-1])  # PIL's sizes are (width, height)
         scale = round(width / opened.width) if opened.width else 1
         image = _load(opened, where)
-    made = _from_image(image, os.fspath(path))
+    made = _from_image(image, source)
     if scale == 1:
         return made
     # A fraction of a pixel is added on the stored image's right and below, wherever these are when it is upright.

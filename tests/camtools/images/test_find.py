@@ -1,9 +1,13 @@
 """Which images the command line's paths mean, and where the results of each go."""
 
+import io
+import tarfile
+
+import fsspec
 import pytest
 
 from camtools.errors import InputError
-from camtools.images.find import find_jobs, natural_key
+from camtools.images.find import find_images, find_jobs, natural_key
 
 
 @pytest.fixture
@@ -127,3 +131,32 @@ def test_folders_are_always_distinct(tree):
     folders = [job.folder.casefold() for job in find_jobs([str(p) for p in place.iterdir()])]
     assert len(set(folders)) == len(folders) == 7
     assert "manifest.json" not in folders
+
+
+def test_images_of_shards_are_read_one_after_another(tmp_path):
+    for number in (10, 9):
+        with tarfile.open(tmp_path / f"birds-{number}.tar", "w") as archive:
+            for name in (f"{number}/b.jpg", f"{number}/a.PNG", f"{number}/b.cls", f"{number}/b.json"):
+                member = tarfile.TarInfo(name)
+                member.size = len(name)
+                archive.addfile(member, io.BytesIO(name.encode()))
+    found = list(find_images(f"{tmp_path}/birds-*.tar"))
+    assert [image.data for image in found] == [b"9/b.jpg", b"9/a.PNG", b"10/b.jpg", b"10/a.PNG"]
+    assert found[0].name == f"{tmp_path}/birds-9.tar/9/b.jpg"
+    (tmp_path / "birds-11.tar").write_bytes(b"no archive")
+    shards = find_images(tmp_path / "birds-11.tar")
+    with pytest.raises(InputError, match=r"birds-11\.tar cannot be read .* expected a whole .tar"):
+        next(shards)
+    with pytest.raises(InputError, match="There is no shard"):
+        find_images(tmp_path / "missing.tar")
+
+
+def test_folders_and_patterns_of_a_store():
+    fsspec.filesystem("memory").pipe({f"/flock/{name}": b"" for name in ("b10.jpg", "b9.jpg", "deep/a.png", "b.txt")})
+    found = find_images("memory://flock")
+    assert found == ["memory:///flock/b9.jpg", "memory:///flock/b10.jpg", "memory:///flock/deep/a.png"]
+    assert find_images("memory://flock/*9.jpg") == ["memory:///flock/b9.jpg"]
+    with pytest.raises(InputError, match=r"'memory://flock/\*\.gif' holds no images"):
+        find_images("memory://flock/*.gif")
+    with pytest.raises(InputError, match=r"'nostore://flock' cannot be listed .*Protocol not known"):
+        find_images("nostore://flock")

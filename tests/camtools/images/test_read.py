@@ -2,12 +2,14 @@
 
 import io
 
+import fsspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from camtools.errors import CamtoolsError, InputError
+from camtools.images import ImageBytes
 from camtools.images.read import read_image, read_images
 
 RGB = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [128, 64, 32], [255, 255, 255]]], np.uint8)
@@ -191,7 +193,10 @@ WRONG = [
     (Image.fromarray(np.array([[np.nan, 5]], np.float32)), "mode 'F' with values from nan"),
     (7, "the image is of type int: expected a path, a PIL image"),
     (None, "of type NoneType"),
-    (b"bytes", "of type bytes"),
+    (b"bytes", "is no image that can be read|not an image|is truncated"),
+    (ImageBytes(b"bytes", "shard.tar/7.png"), "the image \\('shard.tar/7.png'\\)"),
+    ("memory://nowhere/7.png", "cannot be read from its store .FileNotFoundError"),
+    ("nostore://x/7.png", "cannot be read from its store .*Protocol not known"),
     ({"image": 1}, "of type dict"),
 ]
 
@@ -334,3 +339,23 @@ def test_floats_are_rounded_to_the_nearest_level(dtype):
     array = np.linspace(0, 1, 257, dtype=dtype)[None, :, None]
     levels = np.asarray(read_image(array).image)[0, :, 0]
     assert np.abs(levels - 255 * array[0, :, 0].astype(np.float64)).max() <= 0.5
+
+
+def test_bytes_and_stores_give_what_the_file_gives(tmp_path):
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "turned.jpg", exif=exif)
+    data = (tmp_path / "turned.jpg").read_bytes()
+    fsspec.filesystem("memory").pipe("/photos/turned.jpg", data)
+    of_file = read_image(tmp_path / "turned.jpg")
+    for x, source in (
+        (data, None),
+        (ImageBytes(data, "birds.tar/turned.jpg"), "birds.tar/turned.jpg"),
+        ("memory://photos/turned.jpg", "memory://photos/turned.jpg"),
+    ):
+        image = read_image(x)
+        assert image.source == source and image.size == (80, 60)
+        assert np.array_equal(np.asarray(image.image), np.asarray(of_file.image))
+    assert read_image("memory://photos/turned.jpg", least=lambda _: (20, 15)).image.size == (15, 20)
+    assert read_image(data, least=lambda _: (20, 15)).image.size == (60, 80)  # nowhere to read the rest from later
