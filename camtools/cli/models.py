@@ -103,7 +103,7 @@ def describe(name: str, arguments: dict[str, Any] | None = None, size: tuple[int
     import torch
 
     from camtools.heads.saved import headed_config
-    from camtools.model.cam_model import wrap
+    from camtools.model.cam_model import COMPLAINTS, wrap
     from camtools.sources import FunctionSource, find_source
 
     keys = "adapter", "exact", "residual", "layer", "layout", "head", "input", "map", "channels", "error"
@@ -114,7 +114,10 @@ def describe(name: str, arguments: dict[str, Any] | None = None, size: tuple[int
         example = cam_model.example()
         if size is not None:
             example = torch.randn(1, example.shape[1], *size, dtype=example.dtype)
-        where = cam_model.locate(example)
+        try:
+            where = cam_model.locate(example)
+        except COMPLAINTS as error:
+            raise cam_model.refusal(example, error, "Give another --size") from error
     except CamtoolsError as error:
         return row | {"error": str(error)}
     row |= {key: getattr(where, key) for key in ("adapter", "exact", "residual", "layer", "head", "channels")}

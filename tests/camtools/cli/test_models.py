@@ -126,3 +126,8 @@ def test_values_from_text():
     }
     assert pick_device("cpu").type == "cpu"
     assert pick_device("auto").type in ("cpu", "cuda", "mps")
+
+
+def test_a_size_that_the_model_does_not_take():
+    row = json.loads(run("models", "torchvision/vit_b_16", "--describe", "--size", "64", "--format", "json").stdout)[0]
+    assert "can't be run on inputs of 3x64x64" in row["error"] and row["error"].endswith("Give another --size")
