@@ -5,7 +5,7 @@ rows = camtools.ray.explain("s3://bucket/birds", "timm/resnet50.a1_in1k", worker
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -29,7 +29,7 @@ CHECKPOINT = "_checkpoint"
 
 
 def explain(
-    images: Dataset | str | Sequence[str],
+    images: Dataset | str | list[str],
     model: str | nn.Module | Callable[[], nn.Module],
     pipeline: Any = DEFAULT_PRESET,
     *,
@@ -44,7 +44,7 @@ def explain(
     weights: str | None = None,
     **options: Any,
 ) -> Dataset:
-    """Explain images on a cluster: each worker has the model, reads files and works in batches; a killed one is replaced.
+    """Explain images on a cluster: each worker has the model and works in batches; a killed one is replaced.
 
     A row per image and class, with the columns of `camtools.results_frame`, but `path` in place of `file`, and `error`:
     an image that cannot be used has a row with its path and the error alone. Images are read as everywhere else, EXIF

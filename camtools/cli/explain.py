@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,9 +32,13 @@ def explain(
         int | None, typer.Option(min=1, metavar="N", help="Explain the N likeliest classes. Without --target: 1.")
     ] = None,
     pipeline: Annotated[
-        str,
-        typer.Option(metavar="NAME|STEPS", help=f"Steps, such as 'NWC,IVR(45)', or a preset. {_PRESETS}"),
-    ] = DEFAULT_PRESET,
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|STEPS",
+            help="Steps, such as 'NWC,IVR(45)', or a preset. May be repeated: results then have a folder each, and "
+            f"compare.jpg shows them side by side. {_PRESETS}  [default: {DEFAULT_PRESET}]",
+        ),
+    ] = None,
     threshold: Annotated[
         str | None,
         typer.Option(
@@ -79,7 +84,17 @@ def explain(
         raise typer.BadParameter("give --target or --top-k, not both", param_hint="--top-k")
     model_args = dict(model_arg or ())
     source = {"model": model, "weights": weights, "model_args": model_args, "mean": mean, "std": std, "size": size}
-    settings = {"pipeline": pipeline, "target": target, "top_k": top_k, "threshold": threshold}
+    chosen = pipeline or [DEFAULT_PRESET]
+    if len(set(chosen)) < len(chosen):
+        raise typer.BadParameter(f"{', '.join(chosen)}: expected every pipeline once", param_hint="--pipeline")
+    if len(chosen) > 1 and (export or report):
+        raise typer.BadParameter("goes with one pipeline: expected one --pipeline", param_hint="--export/--report")
+    settings = {
+        "pipeline": chosen if len(chosen) > 1 else chosen[0],
+        "target": target,
+        "top_k": top_k,
+        "threshold": threshold,
+    }
     settings |= {"crop": None if crop is None else crop.value}
     settings |= options.told(activation=activation and activation.value, output=logits, precision=precision.value)
     looks = options.looks(save, overlay_size, overlay_format)
@@ -92,20 +107,11 @@ class _Explaining(Run):
     """An entry's "classes" are those that were explained, a dictionary each."""
 
     doing = "Explaining"
-    columns = "Class", "Score", "Box (x0, y0, x1, y1)", "Box score", "Boxes", "Map"
+    columns = "Class", "Score", "Box (x0, y0, x1, y1)", "Box score", "Boxes", "Map", "Pipeline"
 
     def prepare(self, loaded: Any, **known: Any) -> None:
         from camtools.classes.names import resolve_target
         from camtools.explainer import Explainer
-
-        pipeline, target, threshold = (self.settings[name] for name in ("pipeline", "target", "threshold"))
-        if threshold is not None:
-            from camtools.evaluation import calibrated
-            from camtools.pipeline.text import one_pipeline
-
-            pipeline, name = one_pipeline(pipeline)
-            number = re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e-?\d+)?\s*", threshold, re.IGNORECASE)  # else a file
-            pipeline = calibrated(pipeline, float(threshold) if number else threshold, name=name)
         from camtools.images.adjusted import shown_whole
         from camtools.images.preprocess import as_transform
 
@@ -114,17 +120,23 @@ class _Explaining(Run):
             known["transform"] = shown_whole(as_transform(known["transform"]), known.pop("crop"))
         words = ("activation", "output", "precision")
         chosen = {name: self.settings[name] for name in words if name in self.settings}
-        self.explainer = Explainer(loaded.model, pipeline, **chosen, **known)
+        pipelines, target = self.settings["pipeline"], self.settings["target"]
+        self.explainers = [
+            Explainer(loaded.model, _cut_at(text, self.settings["threshold"]), **chosen, **known)
+            for text in (pipelines if isinstance(pipelines, list) else [pipelines])
+        ]
         self.targets = [resolve_target(name, loaded.class_names) for name in target or ()]
         if len(set(self.targets)) < len(self.targets):
             raise TargetError(f"--target names a class twice: {', '.join(target)} are classes {self.targets}.")
 
     @property
-    def worker(self) -> Any:
-        return self.explainer
+    def workers(self) -> Sequence[Any]:
+        return self.explainers
 
     def do(self, batch: Batch) -> list[list[Any]]:
-        return self.explainer.explain_batch(batch, None if self.targets else self.settings["top_k"] or 1)
+        top_k = None if self.targets else self.settings["top_k"] or 1
+        found = [explainer.explain_batch(batch, top_k) for explainer in self.explainers]
+        return [list(chain(*zip(*of_image, strict=True))) for of_image in zip(*found, strict=True)]
 
     def entry(self, documents: list[dict[str, Any]]) -> dict[str, Any]:
         return {"classes": documents}
@@ -138,4 +150,17 @@ class _Explaining(Run):
                 f"{sure[0]:.3f}" if sure else "",
                 str(len(result["boxes"])),
             ]
-            yield [class_cell(result), f"{result['score']:.3f}", *boxes, maps]
+            made = result.get("pipeline", "")
+            yield [class_cell(result), f"{result['score']:.3f}", *boxes, maps, made]
+
+
+def _cut_at(text: str, threshold: str | None) -> Any:
+    """Return a pipeline, with another threshold where one is given: a number, or a file that has one."""
+    if threshold is None:
+        return text
+    from camtools.evaluation import calibrated
+    from camtools.pipeline.text import one_pipeline
+
+    pipeline, name = one_pipeline(text)
+    number = re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e-?\d+)?\s*", threshold, re.IGNORECASE)
+    return calibrated(pipeline, float(threshold) if number else threshold, name=name)

@@ -13,12 +13,14 @@ from camtools.errors import InputError
 from camtools.files import parse_json, shortened, staging
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import nn
 
     from camtools.explanation import Explanation
     from camtools.segmentation import Segmentation
 
 MANIFEST = "manifest.json"
+COMPARISON = "compare.jpg"
 
 
 def fingerprint(settings: dict[str, Any], model: nn.Module, class_names: Sequence[str] | None) -> str:
@@ -53,8 +55,12 @@ def save_image(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, where the results' folder should be. Choose another --out.")
     with staging(folder) as stage:
+        pipelines = list(dict.fromkeys(result.pipeline for result in results))
         for result in results:
-            result.save(stage if len(results) == 1 else stage / class_folder(result), **looks)
+            place = stage if len(results) == 1 else stage / class_folder(result, pipelines)
+            result.save(place, **looks)
+        if len(pipelines) > 1 and "overlay" in (looks.get("files") or ("overlay",)):
+            _compared(results, pipelines).save(stage / COMPARISON, quality=90)
         files = sorted(path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file())
         files = [name for name in files if name != MANIFEST]
         kept = {key: value for key, value in entry.items() if key != "classes" or len(results) > 1}
@@ -73,10 +79,29 @@ def save_image(
         _put_manifest(document, stage, folder)
 
 
-def class_folder(result: Any) -> str:
-    """Name the sub-folder of one class: its index, and its name as far as file systems take it."""
+def class_folder(result: Any, pipelines: Sequence[str] = ()) -> str:
+    """Name the sub-folder of one class: its index, and its name as far as file systems take it.
+
+    Args:
+        result: Of the class.
+        pipelines: Of all results of the image; where there are several, the result's own is the folder above.
+    """
     words = re.sub(r"[^\w-]+", "-", result.name or "").strip("-")
-    return shortened(f"{result.label}-{words}") if words and words != str(result.label) else str(result.label)
+    name = shortened(f"{result.label}-{words}") if words and words != str(result.label) else str(result.label)
+    if len(pipelines) < 2:
+        return name
+    own = re.sub(r"[^\w.+-]+", "-", result.pipeline).strip("-.")
+    same = [text for text in pipelines if re.sub(r"[^\w.+-]+", "-", text).strip("-.") == own]
+    number = f"-{same.index(result.pipeline) + 1}" if len(same) > 1 else ""
+    return f"{shortened(own)}{number}/{name}"
+
+
+def _compared(results: Sequence[Any], pipelines: Sequence[str]) -> Image.Image:
+    """Draw an image's results: a row per class, a column per pipeline."""
+    from camtools.plot import compare
+
+    rows = {label: [result for result in results if result.label == label] for label in (r.label for r in results)}
+    return compare(list(rows.values()), titles=pipelines, image=True)
 
 
 def finished(folder: Path, image: Path, made_by: str) -> list[dict[str, Any]] | None:

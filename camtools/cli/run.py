@@ -165,8 +165,8 @@ class Run(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def worker(self) -> Any:
-        """The `Explainer` or `Segmenter`."""
+    def workers(self) -> Sequence[Any]:
+        """The `Explainer`s, one per pipeline, or the `Segmenter`."""
 
     @abc.abstractmethod
     def do(self, batch: Batch) -> list[list[Any]]:
@@ -241,15 +241,16 @@ class Run(abc.ABC):
 
         if printable(job.path) != str(job.path):
             raise InputError(f"the name of {printable(job.path)} is no UTF-8: expected one that is. Rename the file")
-        engine = self.worker.engine
-        own, drawn = engine.least, self.overlay_side
-        if own is None or drawn == 0:  # 0: overlays as large as the image
+        engines, drawn = [worker.engine for worker in self.workers], self.overlay_side
+        needs = [engine.least for engine in engines]
+        engine = engines[0]
+        if None in needs or drawn == 0:  # 0: overlays as large as the image
             return prepare(engine.transform, job.path, self.targets or None)
 
         def least(size: tuple[int, int]) -> tuple[int, int]:
-            height, width = own(size)
-            shown = fitted(size, drawn) if drawn else (0, 0)
-            return max(height, shown[0]), max(width, shown[1])
+            sizes = [need(size) for need in needs if need is not None]
+            heights, widths = zip(*sizes, fitted(size, drawn) if drawn else (0, 0), strict=True)
+            return max(heights), max(widths)
 
         ready = prepare(engine.transform, job.path, self.targets or None, least=least)
         image = ready.input_image

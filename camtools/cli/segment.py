@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -109,8 +109,8 @@ class _Segmenting(Run):
         self.targets = [resolve_target(name, loaded.class_names) for name in target] if target else None
 
     @property
-    def worker(self) -> Any:
-        return self.segmenter
+    def workers(self) -> Sequence[Any]:
+        return [self.segmenter]
 
     def do(self, batch: Batch) -> list[list[Any]]:
         return [[segmentation] for segmentation in self.segmenter.segment_batch(batch)]

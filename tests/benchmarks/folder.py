@@ -123,9 +123,8 @@ def explain(
     settings = {"pipeline": wanted.pipeline, "target": None, "top_k": None, "threshold": None, "crop": "squash"}
     run = _Explaining({"model": "bench"}, settings, looks, out, False)
     known = {"transform": camtools.Preprocess.imagenet(224), "class_names": None, "device": "cpu", "batch_size": BATCH}
-    run.explainer = camtools.Explainer(
-        model, wanted.pipeline, **known | {"transform": None, "crop": "squash", "precision": wanted.precision}
-    )
+    options = known | {"transform": None, "crop": "squash", "precision": wanted.precision}
+    run.explainers = [camtools.Explainer(model, wanted.pipeline, **options)]
     run.targets, run.exports, run.team = None, Exports(()), Team()
     run.over(jobs or find_jobs([str(folder)]), BATCH, 4)
     if run.failed:
