@@ -71,8 +71,10 @@ def save_image(
             stale = folder / name
             if stale.resolve().is_relative_to(folder.resolve()):
                 stale.unlink(missing_ok=True)
-                if stale.parent != folder and stale.parent.is_dir() and not any(stale.parent.iterdir()):
-                    stale.parent.rmdir()
+                for parent in stale.parents:
+                    if parent == folder or not parent.is_dir() or any(parent.iterdir()):
+                        break
+                    parent.rmdir()
         for name in files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (stage / name).replace(folder / name)

@@ -483,3 +483,24 @@ def test_a_second_run_in_the_same_folder_is_told_so_and_a_terminated_one_leaves_
 def test_names_that_no_file_can_have(place):
     result = run(300 * "a", "--out", "out")
     assert (result.exit_code, result.stderr) == (2, f"Error: File name too long: '{300 * 'a'}'\n")
+
+
+def test_several_pipelines_have_a_folder_each_and_are_compared(place):
+    words = ("pics/red.png", "--target", "red", "--target", "green", "--out", "o", "--save", "overlay,mask")
+    result = run(*words, "--pipeline", "cam", "--pipeline", "NWC,IVR(45)", "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)["images"][0]["classes"]
+    assert [(one["pipeline"], one["name"]) for one in found[::2]] == [("cam", "red"), ("cam", "green")]
+    folders = sorted(path.parent.relative_to("o/red").as_posix() for path in Path("o").rglob("mask.png"))
+    assert folders == ["NWC-IVR-45/0-red", "NWC-IVR-45/1-green", "cam/0-red", "cam/1-green"]
+    alone = json.loads(run("pics/red.png", "--target", "red", "--pipeline", "NWC,IVR(45)", "--format", "json").stdout)
+    assert found[1]["box"] == alone["images"][0]["classes"][0]["box"]
+    assert Image.open("o/red/compare.jpg").width > 3 * 200  # the image, and a column per pipeline
+    assert "1 image in" in run(*words, "--pipeline", "cam", "--pipeline", "NWC,IVR(45)").stderr
+    again = run(*words, "--pipeline", "cam", "--pipeline", "NWC,IVR(45)", "--resume")
+    assert "0 images in" in again.stderr and "1 done before" in again.stderr
+    assert run(*words, "--pipeline", "cam").exit_code == 0
+    assert sorted(path.name for path in Path("o/red").iterdir()) == ["0-red", "1-green", "manifest.json"]
+    refused = run("pics", "--pipeline", "cam", "--pipeline", "rcam", "--export", "coco.json")
+    assert refused.exit_code == 2 and "goes with one pipeline" in refused.stderr
+    assert run("pics", "--pipeline", "cam", "--pipeline", "cam").exit_code == 2
