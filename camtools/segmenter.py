@@ -15,6 +15,7 @@ from camtools.classes.names import resolve_target
 from camtools.classes.targets import Target, class_indices, is_list
 from camtools.engine import Engine, Forward
 from camtools.errors import InputError, TargetError
+from camtools.images.adjusted import Crop, with_crop
 from camtools.images.batches import Batch, check_iterable, read_batches
 from camtools.images.preprocess import display_image
 from camtools.images.read import read_images
@@ -23,7 +24,7 @@ from camtools.model.outputs import Activation, Output
 from camtools.notebook import ResultList
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.pixels import at_once, groups, on_pixels
-from camtools.pipeline.presets import as_pipeline
+from camtools.pipeline.text import one_pipeline
 from camtools.progress import progress_bar
 from camtools.segmentation import Segmentation
 from camtools.steps import CRF
@@ -59,7 +60,7 @@ class Segmenter:
 
     Args:
         model: Any classifier, or a `CamModel`.
-        pipeline: Preset name, `Pipeline`, step, or list of steps.
+        pipeline: Preset name, steps as text ("NWC,IVR(45)"), `Pipeline`, step, or list of steps.
         background: The map value at even odds, above 0 and below 1. None takes for each map what the pipeline's
             threshold step compares it with, so that the mask of a single class is the one that `explain` gives.
         min_score: Score above which a class is looked for where the caller names none, in [0, 1); None is 0.2 for
@@ -76,6 +77,7 @@ class Segmenter:
         batch_size: Images per forward.
         transform: The model's preprocessing; None asks the model. See `Explainer`.
         class_names: Names of the classes in order; None asks the model.
+        crop: What the model is shown; see `Explainer`. None leaves that to the transform.
         precision: "float32", "bf16" or "auto"; see `Explainer`.
         progress: Whether a call shows a bar, on a terminal or in a notebook.
 
@@ -103,6 +105,7 @@ class Segmenter:
         batch_size: int = 32,
         transform: Any = None,
         class_names: Sequence[str] | None = None,
+        crop: Crop | None = None,
         precision: Precision = "float32",
         progress: bool = False,
     ) -> None:
@@ -115,8 +118,7 @@ class Segmenter:
             raise InputError(f"crf={crf!r}: expected True, False, or a camtools.steps.CRF with parameters of your own")
         if activation is not None:
             one_of("activation", activation, ("softmax", "sigmoid"))
-        self.pipeline = as_pipeline(pipeline)
-        self.pipeline_name = pipeline if isinstance(pipeline, str) else self.pipeline.summary
+        self.pipeline, self.pipeline_name = one_pipeline(pipeline)
         self.engine = Engine(
             model,
             [self.pipeline],
@@ -131,6 +133,8 @@ class Segmenter:
             batch_size=batch_size,
             precision=precision,
         )
+        if crop is not None:
+            self.engine.transform = with_crop(self.engine.transform, crop)
         self.background = background
         self._given_score = min_score
         self.crf = crf if isinstance(crf, CRF) else default_crf() if crf else None
@@ -313,6 +317,7 @@ def segment(
     batch_size: int = 32,
     transform: Any = None,
     class_names: Sequence[str] | None = None,
+    crop: Crop | None = None,
     precision: Precision = "float32",
     progress: bool = False,
 ) -> Segmentation | list[Segmentation]:
@@ -322,7 +327,7 @@ def segment(
         model: Any classifier; it is left exactly as it was.
         image: One image or a list of them, see `camtools.explain`.
         classes: Which classes to look for; None for those above `min_score`. See `Segmenter`.
-        pipeline: Preset name, `Pipeline`, step, or list of steps.
+        pipeline: Preset name, steps as text ("NWC,IVR(45)"), `Pipeline`, step, or list of steps.
         background: The map value at which class and background are equally likely; None for the pipeline's threshold.
         min_score: Score above which a class is looked for; None is 0.2 for "softmax" and 0.5 for "sigmoid".
         crf: Whether to refine all classes together by a CRF, or a `camtools.steps.CRF` of your own.
@@ -336,6 +341,7 @@ def segment(
         batch_size: Images per forward.
         transform: The model's preprocessing; None asks the model.
         class_names: Names of the classes in order; None asks the model.
+        crop: What the model is shown; see `Explainer`. None leaves that to the transform.
         precision: "float32", "bf16" or "auto"; see `Explainer`.
         progress: Whether to show a bar, on a terminal or in a notebook.
 
@@ -367,6 +373,7 @@ def segment(
         batch_size=batch_size,
         transform=transform,
         class_names=class_names,
+        crop=crop,
         precision=precision,
         progress=progress,
     )

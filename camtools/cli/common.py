@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,6 +39,18 @@ def load(model: str, weights: str | None = None, *, class_names: Path | None = N
     from camtools.loading import load_model
 
     return load_model(model, weights, class_names=None if class_names is None else load_names(class_names), **options)
+
+
+def cut_at(text: str, threshold: str | None) -> Any:
+    """Return a pipeline, with another threshold where one is given: a number, or a file that has one."""
+    if threshold is None:
+        return text
+    from camtools.evaluation import calibrated
+    from camtools.pipeline.text import one_pipeline
+
+    pipeline, name = one_pipeline(text)
+    number = re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e-?\d+)?\s*", threshold, re.IGNORECASE)
+    return calibrated(pipeline, float(threshold) if number else threshold, name=name)
 
 
 def pick_device(name: str) -> torch.device:

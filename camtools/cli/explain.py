@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from camtools.cli import options
+from camtools.cli import common, options
 from camtools.cli.run import Run, box_cell, class_cell
 from camtools.defaults import DEFAULT_PRESET, DESCRIPTIONS
 from camtools.errors import TargetError
@@ -39,14 +38,7 @@ def explain(
             f"compare.jpg shows them side by side. {_PRESETS}  [default: {DEFAULT_PRESET}]",
         ),
     ] = None,
-    threshold: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|N",
-            help="Threshold instead of the pipeline's own: a fraction of the map's maximum such as 0.35, or the "
-            "threshold.json that 'camtools evaluate --calibrate' has written.",
-        ),
-    ] = None,
+    threshold: options.Threshold = None,
     out: options.Out = None,
     export: options.Export = None,
     report: options.Report = None,
@@ -122,7 +114,7 @@ class _Explaining(Run):
         chosen = {name: self.settings[name] for name in words if name in self.settings}
         pipelines, target = self.settings["pipeline"], self.settings["target"]
         self.explainers = [
-            Explainer(loaded.model, _cut_at(text, self.settings["threshold"]), **chosen, **known)
+            Explainer(loaded.model, common.cut_at(text, self.settings["threshold"]), **chosen, **known)
             for text in (pipelines if isinstance(pipelines, list) else [pipelines])
         ]
         self.targets = [resolve_target(name, loaded.class_names) for name in target or ()]
@@ -152,15 +144,3 @@ class _Explaining(Run):
             ]
             made = result.get("pipeline", "")
             yield [class_cell(result), f"{result['score']:.3f}", *boxes, maps, made]
-
-
-def _cut_at(text: str, threshold: str | None) -> Any:
-    """Return a pipeline, with another threshold where one is given: a number, or a file that has one."""
-    if threshold is None:
-        return text
-    from camtools.evaluation import calibrated
-    from camtools.pipeline.text import one_pipeline
-
-    pipeline, name = one_pipeline(text)
-    number = re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e-?\d+)?\s*", threshold, re.IGNORECASE)
-    return calibrated(pipeline, float(threshold) if number else threshold, name=name)

@@ -204,12 +204,21 @@ CropOption = Annotated[
     Crop | None,
     typer.Option(
         "--crop",
-        help="What the model is shown: the whole image squashed to its size (default), padded to it, in full with the "
-        "short side at its size, or what its own preprocessing leaves.",
+        help="What the model is shown: the whole image squashed to its size, padded to it, in full with the short side "
+        "at its size, or what its own preprocessing leaves (model). Left out, explain squashes and segment takes the "
+        "model's.",
     ),
 ]
 PrecisionOption = Annotated[
     Precision, typer.Option("--precision", help="Of the forward; bf16 is autocast, auto takes it where it is fast.")
+]
+Threshold = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|N",
+        help="Threshold instead of the pipeline's own: a fraction of the map's maximum such as 0.35, or the "
+        "threshold.json that 'camtools evaluate --calibrate' has written.",
+    ),
 ]
 ActivationOption = Annotated[
     Activation | None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from camtools.cli import options
+from camtools.cli import common, options
 from camtools.cli.run import Run, box_cell, class_cell
 
 if TYPE_CHECKING:
@@ -40,7 +40,10 @@ def segment(
     ] = None,
     activation: options.ActivationOption = None,
     logits: options.Logits = None,
-    pipeline: Annotated[str, typer.Option(metavar="NAME", help="Preset: cam, rcam, adaptive, ...")] = "rcam",
+    pipeline: Annotated[
+        str, typer.Option(metavar="NAME|STEPS", help="Preset: cam, rcam, adaptive ...; or steps: 'NWC,IVR(45)'.")
+    ] = "rcam",
+    threshold: options.Threshold = None,
     background: Annotated[
         Any,
         typer.Option(
@@ -60,6 +63,7 @@ def segment(
     model_arg: options.ModelArgs = None,
     device: options.Device = "auto",
     batch_size: options.BatchSize = 32,
+    crop: options.CropOption = None,
     precision: options.PrecisionOption = options.Precision.FLOAT32,
     save: options.Save = None,
     overlay_size: options.OverlaySize = 1280,
@@ -85,6 +89,9 @@ def segment(
     source = {"model": model, "weights": weights, "model_args": model_args, "mean": mean, "std": std, "size": size}
     settings = {"command": "segment", "pipeline": pipeline, "target": classes, "background": background}
     settings |= {"min_score": min_score, "crf": crf}
+    if threshold is not None and background not in (None, "pipeline"):
+        raise typer.BadParameter("give --threshold or --background, not both", param_hint="--threshold")
+    settings |= options.told(threshold=threshold, crop=crop and crop.value)
     settings |= options.told(activation=activation and activation.value, output=logits, precision=precision.value)
     looks = options.looks(save, overlay_size, overlay_format)
     run = _Segmenting(source, settings, looks, out, resume, export or ())
@@ -101,10 +108,13 @@ class _Segmenting(Run):
         from camtools.classes.names import resolve_target
         from camtools.segmenter import BACKGROUND, Segmenter
 
-        words = ("min_score", "crf", "activation", "output", "precision")
+        words = ("min_score", "crf", "crop", "activation", "output", "precision")
         chosen = {name: self.settings[name] for name in words if name in self.settings}
         background = {None: BACKGROUND, "pipeline": None}.get(self.settings["background"], self.settings["background"])
-        self.segmenter = Segmenter(loaded.model, self.settings["pipeline"], background=background, **chosen, **known)
+        threshold = self.settings.get("threshold")
+        pipeline = common.cut_at(self.settings["pipeline"], threshold)
+        background = background if threshold is None else None
+        self.segmenter = Segmenter(loaded.model, pipeline, background=background, **chosen, **known)
         target = self.settings["target"]
         self.targets = [resolve_target(name, loaded.class_names) for name in target] if target else None
 

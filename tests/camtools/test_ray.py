@@ -8,6 +8,7 @@ import camtools
 from camtools.errors import InputError
 from camtools.loading import load_model
 
+pytestmark = pytest.mark.slow  # a process of Ray's takes seconds to start, and there are some twenty
 ray = pytest.importorskip("ray", reason="needs ray, the extra of that name", exc_type=ImportError)
 
 NETS = """
@@ -54,6 +55,12 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # workers are at 15 else, and starve beside other tests
+        yield from started()
+
+
+def started():
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield

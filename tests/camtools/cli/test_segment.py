@@ -204,3 +204,18 @@ def test_wrong_use_is_one_line_and_exit_code_2(place, args, words):
     assert words in " ".join(result.stderr.split())
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
+
+
+def test_threshold_steps_and_crop_are_those_of_explain(place):
+    pixels = np.zeros((64, 128, 3), np.uint8)
+    pixels[:, :96, 0] = np.arange(96) * 2  # a ramp: red up to 190 at column 95
+    Image.fromarray(pixels).save("ramp.png")
+
+    def shares(*words):
+        return document("ramp.png", "--class", "red", *words)["images"][0]["classes"][0]["pixels"]
+
+    low, high = (shares("--pipeline", "CAM,MinMax", "--threshold", at, "--crop", "squash") for at in (0.25, 0.75))
+    assert abs(low - 64 * 72) <= 2 * 64 and abs(high - 64 * 24) <= 2 * 64
+    assert shares("--threshold", 0.25, "--crop", "squash") > shares("--threshold", 0.25, "--crop", "model")
+    wrong = run("ramp.png", "--threshold", 0.2, "--background", 0.3)
+    assert wrong.exit_code == 2 and "give --threshold or --background, not both" in wrong.stderr
