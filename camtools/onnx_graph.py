@@ -26,6 +26,7 @@ from camtools.errors import CamtoolsError, ModelError, PipelineError, TargetErro
 from camtools.files import replacing
 from camtools.images.adjusted import Crop, shown_whole
 from camtools.images.preprocess import Preprocess
+from camtools.model.activations import Activations
 from camtools.model.cam_model import CamModel, unwrapped
 from camtools.model.guard import untouched
 from camtools.model.outputs import Activation, Output
@@ -70,8 +71,8 @@ def to_onnx(
         model: Any classifier, or a `CamModel`; left as it is.
         path: The file, .onnx.
         top_k: Maps of the k likeliest classes; None for all classes, and `heatmaps` of the likeliest.
-        pipeline: As for `explain`, of steps on the feature grid; those that look at the image's pixels, an enlarged
-            input or earlier stages cannot be in the graph.
+        pipeline: As for `explain`, of steps on the feature grid, "fast" among them; those that look at the image's
+            pixels, an enlarged input or gradients at earlier stages cannot be in the graph.
         transform: The model's preprocessing; None asks the model.
         crop: As for `explain`.
         class_names: Names of the classes in order; None asks the model.
@@ -133,7 +134,7 @@ class _Graph(nn.Module):
         super().__init__()
         self.engine, self.model, [self.pipeline] = engine, engine.model, engine.pipelines
         self.example = self._example()
-        found = engine.forward(self.example).activations
+        found = engine.forward(self.example).activations  # which finds the features, and the stages that steps look at
         count = found.logits.shape[1]
         if engine.class_names is not None and len(engine.class_names) != count:
             raise TargetError(f"{len(engine.class_names)} class names were given for {count} classes: expected as many")
@@ -147,21 +148,33 @@ class _Graph(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         size = (images.shape[2], images.shape[3])
-        found = self.engine.settled(self.model.traced(images))
+        found = self.engine.settled(self.model.traced(images, self.pipeline.needs_pyramid))
         logits = found.logits.detach().float()
         classes = logits.topk(self.top_k or 1, dim=1).indices
         wanted = classes
         if self.top_k is None:
             wanted = torch.arange(logits.shape[1]).expand(logits.shape[0], -1)
-        weights = found.weights_of(wanted if self.top_k or not found.decomposition.exact else wanted[:1])
-        features = found.features.detach().float()
-        state = State(features, weights.detach().float(), labels=wanted)
-        maps = self.pipeline.features(state).require("maps", self)
-        shown = maps if self.top_k else maps.gather(1, classes[..., None, None].expand(-1, -1, *maps.shape[2:]))
+        maps = self._maps(found, wanted)
+        if self.top_k or maps.shape[1] == 1:
+            shown = maps
+        elif (
+            found.decomposition.exact and not self.pipeline.needs_pyramid
+        ):  # once more: a product for one class is less than looking it up among all
+            shown = self._maps(found, classes)
+        else:
+            shown = maps.gather(1, classes[..., None, None].expand(-1, -1, *maps.shape[2:]))
         state = State(maps=interpolate(shown, size=size, mode="bilinear", align_corners=False), labels=classes)
         for step in self.pipeline.pixel_steps:
             state = step(state)
         return logits, classes, maps, state.require("maps", self)
+
+    def _maps(self, found: Activations, classes: Tensor) -> Tensor:
+        """Return the maps of classes (B, k) on the grid; of all of them where there are as many."""
+        every = self.top_k is None and found.decomposition.exact and classes.shape[1] == found.logits.shape[1]
+        weights = found.weights() if every else found.weights_of(classes)
+        features = found.features.detach().float()
+        state = State(features, weights.detach().float(), labels=classes, pyramid=found.pyramid)
+        return self.pipeline.features(state).require("maps", self)
 
     def _example(self) -> Tensor:
         known = self.engine.transform
@@ -220,14 +233,13 @@ def threshold_rule(pipeline: Pipeline) -> dict[str, float | None]:
         lacks = {
             "an enlarged input": step.stage == Stage.INPUT,
             "gradients of earlier stages": step.needs_gradients,
-            "earlier stages": step.needs_pyramid,
             "the image's pixels": step.needs_image or (step in pipeline.pixel_steps and not isinstance(step, MinMax)),
             "masks": step.stage == Stage.PARTS,
         }
         if why := next((place for place, is_so in lacks.items() if is_so), None):
             raise PipelineError(
                 f"{step!r} works on {why}, which the graph does not have: expected steps on the feature grid, as in "
-                "'cam' and 'rcam'"
+                "'cam', 'rcam' and 'fast'"
             )
         if step.stage == Stage.THRESHOLD:
             if isinstance(step, FixedThreshold):

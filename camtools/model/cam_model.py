@@ -393,13 +393,17 @@ class CamModel(nn.Module):
                 f"{tuple(example.shape)}: {error}. Show it one of its own inputs first: locate(x)"
             ) from error
 
-    def traced(self, x: Tensor) -> Activations:
+    def traced(self, x: Tensor, pyramid: int = 0) -> Activations:
         """Return what `activations` does, in one forward without locks or checks, for exporters to trace.
 
-        Features have been located by then, and the model is in eval mode; inputs are (B, C, H, W).
+        Features, and the pyramid where it is asked for, have been located by then, and the model is in eval mode.
         """
         located, model = self._location(), unwrapped(self.model)
-        return self._forward(model, located.spec, x, located.decomposition, cut=not located.decomposition.exact)
+        levels = (located.levels or ())[:pyramid]
+        with PyramidCapture(model, levels) as capture:
+            found = self._forward(model, located.spec, x, located.decomposition, cut=not located.decomposition.exact)
+        stages = capture.stages((x.shape[2], x.shape[3]))
+        return replace(found, pyramid=tuple(stage.tensor.float() for stage in stages))
 
     def _forward(
         self, model: nn.Module, spec: FeatureSpec, x: Tensor, unchecked: Decomposition | None, *, cut: bool

@@ -82,6 +82,8 @@ def class_maps(features: Tensor, weights: Tensor) -> Tensor:
         weights: (B or 1, K', C), or (B or 1, K', C, h, w) where they vary over positions.
     """
     weights = weights.to(features.dtype)
+    if torch.compiler.is_compiling() and weights.dim() == 3 and isinstance(weights.shape[0], int):  # no symbol, so 1
+        return torch.nn.functional.conv2d(features, weights[0, :, :, None, None])
     if weights.dim() == 3:
         return torch.matmul(weights, features.flatten(2)).unflatten(2, features.shape[2:])
     return torch.einsum("bkchw,bchw->bkhw", weights, features)

@@ -79,9 +79,9 @@ class Affinity(Step):
         sound = maps.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
         values = torch.where(sound, values, 0.0)
         values = interpolate(values, size=grid, mode="bicubic", align_corners=False).clamp(0, 1)
-        affinity = (units.mT @ units).clamp(0, 1)  # (B, N, N)
-        affinity.diagonal(dim1=1, dim2=2).fill_(1)  # up to rounding it is, except of zeros
-        affinity = affinity**self.power
+        affinity = (units.mT @ units).clamp_(0, 1)  # (B, N, N)
+        itself = torch.eye(affinity.shape[1], device=affinity.device)  # up to rounding it is 1, except of zeros
+        affinity = torch.maximum(affinity, itself) ** self.power
         spread = values.flatten(2) @ affinity / affinity.sum(1, keepdim=True)
         spread = torch.where(spread.isfinite().all(-1, keepdim=True), spread, 0.0)
         return state.replace(maps=spread.unflatten(2, tuple(grid)))

@@ -87,6 +87,42 @@ def test_outputs_are_those_of_torch(exported, batch):
     check_parity(Net(norm=True).eval(), exported["linearised"], images(batch), "rcam", 2)
 
 
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_preset_fast_is_in_the_graph(norm, tmp_path):
+    """Earlier stages too: maps leave the graph on their finer grid."""
+    model = Net(norm=norm).eval()
+    path = to_onnx(model, tmp_path / "fast.onnx", top_k=2, pipeline="fast")
+    for batch in (1, 3):
+        check_parity(model, path, images(batch), "fast", 2)
+    got, want = OnnxExplainer(path)(PHOTO), camtools.explain(model, PHOTO, pipeline="fast")
+    assert got.raw_map.shape == (16, 16)
+    assert np.abs(got.map - want.map.numpy()).max() < 1e-4 and np.abs(got.boxes - want.boxes.numpy()).max() <= 1
+
+
+def test_all_classes_beside_fast(tmp_path):
+    model = Net().eval()
+    check_parity(model, to_onnx(model, tmp_path / "fast.onnx", pipeline="fast"), images(2), "fast")
+
+
+def test_as_many_likeliest_as_classes(tmp_path):
+    model = Net().eval()
+    check_parity(model, to_onnx(model, tmp_path / "four.onnx", top_k=4), images(3), "cam", 4)
+
+
+def test_openvino_gives_the_same(exported):
+    openvino = pytest.importorskip("openvino", reason="needs openvino: pip install openvino")
+    for name in ("exact", "linearised"):
+        compiled = openvino.compile_model(str(exported[name]), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        session = onnxruntime.InferenceSession(str(exported[name]))
+        for batch in (1, 3):
+            x = images(batch).numpy()
+            found = compiled({"images": x})
+            for key, want in zip(
+                ("logits", "classes", "maps", "heatmaps"), session.run(None, {"images": x}), strict=True
+            ):
+                assert np.abs(found[key] - want).max() <= 1e-4 * max(1, np.abs(want).max())
+
+
 @pytest.mark.parametrize("image", [PHOTO, PHOTO[:, :200], PHOTO[..., 0], np.dstack([PHOTO, PHOTO[..., :1]])])
 def test_the_runtime_gives_what_explain_gives(exported, image):
     for name, norm, pipeline in (("exact", False, "cam"), ("linearised", True, "rcam")):
@@ -163,7 +199,6 @@ print(exp.name, exp.box.tolist(), [name for name in {heavy} if name in sys.modul
     ("options", "error", "message"),
     [
         ({"pipeline": "best"}, PipelineError, r"Gradient\(.* works on gradients of earlier stages, which the graph"),
-        ({"pipeline": "fast"}, PipelineError, r"Affinity\(.* works on earlier stages"),
         ({"pipeline": "best+enlarge"}, PipelineError, r"Enlarge\(.* works on an enlarged input"),
         ({"pipeline": "rcam+crf"}, PipelineError, r"CRF\(.* works on the image's pixels"),
         (
