@@ -41,16 +41,22 @@ def load(model: str, weights: str | None = None, *, class_names: Path | None = N
     return load_model(model, weights, class_names=None if class_names is None else load_names(class_names), **options)
 
 
-def cut_at(text: str, threshold: str | None) -> Any:
-    """Return a pipeline, with another threshold where one is given: a number, or a file that has one."""
+def cut_at(pipeline: Any, threshold: str | None, name: str | None = None) -> Any:
+    """Return a pipeline, with another threshold where one is given.
+
+    Args:
+        pipeline: A preset's name, steps as text, or a pipeline.
+        threshold: A number, or a file that has one.
+        name: The pipeline's name in that file; its own where left out.
+    """
     if threshold is None:
-        return text
+        return pipeline
     from camtools.evaluation import calibrated
     from camtools.pipeline.text import one_pipeline
 
-    pipeline, name = one_pipeline(text)
+    steps, own = one_pipeline(pipeline)
     number = re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e-?\d+)?\s*", threshold, re.IGNORECASE)
-    return calibrated(pipeline, float(threshold) if number else threshold, name=name)
+    return calibrated(steps, float(threshold) if number else threshold, name=name or own)
 
 
 def pick_device(name: str) -> torch.device:

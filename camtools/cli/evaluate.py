@@ -28,6 +28,7 @@ def evaluate(
             "repeated. Deltas are to cam, or to the first.  [default: cam]",
         ),
     ] = None,
+    threshold: options.Threshold = None,
     protocol: Annotated[
         str,
         typer.Option(
@@ -81,6 +82,7 @@ def evaluate(
     activation: options.ActivationOption = None,
     model_arg: options.ModelArgs = None,
     device: options.Device = "auto",
+    precision: options.PrecisionOption = options.Precision.FLOAT32,
     batch_size: options.BatchSize = 32,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Threads that read images.")] = 4,
     output: options.Output = options.Format.TABLE,
@@ -98,6 +100,8 @@ def evaluate(
     Exit codes: 0 done, 1 some images failed, 2 wrong use, 130 interrupted.
     """
     began = time.perf_counter()
+    if threshold and model is None:
+        raise typer.BadParameter("needs --model: score maps have no pipeline", param_hint="--threshold")
     if report and model is None:
         raise typer.BadParameter("needs --model: its maps are made from the model's grids", param_hint="--report")
     if (model is None) == (not scoremaps):
@@ -106,10 +110,14 @@ def evaluate(
         with common.stdout_to_stderr():
             from camtools.evaluation import evaluate as run
             from camtools.model import wrap
+            from camtools.pipeline.text import parse_pipelines
             from camtools.processes import leads, several
 
             given: dict[str, Any] = {"scoremaps": _folders(scoremaps)} if scoremaps else {}
-            network, pipelines = None, ";".join(pipeline or ["cam"])
+            network: Any = None
+            pipelines: Any = ";".join(pipeline or ["cam"])
+            if threshold:
+                pipelines = {name: common.cut_at(steps, threshold, name) for name, steps in parse_pipelines(pipelines)}
             if model is not None:
                 own = {"model_args": dict(model_arg or ()), "mean": mean, "std": std, "size": size}
                 loaded = common.load(model, weights, class_names=class_names, **own)
@@ -118,6 +126,7 @@ def evaluate(
                 given |= {"transform": loaded.preprocess, "protocol": protocol}
                 given |= {"device": device if shared else common.pick_device(device)}
                 given |= {"class_names": loaded.class_names, "activation": activation and activation.value}
+                given |= {"precision": precision.value}
             result = run(
                 network,
                 data,

@@ -61,8 +61,11 @@ def peak_points(maps: Tensor, sizes: Sizes) -> Tensor:
         if resized.shape[1:] != (height, width):
             resized = interpolate(resized[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
         flat = resized.flatten(1)
-        high = flat.amax(1, keepdim=True)
-        peaks = flat >= high - 1e-9 * (high - flat.amin(1, keepdim=True))
+        high, low = flat.amax(1, keepdim=True), flat.amin(1, keepdim=True)
+        rounding = (
+            16 * torch.finfo(flat.dtype).eps * torch.maximum(high.abs(), low.abs())
+        )  # a constant map has no range
+        peaks = flat >= high - 1e-9 * (high - low) - rounding
         first = peaks.byte().argmax(1)
         broken = maps[same].flatten(1).isnan().any(1, keepdim=True)  # its NaN may fall between the image's pixels
         points[same] = torch.where(broken, -1, torch.stack([first % width, first // width], 1))

@@ -305,3 +305,17 @@ def test_a_file_of_a_model_with_another_head(tmp_path):
     assert found["metrics"]["cam"].keys() == expected.metrics["cam"].keys()
     for name, value in expected.metrics["cam"].items():
         assert found["metrics"]["cam"][name]["value"] == pytest.approx(value.value)
+
+
+def test_a_threshold_of_ones_own_is_that_of_every_pipeline(place):
+    low, high = (
+        run("--pipeline", "cam;NWC", "--threshold", at, "--bootstrap", 0, "--format", "json") for at in (0.1, 0.9)
+    )
+    assert low.exit_code == high.exit_code == 0, low.stderr
+    low, high = (json.loads(result.stdout)["metrics"] for result in (low, high))
+    assert low.keys() == high.keys() == {"cam", "NWC"}
+    for name in low:
+        assert low[name]["MaxBoxAccV2"] == high[name]["MaxBoxAccV2"]  # at the best threshold, whatever the own one
+    assert low["cam"] != high["cam"]
+    refused = run("--threshold", 0.3, "--scoremaps", "maps", model=None)
+    assert refused.exit_code == 2 and "needs --model" in refused.stderr

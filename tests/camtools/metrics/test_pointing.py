@@ -307,3 +307,10 @@ def test_missing_labels_are_named():
     metric.update(*given)
     with pytest.raises(InputError, match=r"per_class\(\): some maps were added without their class"):
         metric.per_class()
+
+
+@pytest.mark.parametrize("value", [0.3, 7.7, -1e-5])
+def test_a_map_of_one_value_points_at_the_top_left_at_every_size(value):
+    sizes = [(width, height) for width in range(2, 60, 7) for height in range(2, 60, 5)]
+    maps = torch.full((len(sizes), 16, 13), value, dtype=torch.float64)
+    assert not peak_points(maps, sizes).any()
