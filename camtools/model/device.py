@@ -16,11 +16,12 @@ Precision = Literal["float32", "bf16", "auto"]
 
 def autocast_to(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
     """Return what to run a forward in: bfloat16 autocast for "bf16", and for "auto" where the device computes in it."""
-    wanted = precision == "bf16" or (precision == "auto" and _has_bf16(device))
+    wanted = precision == "bf16" or (precision == "auto" and has_bf16(device))
     return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
 
 
-def _has_bf16(device: torch.device) -> bool:
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16, rather than by way of float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     told = torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
