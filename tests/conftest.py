@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import random
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer.testing
 from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
@@ -23,6 +25,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("YOLO_OFFLINE", "true")  # of ultralytics, which asks the network and writes settings otherwise
 os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.gettempdir())
 REPO = Path(__file__).resolve().parent.parent
+typer.testing._get_command = functools.cache(typer.testing._get_command)  # else each run builds all commands anew
 
 # Of the fuzz tests; here, because `--hypothesis-profile` is read before their own folder is.
 settings.register_profile(

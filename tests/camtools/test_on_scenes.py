@@ -24,6 +24,12 @@ def records(scenes):
     return [scenes[i] for i in range(COUNT)]
 
 
+@pytest.fixture(scope="module")
+def heads(scenes):
+    """The pixels of each scene's head."""
+    return [torch.from_numpy(scenes.draw(i).creatures[0].head) for i in range(COUNT)]
+
+
 @pytest.fixture(scope="module", params=["cam", "rcam", "adaptive"])
 def explained(request, records):
     explainer = Explainer(scene_classifier(), request.param, batch_size=50)
@@ -51,24 +57,20 @@ def test_plain_cam_misses_the_body(explained, records):
     assert share < (0.2 if name == "adaptive" else 0.04)
 
 
-def test_the_maximum_lies_on_the_head(explained, scenes):
+def test_the_maximum_lies_on_the_head(explained, heads):
     _, explanations = explained
-    hits = [
-        torch.from_numpy(scenes.draw(i).creatures[0].head).flatten()[exp.map.argmax()]
-        for i, exp in enumerate(explanations)
-    ]
+    hits = [head.flatten()[exp.map.argmax()] for head, exp in zip(heads, explanations, strict=True)]
     assert torch.stack(hits).float().mean() > 0.93
 
 
-def test_a_box_holds_the_head_and_little_else(explained, scenes, records):
+def test_a_box_holds_the_head_and_little_else(explained, heads, records):
     name, explanations = explained
-    heads, bodies = [], []
-    for i, exp in enumerate(explanations):
-        head = torch.from_numpy(scenes.draw(i).creatures[0].head)
-        body = records[i].mask & ~head
-        heads.append((exp.mask & head).sum() / head.sum())
-        bodies.append((exp.mask & body).sum() / body.sum())
-    head, body = torch.stack(heads).mean(), torch.stack(bodies).mean()
+    on_heads, on_bodies = [], []
+    for head, record, exp in zip(heads, records, explanations, strict=True):
+        body = record.mask & ~head
+        on_heads.append((exp.mask & head).sum() / head.sum())
+        on_bodies.append((exp.mask & body).sum() / body.sum())
+    head, body = torch.stack(on_heads).mean(), torch.stack(on_bodies).mean()
     assert head > 0.75
     assert body < (0.6 if name == "adaptive" else 0.4)
     assert head > body + 0.3

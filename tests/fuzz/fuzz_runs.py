@@ -24,6 +24,7 @@ _PRELOADED = (
         "camtools_recipes.cream",
     ),
     *("accelerate", "torch.utils.tensorboard", "pyarrow.parquet", "timm", "torchvision", "rich.table"),
+    *("numba", "pandas", "matplotlib.backends.backend_agg", "camtools.loading"),
 )
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 

@@ -198,10 +198,14 @@ def test_more_wrong_use(place):
 STOPPED = """
 import json, multiprocessing, os, signal, sys, time
 from pathlib import Path
-import pyarrow.parquet
+import numba, pandas, pyarrow.parquet
 import camtools.evaluation.report
 import camtools.explainer
+import camtools.loading
 from camtools.__main__ import main
+from camtools.model.adapter import installed_adapters
+
+installed_adapters()
 
 def command(name, *arguments):
     for number, suffix in (1, "stdout"), (2, "stderr"):

@@ -58,7 +58,8 @@ def start(function, *arguments, **options):
     process.start()
     return process
 
-# What takes time is importing: this process does it once, and the others are forked from it.
+# What takes time is importing: this process does it once, the late imports of a run too, and the others are forked.
+evaluate("whole")
 with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
@@ -75,7 +76,6 @@ finished = (folder / "killed" / "results.json").exists()
 before = {path.name: path.stat().st_mtime_ns for path in shards.glob("[0-9]*.parquet")}
 again = start(evaluate, "killed")
 again.join()
-evaluate("whole")
 codes = {"both": [process.exitcode for process in both], "killed": killed.exitcode, "again": again.exitcode}
 (folder / "codes.json").write_text(json.dumps({**codes, "finished": finished, "before": before}))
 """

@@ -1,5 +1,6 @@
 import functools
 import json
+import shutil
 
 import pytest
 import timm
@@ -98,6 +99,14 @@ def test_a_files_function_is_not_run(tmp_path):
         load_headed(tmp_path / "m.safetensors")
 
 
+@pytest.fixture(scope="module")
+def headed_file(tmp_path_factory):
+    """A file of TAP on a small ResNet, to be copied."""
+    file = tmp_path_factory.mktemp("headed") / "m.safetensors"
+    replace_head(timm.create_model("test_resnet"), TAP(), source="timm/test_resnet").save(file)
+    return file
+
+
 def rewritten(file, **changes):
     """The file with another configuration in its header."""
     with safe_open(file, "pt") as opened:
@@ -155,9 +164,8 @@ def test_a_file_opens_runs_and_fetches_nothing(tmp_path, monkeypatch, changes, w
         {"source_args": 3},
     ],
 )
-def test_a_damaged_configuration_is_one_clear_error(tmp_path, changes):
-    file = tmp_path / "m.safetensors"
-    replace_head(timm.create_model("test_resnet"), TAP(), source="timm/test_resnet").save(file)
+def test_a_damaged_configuration_is_one_clear_error(headed_file, tmp_path, changes):
+    file = shutil.copy(headed_file, tmp_path)
     rewritten(file, **changes)
     with pytest.raises(camtools.CamtoolsError):
         load_headed(file)

@@ -117,10 +117,6 @@ def test_metrics_can_be_pickled_and_cloned():
         assert copy.images == 6 and metric.images == 3
 
 
-def test_numba_is_imported_by_the_first_boxes_only(run_python):
-    assert run_python("-c", "import sys, camtools.metrics; sys.exit('numba' in sys.modules)").returncode == 0
-
-
 def test_forward_returns_the_batchs_value_and_keeps_all():
     maps, boxes, sizes = batch(6)
     metric, alone = MaxBoxAcc(), MaxBoxAcc()

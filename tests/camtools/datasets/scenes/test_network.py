@@ -16,12 +16,12 @@ from camtools.errors import WeightsError
 PLAN = Plan(images=40, close_up_epochs=1, epochs=2, batch_size=8, lr=1e-3, weight_decay=0.05, bf16=False, device="cpu")
 
 
-def test_it_is_small_and_right_on_what_it_has_not_seen():
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
+def test_it_is_small_and_right_on_what_it_has_not_seen(seed):
     assert WEIGHTS.stat().st_size < 1_000_000
-    for seed in range(3):
-        drawn = draw(Scenes("test", n=200, seed=seed), workers=0)
-        # 98.5 to 100 % over 5 seeds, 99.4 % on the whole of seed 0: see docs/scenes.md
-        assert accuracy(scene_classifier(), drawn.scenes, drawn.labels) >= 0.965
+    drawn = draw(Scenes("test", n=200, seed=seed), workers=0)
+    # 98.5 to 100 % over 5 seeds, 99.4 % on the whole of seed 0: see docs/scenes.md
+    assert accuracy(scene_classifier(), drawn.scenes, drawn.labels) >= 0.965
 
 
 def test_explain_needs_to_be_told_nothing():
