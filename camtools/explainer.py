@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from os import PathLike
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from camtools.errors import InputError
 from camtools.explanation import Explanation
 from camtools.heads.box_regressor import BoxRegressor, whole_pixels
 from camtools.images.adjusted import Crop, shown_whole
-from camtools.images.batches import READERS, Batch, Failed, Ready, images_of, read_batches
+from camtools.images.batches import READERS, Batch, Errors, Ready, images_of, on_error, read_batches
 from camtools.images.preprocess import Transform, display_image
 from camtools.images.read import read_images
 from camtools.model.cam_model import CamModel
@@ -39,8 +38,6 @@ from camtools.steps.base import State, Step
 from camtools.steps.peaks import part_boxes
 
 Targets = Target | Sequence[Target | Sequence[Target]] | Tensor | None
-Errors = Literal["raise", "skip"] | Callable[[Any, InputError], object]
-"""What becomes of images that cannot be used."""
 ClassList = list[Any] | tuple[Any, ...]
 SingleImage = str | PathLike[str] | Image.Image
 """What is one image for sure; an array or tensor may be a batch."""
@@ -193,7 +190,7 @@ class Explainer:
         inputs, single = read_images(images)
         targets = per_image(target, len(inputs), single)
         lost: list[int] = []
-        batches = self.engine.batches(images, targets, single, None if single else _on_error(errors, lost))
+        batches = self.engine.batches(images, targets, single, None if single else on_error(errors, lost))
         per_class: list[Any] = []
         with progress_bar(len(inputs), "Images", self.progress) as advance:
             for batch in batches:
@@ -248,7 +245,7 @@ class Explainer:
         if isinstance(target, (Tensor, np.ndarray)):
             target = target.tolist()
         check_top_k(top_k, target)
-        failed, items = _on_error(errors), images_of(images)
+        failed, items = on_error(errors), images_of(images)
         sized = items if isinstance(items, Sized) else images
         total = len(sized) if flag("progress", progress) and isinstance(sized, Sized) else 0
         several = top_k is not None or is_list(target)
@@ -357,24 +354,6 @@ class Explainer:
 
     def __repr__(self) -> str:
         return f"Explainer({self.engine.about}, {self.pipeline!r}, transform={self.transform!r})"
-
-
-def _on_error(errors: Errors, lost: list[int] | None = None) -> Failed | None:
-    """Return what is done about an image that cannot be used: None raises; `lost` gets its number."""
-    if isinstance(errors, str) and errors == "raise":
-        return None
-    if not callable(errors) and (not isinstance(errors, str) or errors != "skip"):
-        raise InputError(f"errors={errors!r}: expected 'raise', 'skip', or a callable of the image and the error")
-
-    def failed(index: int | None, image: Any, error: InputError) -> None:
-        if lost is not None and index is not None:
-            lost.append(index)
-        if callable(errors):
-            errors(image, error)
-        else:
-            warnings.warn(f"left out: {error}", stacklevel=4)
-
-    return failed
 
 
 class _Options(TypedDict, total=False):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from itertools import repeat
 from typing import Any
 
@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from camtools.checks import flag, number, one_of, share
+from camtools.checks import flag, number, one_of, share, whole
 from camtools.classes.names import resolve_target
 from camtools.classes.targets import Target, class_indices, is_list
 from camtools.engine import Engine, Forward
 from camtools.errors import InputError, TargetError
 from camtools.images.adjusted import Crop, with_crop
-from camtools.images.batches import Batch, check_iterable, read_batches
+from camtools.images.batches import READERS, Batch, Errors, images_of, on_error, read_batches
 from camtools.images.preprocess import display_image
 from camtools.images.read import read_images
 from camtools.model.device import Precision
@@ -173,14 +173,23 @@ class Segmenter:
         return segmentations[0] if single else ResultList(segmentations)
 
     def stream(
-        self, images: Iterable[Any], classes: Target | Sequence[Target] | None = None, *, progress: bool = False
+        self,
+        images: Any,
+        classes: Target | Sequence[Target] | None = None,
+        *,
+        errors: Errors = "raise",
+        progress: bool = False,
+        workers: int = READERS,
     ) -> Iterator[Segmentation]:
         """Segment images one after another without keeping them: for more than fit in memory.
 
         Args:
-            images: Any iterable of images; it is read `2 * batch_size` ahead.
+            images: As `Explainer.stream` takes them: any iterable, a folder, a pattern, a list, shards, a store.
             classes: Which classes to look for in every image; None for those above `min_score`.
+            errors: What becomes of images that cannot be read. "raise"; "skip": a warning, and the others go on; or a
+                callable, which is given the image and the error in place of the warning.
             progress: Whether to show a progress bar, on a terminal and where the number of images is known.
+            workers: Threads that read.
 
         Yields:
             What a call would give for each image, in order.
@@ -190,11 +199,14 @@ class Segmenter:
             TargetError: A class does not exist or is named twice.
             ModelError: The model cannot be explained.
         """
-        check_iterable(images)
         wanted = repeat(_per_image(classes, 1, True)[0])
-        total = len(images) if flag("progress", progress) and isinstance(images, Sized) else 0
-        engine = self.engine
-        batches = read_batches(enumerate(images), wanted, engine.transform, engine.batch_size, engine.least)
+        failed, items = on_error(errors), images_of(images)
+        sized = items if isinstance(items, Sized) else images
+        total = len(sized) if flag("progress", progress) and isinstance(sized, Sized) else 0
+        engine, readers = self.engine, whole("workers", workers)
+        batches = read_batches(
+            enumerate(items), wanted, engine.transform, engine.batch_size, engine.least, readers, failed
+        )
         with progress_bar(total, "Segmenting") as advance:
             for batch in batches:
                 for segmentation in self.segment_batch(batch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +11,7 @@ from contextlib import closing, nullcontext
 from functools import partial
 from itertools import groupby, islice
 from threading import Lock
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
@@ -26,6 +27,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 Failed = Callable[[int | None, Any, InputError], object]
 """What to do about an image that cannot be used: its number, the image and why."""
+Errors = Literal["raise", "skip"] | Callable[[Any, InputError], object]
+"""What becomes of images that cannot be used."""
 READERS = 4  # threads
 _ONE_READER = Lock()  # PIL images load their files when asked to, which two threads must not do at once
 
@@ -116,6 +119,24 @@ def images_of(images: Any) -> Iterable[Any]:
         images = map(images.__getitem__, range(len(images)))
     check_iterable(images)
     return (item[0] if isinstance(item, tuple) and item else item for item in images)
+
+
+def on_error(errors: Errors, lost: list[int] | None = None) -> Failed | None:
+    """Return what is done about an image that cannot be used: None raises; `lost` gets its number."""
+    if isinstance(errors, str) and errors == "raise":
+        return None
+    if not callable(errors) and (not isinstance(errors, str) or errors != "skip"):
+        raise InputError(f"errors={errors!r}: expected 'raise', 'skip', or a callable of the image and the error")
+
+    def failed(index: int | None, image: Any, error: InputError) -> None:
+        if lost is not None and index is not None:
+            lost.append(index)
+        if callable(errors):
+            errors(image, error)
+        else:
+            warnings.warn(f"left out: {error}", stacklevel=4)
+
+    return failed
 
 
 def check_iterable(images: Any) -> None:

@@ -433,3 +433,18 @@ def test_scenes_with_several_classes():
     shifted = [torch.where(m > 0, m % 8 + 1, 0) for m in masks]  # the same areas, of the wrong classes
     assert score(masks) > 10 + score(shifted)
     assert score([torch.zeros_like(t) for t in truths]) == 0
+
+
+def test_streams_go_on_without_what_cannot_be_read(tmp_path):
+    for name in ("1.png", "3.png"):
+        Image.fromarray(TWO).save(tmp_path / name)
+    (tmp_path / "2.png").write_bytes(b"no image")
+    segmenter = Segmenter(Colours(), **OPTIONS)
+    left_out = []
+    found = list(segmenter.stream(tmp_path, errors=lambda image, error: left_out.append((image.name, str(error)))))
+    assert [one.source for one in found] == [str(tmp_path / "1.png"), str(tmp_path / "3.png")]
+    assert [name for name, _ in left_out] == ["2.png"] and "2.png" in left_out[0][1]
+    with pytest.warns(UserWarning, match=r"left out: .*2\.png"):
+        assert len(list(segmenter.stream(str(tmp_path / "*.png"), errors="skip", workers=2))) == 2
+    with pytest.raises(InputError, match="errors='ignore': expected 'raise', 'skip'"):
+        next(segmenter.stream(tmp_path, errors="ignore"))
