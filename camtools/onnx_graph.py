@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import interpolate
 from torch.overrides import TorchFunctionMode
 
-from camtools.checks import whole
+from camtools.checks import flag, whole
 from camtools.engine import Engine
 from camtools.errors import CamtoolsError, ModelError, PipelineError, TargetError
 from camtools.files import replacing
@@ -47,6 +47,7 @@ def to_onnx(
     path: str | os.PathLike[str],
     *,
     top_k: int | None = None,
+    dynamic_size: bool = False,
     pipeline: str | Pipeline | Step | Sequence[Step] = "cam",
     transform: Any = None,
     crop: Crop | None = None,
@@ -71,6 +72,8 @@ def to_onnx(
         model: Any classifier, or a `CamModel`; left as it is.
         path: The file, .onnx.
         top_k: Maps of the k likeliest classes; None for all classes, and `heatmaps` of the likeliest.
+        dynamic_size: Whether the graph takes images of any height and width, where the model does; it is tried at two
+            other sizes. Steps on earlier stages ("fast") take the input's own size only.
         pipeline: As for `explain`, of steps on the feature grid, "fast" among them; those that look at the image's
             pixels, an enlarged input or gradients at earlier stages cannot be in the graph.
         transform: The model's preprocessing; None asks the model.
@@ -105,14 +108,17 @@ def to_onnx(
     if crop is not None or transform is None:
         engine.transform = shown_whole(engine.transform, crop)
     graph = _Graph(engine, top_k)
+    if flag("dynamic_size", dynamic_size) and graph.pipeline.needs_pyramid:
+        raise PipelineError(f"{steps!r} works on stages that depend on the size: leave dynamic_size out, or take 'cam'")
     with _quiet():
-        program = _program(graph)
+        program = _program(graph, dynamic_size)
     decomposition = graph.model.decomposition
     known = asdict(engine.transform) if isinstance(engine.transform, Preprocess) else None
     metadata = {
         "class_names": None if engine.class_names is None else list(engine.class_names),
         "preprocess": known and {key: known[key] for key in known if key not in ("assumed", "display")},
         "input_size": list(graph.example.shape[1:]),
+        "dynamic_size": dynamic_size,
         "activation": engine.activation or "softmax",
         "threshold": rule,
         "pipeline": name,
@@ -184,7 +190,7 @@ class _Graph(nn.Module):
         return torch.cat([example, example.flip(3)])  # a batch of one would be taken for a constant
 
 
-def _program(graph: _Graph) -> Any:
+def _program(graph: _Graph, dynamic_size: bool) -> Any:
     """Trace the graph, its backward passes included, and turn it into ONNX."""
     example, exact = graph.example, graph.model.decomposition.exact
     try:
@@ -193,8 +199,12 @@ def _program(graph: _Graph) -> Any:
             if not exact:
                 with _MeanPooling(), sdpa_kernel(SDPBackend.MATH):  # whose backward passes are plain operations
                     traced = make_fx(graph, tracing_mode="symbolic", _allow_non_fake_inputs=True)(example)
-            batch = {0: torch.export.Dim("batch")}
-            exported = torch.export.export(traced, (example,), dynamic_shapes=(batch,), strict=False)
+            axes: Any = {0: torch.export.Dim("batch")}
+            if dynamic_size:
+                axes |= {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+            exported = torch.export.export(traced, (example,), dynamic_shapes=(axes,), strict=False)
+            if dynamic_size:
+                _check_sizes(graph, exported)
             names = ["logits", "classes", "maps", "heatmaps"]
             return torch.onnx.export(
                 exported, input_names=["images"], output_names=names, dynamo=True, optimize=True, verbose=False
@@ -212,6 +222,25 @@ def _program(graph: _Graph) -> Any:
             f"torch cannot export {graph.engine.about} to ONNX ({said}).{head}{also} Try torch.onnx.export on the "
             "model alone to see whether it is the model"
         ) from error
+
+
+def _check_sizes(graph: _Graph, exported: Any) -> None:
+    """Raise unless an exported program gives at other sizes what the model gives."""
+    height, width = graph.example.shape[2:]
+    for sides in ((2 * height, width), (height, width + width // 2)):
+        images = torch.randn(*graph.example.shape[:2], *sides, generator=torch.Generator().manual_seed(1))
+        try:
+            wrong = max(
+                float((a - b).abs().max()) for a, b in zip(exported.module()(images), graph(images), strict=True)
+            )
+            why = f"its outputs are off by up to {wrong:.2g}" if wrong > 1e-3 else ""
+        except Exception as error:  # whatever a model raises on sizes that it does not take
+            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        if why:
+            raise ModelError(
+                f"the graph of {graph.engine.about} does not take images of {sides[0]} x {sides[1]} ({why}), but only "
+                f"of {height} x {width}. Leave dynamic_size out"
+            )
 
 
 class _MeanPooling(TorchFunctionMode):

@@ -161,8 +161,10 @@ class OnnxExplainer:
         ready = [_ready(image, self.metadata) for image in ([images] if single else images)]
         if not ready:
             raise InputError("got no images: expected at least one")
-        batch = np.stack([one.values for one in ready])
-        logits, likeliest, maps = self.session.run(["logits", "classes", "maps"], {"images": batch})
+        sizes = {one.values.shape for one in ready}
+        batches = [[one] for one in ready] if len(sizes) > 1 else [ready]
+        ran = [self._run(batch) for batch in batches]
+        logits, likeliest, maps = ([row for outputs in ran for row in outputs[place]] for place in range(3))
         several = top_k is not None or (isinstance(target, Sequence) and not isinstance(target, str))
         results = []
         for row, image in enumerate(ready):
@@ -170,11 +172,16 @@ class OnnxExplainer:
             scores = _scores(logits[row], self.metadata["activation"])
             places = [self._place(label, likeliest[row]) for label in wanted]
             made = [
-                self._explained(label, float(scores[label]), maps[row, place], logits[row], image)
+                self._explained(label, float(scores[label]), maps[row][place], logits[row], image)
                 for label, place in zip(wanted, places, strict=True)
             ]
             results.append(made if several else made[0])
         return results[0] if single else results
+
+    def _run(self, images: list[_Ready]) -> Any:
+        """Return the logits, likeliest classes and maps of images of one size."""
+        batch = np.stack([one.values for one in images])
+        return self.session.run(["logits", "classes", "maps"], {"images": batch})
 
     def _wanted(self, logits: Array, target: Any, top_k: int | None) -> list[int]:
         if target is None:
@@ -276,7 +283,8 @@ def _ready(image: Any, metadata: dict[str, Any]) -> _Ready:
     """Read one image and make it ready, as `camtools.Preprocess` does."""
     expected = tuple(metadata["input_size"])
     if isinstance(image, np.ndarray) and image.dtype.kind == "f":
-        if image.shape != expected:
+        any_size = metadata.get("dynamic_size") and image.ndim == 3 and image.shape[0] == expected[0]
+        if image.shape != expected and not any_size:
             raise InputError(f"a ready array has shape {image.shape}: expected {expected}, as the graph takes")
         return _Ready(np.ascontiguousarray(image, np.float32), image.shape[1:], (1.0, 1.0), (0.0, 0.0), None, None)
     told = metadata["preprocess"]
@@ -290,7 +298,7 @@ def _ready(image: Any, metadata: dict[str, Any]) -> _Ready:
         raise InputError(f"the model takes {told['channels']} channels: expected a ready array {expected}")
     if resized != size:
         pixels = pixels.resize(resized[::-1], _RESAMPLING[told["interpolation"]])
-    wanted = tuple(told["input_size"] or expected[1:])
+    wanted = tuple(told["input_size"] or (resized if metadata.get("dynamic_size") else expected[1:]))
     offset = tuple(centre_offset(side, crop) for side, crop in zip(resized, wanted, strict=True))
     if wanted != resized:
         levels = tuple(round(255 * mean) if told["crop_mode"] == "border" else 0 for mean in told["mean"])

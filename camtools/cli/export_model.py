@@ -19,8 +19,11 @@ def export_model(
         typer.Option(min=1, metavar="N", help="Maps of the N likeliest classes. Left out: of all classes."),
     ] = None,
     pipeline: Annotated[
-        str, typer.Option(metavar="NAME|STEPS", help="A preset or steps on the feature grid: cam, rcam, ...")
+        str, typer.Option(metavar="NAME|STEPS", help="A preset or steps on the feature grid: cam, rcam, fast, ...")
     ] = "cam",
+    dynamic_size: Annotated[
+        bool, typer.Option("--dynamic-size", help="Let the graph take images of any size, where the model does.")
+    ] = False,
     mean: options.Mean = None,
     std: options.Std = None,
     size: options.Size = None,
@@ -50,6 +53,7 @@ def export_model(
             loaded.model,
             out,
             top_k=top_k,
+            dynamic_size=dynamic_size,
             pipeline=pipeline,
             transform=shown_whole(transform, None if crop is None else crop.value),
             class_names=loaded.class_names,

@@ -109,6 +109,47 @@ def test_as_many_likeliest_as_classes(tmp_path):
     check_parity(model, to_onnx(model, tmp_path / "four.onnx", top_k=4), images(3), "cam", 4)
 
 
+@pytest.mark.parametrize("norm", [False, True])
+def test_any_size(norm, tmp_path):
+    model = Net(norm=norm).eval()
+    path = to_onnx(model, tmp_path / "any.onnx", top_k=2, dynamic_size=True, crop="full")
+    session = onnxruntime.InferenceSession(str(path))
+    for sides in ((64, 64), (96, 128), (200, 72)):
+        x = torch.randn(2, 3, *sides)
+        logits, classes, maps, heatmaps = session.run(None, {"images": x.numpy()})
+        found = camtools.wrap(model).activations(x)
+        assert np.abs(logits - found.logits.detach().numpy()).max() <= 1e-4 and heatmaps.shape == (2, 2, *sides)
+        want = found.maps(torch.from_numpy(classes)).detach().numpy()
+        assert np.abs(maps - want).max() <= 1e-4 * max(1, np.abs(want).max())
+    explainer = OnnxExplainer(path)
+    photos = [PHOTO, PHOTO[:, :200]]
+    for got, photo in zip(explainer(photos), photos, strict=True):  # of two sizes
+        want = camtools.explain(model, photo, pipeline="cam", crop="full")
+        assert got.raw_map.shape == want.raw_map.shape and np.abs(got.map - want.map.numpy()).max() < 1e-4
+    assert explainer(np.zeros((3, 80, 48), np.float32)).map.shape == (80, 48)
+    with pytest.raises(InputError, match=r"a ready array has shape \(1, 80, 48\): expected \(3, 64, 64\)"):
+        explainer(np.zeros((1, 80, 48), np.float32))
+
+
+def test_any_size_is_tried(tmp_path):
+    class Fixed(Net):
+        def forward(self, x):
+            return self.fc((self.body(x) * torch.ones(8, 8)).mean((2, 3)))
+
+    class Chosen(Net):
+        def forward(self, x):
+            return super().forward(x) * (2 if x.shape[2] > 100 else 1)
+
+    for model in (Fixed(), Chosen()):
+        with pytest.raises(
+            ModelError, match=r"does not take images of 128 x 64 \(.*but only of 64 x 64. Leave dynamic"
+        ):
+            to_onnx(model.eval(), tmp_path / "m.onnx", dynamic_size=True)
+    with pytest.raises(PipelineError, match="works on stages that depend on the size: leave dynamic_size out"):
+        to_onnx(Net().eval(), tmp_path / "m.onnx", dynamic_size=True, pipeline="fast")
+    assert not list(tmp_path.iterdir())
+
+
 def test_openvino_gives_the_same(exported):
     openvino = pytest.importorskip("openvino", reason="needs openvino: pip install openvino")
     for name in ("exact", "linearised"):
