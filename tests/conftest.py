@@ -124,7 +124,8 @@ def run_python(popen: Callable[..., subprocess.Popen[str]]) -> Callable[..., sub
 def start() -> Callable[..., Any]:
     """Runs a script, with some global names, in a process that has camtools imported: that takes longer than a test."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["camtools.cli", "camtools.training", "accelerate", "torch.utils.tensorboard"])
+    imported = ["camtools.cli", "camtools.explainer", "camtools.evaluation.report", "camtools.training", "accelerate"]
+    context.set_forkserver_preload([*imported, "torch.utils.tensorboard", "pyarrow.parquet", "numba", "timm"])
 
     def make(script: object, **names: object) -> Any:
         process = context.Process(target=runpy.run_path, args=(str(script), names))

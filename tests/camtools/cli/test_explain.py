@@ -462,23 +462,33 @@ def test_what_would_take_the_machine_is_one_line(place, args, words):
     assert result.exit_code == 2 and words in " ".join(result.stderr.split())
 
 
-def test_a_second_run_in_the_same_folder_is_told_so_and_a_terminated_one_leaves_nothing(place, popen):
+SLOW = """
+import os, sys
+from camtools.__main__ import main
+
+os.chdir(place)
+os.dup2(os.open("stderr", os.O_CREAT | os.O_WRONLY), 2)
+sys.argv = "camtools explain pics --model nets.py:colours --out out --batch-size 1".split()
+main()
+"""
+
+
+def test_a_second_run_in_the_same_folder_is_told_so_and_a_terminated_one_leaves_nothing(place, start):
     """SIGTERM in the middle of a run: exit code 143, no lock and nothing half-written; meanwhile nobody else writes."""
     slow = "import time\nown = Net.forward\nNet.forward = lambda self, x: (time.sleep(0.3), own(self, x))[1]\n"
     (place / "nets.py").write_text(NETS + slow)
     for number in range(60):
         Image.new("RGB", (64, 64), (number, 0, 0)).save(place / "pics" / f"{number}.png")
-    process = popen(
-        "-m", "camtools", "explain", "pics", "--model", "nets.py:colours", "--out", "out", "--batch-size", "1"
-    )
+    (place / "slow.py").write_text(SLOW)
+    process = start(place / "slow.py", place=str(place))
     deadline = time.time() + 120
     while len(list(place.glob("out/*/manifest.json"))) < 2 and time.time() < deadline:
         time.sleep(0.05)
     second = run("pics/red.png", "--out", "out")
     assert second.exit_code == 2 and f"out is being written to by process {process.pid}" in second.stderr
     process.terminate()
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 143 and "Traceback" not in stderr
+    process.join(60)
+    assert process.exitcode == 143 and "Traceback" not in (place / "stderr").read_text()
     assert not list(place.glob("out/**/.*"))
     assert run("pics/red.png", "--out", "out").exit_code == 0
 

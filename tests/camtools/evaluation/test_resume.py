@@ -19,7 +19,10 @@ FILES = ("results.json", "rows.parquet", "run.json", "threshold.json")
 SCRIPT = """
 import json, multiprocessing, os, socket, sys, time
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+folder = Path(folder)
+for number, name in (1, "stdout"), (2, "stderr"):
+    os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY), number)
+sys.path.insert(0, here)
 import torch
 torch.set_num_threads(1)
 import pyarrow.parquet
@@ -34,8 +37,6 @@ class Slow(Colours):
     def forward(self, x):
         time.sleep(self.pause)
         return super().forward(x)
-
-folder = Path(sys.argv[2])
 
 def evaluate(*outs, pause=0.0):
     Slow.pause = pause
@@ -58,7 +59,7 @@ def start(function, *arguments, **options):
     process.start()
     return process
 
-# What takes time is importing: this process does it once, the late imports of a run too, and the others are forked.
+# What is imported late is imported here, once; the others are forked.
 evaluate("whole")
 with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
@@ -97,15 +98,17 @@ def drawn(drawing, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def runs(drawing, tmp_path_factory, run_python):
+def runs(drawing, tmp_path_factory, start):
     """A folder with runs: "two" by two processes, "killed" and gone on with, and "whole" that nobody disturbed.
 
     With it what they printed, and what came of the processes.
     """
     folder = draw_both(drawing, tmp_path_factory.mktemp("runs"))
-    done = run_python("-c", SCRIPT, Path(__file__).parent, folder)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout.splitlines(), json.loads((folder / "codes.json").read_text())
+    (folder / "runs.py").write_text(SCRIPT)
+    process = start(folder / "runs.py", folder=str(folder), here=str(Path(__file__).parent))
+    process.join(300)
+    assert process.exitcode == 0, (folder / "stderr").read_text()
+    return folder, (folder / "stdout").read_text().splitlines(), json.loads((folder / "codes.json").read_text())
 
 
 def test_killed_and_started_again_ends_with_the_same_files(runs):
