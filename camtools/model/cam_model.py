@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from camtools.classes.targets import Targets
-from camtools.errors import InputError, ModelError
+from camtools.errors import CamtoolsError, InputError, ModelError
 from camtools.images.preprocess import Preprocess, Transform
 from camtools.images.read import check_dense
 from camtools.model.activations import Activations
@@ -183,9 +184,10 @@ class CamModel(nn.Module):
 
         Raises:
             ModelError: The model has no map, or returns no class scores.
+            InputError: The model does not take this input.
         """
         model = unwrapped(self.model)
-        with untouched(model), torch.no_grad():
+        with self._in_words(x), untouched(model), torch.no_grad():
             self._located = None
             self._run(model, x[:1], check=True)
             return self.decomposition
@@ -228,13 +230,20 @@ class CamModel(nn.Module):
             )
         model = unwrapped(self.model)
         self.call.check(len(x))
-        with lock_of(model):
-            try:
-                return self._activations(model, x, pyramid, gradients)
-            except COMPLAINTS as error:
-                if (known := self.misfit(x, error)) is None:
-                    raise
-                raise known from error
+        with lock_of(model), self._in_words(x):
+            return self._activations(model, x, pyramid, gradients)
+
+    @contextmanager
+    def _in_words(self, x: Tensor) -> Iterator[None]:
+        """Say in words what the model complains of."""
+        try:
+            yield
+        except CamtoolsError:
+            raise
+        except COMPLAINTS as error:
+            if (known := self.misfit(x, error)) is None:
+                raise
+            raise known from error
 
     def misfit(self, x: Tensor, error: Exception) -> InputError | None:
         """Say in words why the model raised an error of its own for an input; None where that is not known.
@@ -385,9 +394,9 @@ class CamModel(nn.Module):
             return self.locate(example)
         except ModelError:
             raise
+        except InputError as error:
+            raise ModelError(str(error)) from error
         except Exception as error:
-            if (known := self.misfit(example, error)) is not None:
-                raise ModelError(str(known)) from error
             raise ModelError(
                 f"{type(unwrapped(self.model)).__name__} cannot be run on a random input of shape "
                 f"{tuple(example.shape)}: {error}. Show it one of its own inputs first: locate(x)"

@@ -608,6 +608,8 @@ def test_several_runs_per_forward_are_named():
 def test_another_dtype_is_named(dtype):
     with pytest.raises(InputError, match=rf"Its weights are {dtype}, the input torch.float32"):
         wrap(net().to(dtype)).maps(X)
+    with pytest.raises(InputError, match="Its weights are"):
+        wrap(net().to(dtype)).locate(X)
 
 
 def test_images_in_another_form():
