@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from camtools.cli import app
@@ -126,11 +127,11 @@ ALONE = [
 @pytest.fixture
 def prints_as_before():
     """Undo what ultralytics changes for everybody when it is imported."""
-    printed, save = np.get_printoptions(), torch.save
+    printed, save, opener = np.get_printoptions(), torch.save, Image.open
     yield
     np.set_printoptions(**printed)
     torch.set_printoptions(profile="default")
-    torch.save = save
+    torch.save, Image.open = save, opener
 
 
 @pytest.mark.parametrize(("document", "block"), ALONE)

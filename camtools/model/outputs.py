@@ -131,10 +131,14 @@ class Reading:
         Raises:
             ModelError: The output holds none there.
         """
+        return class_scores(self.place(output), batch_size)
+
+    def place(self, output: Any) -> Any:
+        """Return what the output holds there."""
         found = output if self.pick is None else self.pick(output)
         for step in self.path:
             found = _step(found, step)
-        return class_scores(found, batch_size)
+        return found
 
     def logits(self, output: Any, batch_size: int, tap: Tap | None) -> Tensor:
         """Return the logits, (B, K); `tap` watched the forward where there is an ending to go behind."""
@@ -166,6 +170,13 @@ def find_reading(output: Any, batch_size: int, tap: Tap, choice: Output = None, 
     else:
         reading = Reading(_best(output, batch_size, tap, classes))
     scores = reading.scores(output, batch_size)
+    raw = reading.place(output)
+    if choice is None and raw.dim() > 2 and not tap.made(scores):  # a network that was cut behind its pooling
+        raise ModelError(
+            f"the model returned a tensor of shape {tuple(raw.shape)} that no linear layer made; expected class scores "
+            f"of shape (batch, classes) with batch {batch_size}. {WAY_OUT} If these are class scores: output=lambda "
+            "out: out.flatten(1)"
+        )
     source = tap.behind(scores)
     if source is not None and (source[0] == "sigmoid" or _activation_between(source[1], scores)):
         return Reading(reading.path, reading.pick, source[0])

@@ -257,6 +257,15 @@ def test_probabilities_whose_making_is_hidden():
     torch.testing.assert_close(exp.raw_map, (gradient * f).sum(1)[0].detach() * 64, atol=1e-4, rtol=1e-3)
 
 
+def test_pooled_features_are_no_scores():
+    cut = nn.Sequential(*list(torchvision.models.resnet18().children())[:-1]).eval()
+    with pytest.raises(
+        ModelError, match=r"shape \(1, 512, 1, 1\) that no linear layer made.*output=lambda out: out.flat"
+    ):
+        wrap(cut).maps(torch.randn(1, 3, 64, 64))
+    assert wrap(cut, output=lambda out: out.flatten(1)).maps(torch.randn(1, 3, 64, 64)).shape == (1, 512, 2, 2)
+
+
 def test_one_sigmoid_per_attribute():
     class Heads(Net):
         def __init__(self):

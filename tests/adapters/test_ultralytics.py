@@ -13,7 +13,7 @@ import camtools
 from camtools import ModelError, Preprocess, WeightsError, explain, wrap
 from camtools.sources import find_source
 
-_printed, _save = np.get_printoptions(), torch.save
+_printed, _save, _open = np.get_printoptions(), torch.save, Image.open
 ultralytics = pytest.importorskip("ultralytics", reason="needs ultralytics: pip install 'camtools[ultralytics]'")
 tasks, augment = (pytest.importorskip(f"ultralytics.{name}") for name in ("nn.tasks", "data.augment"))
 YOLO, classify_transforms = ultralytics.YOLO, augment.classify_transforms
@@ -21,7 +21,7 @@ ClassificationModel, DetectionModel = tasks.ClassificationModel, tasks.Detection
 
 np.set_printoptions(**_printed)  # which ultralytics changes for everybody
 torch.set_printoptions(profile="default")
-torch.save = _save
+torch.save, Image.open = _save, _open
 
 NAMES = {0: "ant", 1: "bee", 2: "cat"}
 
