@@ -30,6 +30,7 @@ app = typer.Typer(
     name="camtools",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (calibrate, demo, doctor, evaluate, explain, export_model, export_results, finetune, models, segment):

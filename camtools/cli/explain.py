@@ -16,7 +16,7 @@ from camtools.errors import TargetError
 if TYPE_CHECKING:
     from camtools.images.batches import Batch
 
-_PRESETS = " ".join(f"[bold]{name}[/bold]: {line}" for name, line in DESCRIPTIONS.items())
+_PRESETS = " ".join(f"**{name}**: {line}" for name, line in DESCRIPTIONS.items())
 
 
 def explain(
