@@ -32,7 +32,5 @@ class MinMax(Step):
         low = maps.amin((-2, -1), keepdim=True)
         span = maps.amax((-2, -1), keepdim=True) - low
         usable = (span > 0) & span.isfinite()
-        normalised = (maps - low).div_(torch.where(usable, span, 1.0))
-        if torch.compiler.is_compiling() or not usable.all():  # one more pass over all pixels
-            normalised.masked_fill_(~usable, 0.0)
+        normalised = (maps - low).div_(torch.where(usable, span, 1.0)).masked_fill_(~usable, 0.0)
         return state.replace(maps=normalised)
