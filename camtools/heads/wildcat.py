@@ -87,7 +87,10 @@ class Wildcat(nn.Module):
         channels: C of the features.
         classes: K.
         M: Maps per class (thesis: 8).
-        k_max, k_min, alpha, halve: Of `WildcatPool`.
+        k_max: Of `WildcatPool`.
+        k_min: Likewise.
+        alpha: Likewise.
+        halve: Likewise.
         adl: A layer between the convolution and the class-wise mean: `ADL(per_map=True)` is the thesis's experiment
             3.8.3. It must pass maps unchanged in eval mode.
 
@@ -156,7 +159,10 @@ class ExCAM(Wildcat):
         M: Maps per class.
         delta: Threshold of the dropout, on the sigmoid of the maps.
         learnable: Whether delta is learnt; see `SequentialDropout`.
-        k_max, k_min, alpha, halve: Of `WildcatPool`.
+        k_max: Of `WildcatPool`.
+        k_min: Likewise.
+        alpha: Likewise.
+        halve: Likewise.
 
     Raises:
         ModelError: A parameter is out of range.
