@@ -71,8 +71,8 @@ def explain(
         The rows. Without `out` nothing has run yet: they are worked out when they are used.
 
     Raises:
-        InputError: ray is missing, or `out` holds results and this is no resumed run, or the other way round it could
-            lose rows: `resume` goes with one class per image.
+        InputError: ray is missing; `out` holds files and `resume` is not set; or `resume` comes without `out`, or with
+            several classes per image, whose rows a kill could part.
     """
     extra("ray", "ray")
     import ray.data

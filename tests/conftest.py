@@ -135,6 +135,39 @@ def start() -> Callable[..., Any]:
     return make
 
 
+COLOURS = """
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 3, 4, stride=4, bias=False), nn.Linear(3, 3, bias=False)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.eye(3)[:, :, None, None] / 16)
+            self.fc.weight.copy_(10 * torch.eye(3))
+
+    def forward(self, x):
+        deadly = Path(__file__).with_name("deadly")
+        if deadly.exists():
+            deadly.unlink()
+            os.kill(os.getpid(), 9)
+        return self.fc(self.conv(x).mean((2, 3)))
+
+def colours():
+    return {"model": Net(), "mean": 0.0, "std": 1.0, "size": 32, "class_names": ["red", "green", "blue"]}
+"""
+
+
+@pytest.fixture(scope="session")
+def colours() -> str:
+    """Source of a network whose class k is channel k; where there is a file "deadly" beside it, a forward is killed."""
+    return COLOURS
+
+
 @pytest.fixture(scope="session")
 def cuda() -> torch.device:
     """A CUDA device; skips where there is none."""

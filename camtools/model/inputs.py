@@ -40,9 +40,8 @@ def accepted(model: Any) -> nn.Module:
             f"{kind} is a TorchScript module, which shows nothing of what its layers compute. Pass the Python model "
             "that it was made of: build it, and load the script's weights: model.load_state_dict(script.state_dict())"
         )
-    other_call = (
-        type(model).__call__ is not nn.Module.__call__
-    )  # ultralytics' YOLO, whose calls take images of any kind
+    # ultralytics' YOLO is a module whose calls take images of any kind.
+    other_call = type(model).__call__ is not nn.Module.__call__
     if not isinstance(model, nn.Module) or (other_call and getattr(model.forward, "__func__", None) is _NO_FORWARD):
         holders = (name for name in _HOLDERS if isinstance(getattr(model, name, None), nn.Module))
         inside = next(holders, None)

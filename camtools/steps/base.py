@@ -118,7 +118,8 @@ class Step(abc.ABC):
     """One mechanism of a pipeline.
 
     A subclass sets `stage`, takes its parameters as keyword-able constructor arguments stored under the same
-    names, and implements `__call__` without changing the state it is given.
+    names, and implements `__call__` without changing the state it is given, nor itself: on pixels, several threads call
+    one step at once.
 
     Attributes:
         stage: Where in the pipeline the step acts.

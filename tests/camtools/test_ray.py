@@ -11,37 +11,12 @@ from camtools.loading import load_model
 pytestmark = pytest.mark.slow  # a process of Ray's takes seconds to start, and there are some twenty
 ray = pytest.importorskip("ray", reason="needs ray, the extra of that name", exc_type=ImportError)
 
-NETS = """
-import os
-import torch
-from pathlib import Path
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 3, 4, stride=4, bias=False), nn.Linear(3, 3, bias=False)
-        with torch.no_grad():
-            self.conv.weight.copy_(torch.eye(3)[:, :, None, None] / 16)
-            self.fc.weight.copy_(10 * torch.eye(3))
-
-    def forward(self, x):
-        deadly = Path(__file__).with_name("deadly")
-        if deadly.exists():
-            deadly.unlink()
-            os.kill(os.getpid(), 9)
-        return self.fc(self.conv(x).mean((2, 3)))
-
-def colours():
-    return {"model": Net(), "mean": 0.0, "std": 1.0, "size": 32, "class_names": ["red", "green", "blue"]}
-"""
-
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, colours):
     """A folder with nets.py, and six images in pics/: a square on black, the fourth turned by EXIF, the last broken."""
     folder = tmp_path_factory.mktemp("ray")
-    (folder / "nets.py").write_text(NETS)
+    (folder / "nets.py").write_text(colours)
     (folder / "pics").mkdir()
     for number in range(5):
         pixels = np.zeros((64, 80, 3), np.uint8)

@@ -8,24 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-NETS = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 3, 4, stride=4, bias=False), nn.Linear(3, 3, bias=False)
-        with torch.no_grad():
-            self.conv.weight.copy_(torch.eye(3)[:, :, None, None] / 16)
-            self.fc.weight.copy_(10 * torch.eye(3))
-
-    def forward(self, x):
-        return self.fc(self.conv(x).mean((2, 3)))
-
-def colours():
-    return {"model": Net(), "mean": 0.0, "std": 1.0, "size": 32, "class_names": ["red", "green", "blue"]}
-"""
 SCRIPT = """
 import os, sys
 import torch
@@ -40,9 +22,9 @@ app(["explain", *words, "--device", "cpu", "--batch-size", "1", "--save", "mask"
 
 
 @pytest.fixture
-def explain(tmp_path, start):
+def explain(tmp_path, start, colours):
     """Return a function that runs `explain` in so many processes, and gives their exit codes, stdout and stderr."""
-    (tmp_path / "nets.py").write_text(NETS)
+    (tmp_path / "nets.py").write_text(colours)
     (tmp_path / "run.py").write_text(SCRIPT)
     (tmp_path / "pics").mkdir()
     (tmp_path / "pics/broken.png").write_bytes(b"no image")
