@@ -112,9 +112,9 @@ class Engine:
         if activation is not None:
             one_of("activation", activation, get_args(Activation))
         self.batch_size = whole("batch_size", batch_size, most=1 << 16)
-        self.pipelines = tuple(pipelines)
         call: Any = {"output": output, "forward_args": forward_args, "forward_kwargs": forward_kwargs}
         self.model: CamModel = wrap(on_device(model, device), **call)
+        self.pipelines = tuple(pipeline.fitted(unwrapped(self.model)) for pipeline in pipelines)
         own = self.model.preprocess if transform is None else as_transform(transform)
         self.transform: Transform = assumed_transform() if own is None else own
         if display is not None:

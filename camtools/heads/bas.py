@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from camtools.checks import whole
 from camtools.errors import ModelError
+from camtools.heads.layers import of_classes, xavier
 
 
 class BAS(nn.Module):
     """Class scores of F by convolutions of its own, and beside them foreground maps M = sigmoid(conv(F)).
 
     The classifier is a 3 x 3 convolution and ReLU, a 1 x 1 convolution to class maps and ReLU, and their mean. The
-    generator, a 3 x 3 convolution, has no part in the scores: the recipe `bas` trains it, and the step `Generated`
+    generator, a 3 x 3 convolution, has no part in the scores: the recipe `bas` trains it, and the step `HeadMaps`
     reads it.
 
     Source: Wu et al., "Background Activation Suppression", CVPR 2022, section 3.
@@ -40,9 +41,7 @@ class BAS(nn.Module):
         self.conv = nn.Conv2d(channels, width, 3, padding=1)
         self.score = nn.Conv2d(width, classes, 1)
         self.generator = nn.Conv2d(channels, classes, 3, padding=1)
-        for layer in (self.conv, self.score, self.generator):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        xavier(self)
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments that make it again, as JSON's types."""
@@ -52,15 +51,14 @@ class BAS(nn.Module):
         """Return the classifier's maps, (B, K, h, w), not negative; their means are the logits."""
         return torch.relu(self.score(torch.relu(self.conv(features))))
 
-    def foreground(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Return M of each image's class, (B, 1, h, w) in [0, 1].
+    def maps(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return M of some classes, (B, K', h, w) in [0, 1], for the step `HeadMaps`.
 
         Args:
             features: F, (B, C, h, w).
-            labels: (B,).
+            labels: (B, K').
         """
-        maps = self.generator(features).sigmoid()
-        return maps[torch.arange(len(labels), device=maps.device), labels][:, None]
+        return of_classes(self.generator(features).sigmoid(), labels)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits, (B, K), of F, (B, C, h, w)."""

@@ -14,8 +14,11 @@ from torch.utils.hooks import RemovableHandle
 from camtools.checkpoints import write_tensors
 from camtools.checks import as_path
 from camtools.errors import InputError, ModelError
+from camtools.heads.acol import ACoL
 from camtools.heads.bas import BAS
+from camtools.heads.decoder import MapDecoder
 from camtools.heads.pooling import GAP, TAP, WGAP, MapHead
+from camtools.heads.spg import SPG
 from camtools.heads.wildcat import ExCAM, Wildcat
 from camtools.images.preprocess import Preprocess, Transform
 from camtools.model.adapter import FeatureSpec
@@ -29,7 +32,7 @@ KEY = "camtools.headed"  # in the header of a saved file
 FORMAT = 1
 PROBED = 64  # scores of the probe
 ACTIVATIONS = {"relu": torch.relu}
-OWN_HEADS: dict[str, Any] = {kind.__name__: kind for kind in (GAP, TAP, WGAP, Wildcat, ExCAM, BAS)}
+OWN_HEADS: dict[str, Any] = {kind.__name__: kind for kind in (GAP, TAP, WGAP, Wildcat, ExCAM, BAS, ACoL, SPG)}
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,13 @@ class HeadedModel(nn.Module):
         classifier: The linear classifier after a pooling; None after a `MapHead`, or where F already is class maps.
         preprocess: From an image to the model's input, or None.
         class_names: Names by class index, or None.
+        decoder: A `MapDecoder` of F and the body's earlier stages, which has no part in the logits; or None.
         outputs: What the outputs are, "classes", or "box" in a `BoxRegressor`.
         origin: How it came about.
     """
 
     classifier: nn.Linear | None
+    decoder: MapDecoder | None
 
     def __init__(
         self,
@@ -127,6 +132,7 @@ class HeadedModel(nn.Module):
         self.head = head
         self.drop: nn.Module = nn.Dropout(dropout) if dropout else nn.Identity()
         self.classifier = classifier
+        self.decoder = None
         self.origin = origin
         self.preprocess = preprocess
         self.class_names = class_names
@@ -228,7 +234,7 @@ def configuration(model: HeadedModel) -> dict[str, Any]:
             "torch.relu. Save model.state_dict() and build the model in your own code"
         )
     classes = linear.out_features if linear is not None else None
-    if isinstance(model.head, BAS):
+    if isinstance(model.head, BAS | ACoL | SPG):
         classes = model.head.classes
     if isinstance(model.head, MapHead):
         classes = model.head.weight.shape[0]
@@ -254,6 +260,7 @@ def configuration(model: HeadedModel) -> dict[str, Any]:
         "head": how,
         "classifier": None if linear is None else [linear.in_features, linear.out_features, linear.bias is not None],
         "classes": classes,
+        "decoder": None if model.decoder is None else model.decoder.arguments(),
         "dropout": model.drop.p if isinstance(model.drop, nn.Dropout) else 0.0,
         "dtype": str(next(iter(model.parameters()), torch.empty(0)).dtype).removeprefix("torch."),
         "class_names": model.class_names,

@@ -17,6 +17,7 @@ from camtools.errors import CamtoolsError, ModelError, WeightsError
 from camtools.files import parse_json
 from camtools.heads.body import strip
 from camtools.heads.cut import take_out_after
+from camtools.heads.decoder import MapDecoder
 from camtools.heads.dropout import ADL
 from camtools.heads.headed import ACTIVATIONS, FORMAT, KEY, OWN_HEADS, HeadedModel, Origin, fresh_neck, probe
 from camtools.images.preprocess import Preprocess, Transform, as_transform
@@ -197,6 +198,8 @@ def _assembled(
         class_names=None if names is None else tuple(names),
         neck=None if neck is None else fresh_neck(*neck),
     )
+    if config.get("decoder") is not None:
+        built.decoder = MapDecoder(**config["decoder"])
     built.outputs = config.get("outputs", "classes")
     return built.to(dtype=getattr(torch, config["dtype"]))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, overload
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from camtools.errors import PipelineError
 from camtools.pipeline.trace import TraceStep
@@ -79,6 +79,14 @@ class Pipeline(Sequence[Step]):
     def pixel_steps(self) -> tuple[Step, ...]:
         """The refine steps that work on the image's pixels: what makes the map of the resized one."""
         return tuple(step for step in self._steps if _on_image(step) and step.stage == Stage.REFINE)
+
+    def fitted(self, model: nn.Module) -> Pipeline:
+        """Return the pipeline with what its steps need of the model that is explained, see `Step.fitted`.
+
+        Raises:
+            PipelineError: The model lacks it.
+        """
+        return Pipeline(step.fitted(model) for step in self._steps)
 
     @property
     def peaks(self) -> Peaks | None:

@@ -9,11 +9,12 @@ from camtools.steps.centre import Centre
 from camtools.steps.cream import CREAM, UnitFeatures
 from camtools.steps.crf import CRF
 from camtools.steps.ddt import DDT
+from camtools.steps.decode import Decode
 from camtools.steps.edge_level import EdgeLevel
 from camtools.steps.enlarge import Enlarge
 from camtools.steps.fixed_threshold import FixedThreshold
-from camtools.steps.generated import Generated
 from camtools.steps.gradient import Gradient
+from camtools.steps.head_maps import HeadMaps
 from camtools.steps.ivr import IVR
 from camtools.steps.minmax import MinMax
 from camtools.steps.nwc import NWC
@@ -34,11 +35,12 @@ __all__ = [
     "AdaptiveThreshold",
     "Affinity",
     "Centre",
+    "Decode",
     "EdgeLevel",
     "Enlarge",
     "FixedThreshold",
-    "Generated",
     "Gradient",
+    "HeadMaps",
     "MinMax",
     "PaS",
     "Peaks",

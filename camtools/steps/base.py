@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from camtools.errors import PipelineError
 from camtools.model.backward import Backward
@@ -138,6 +138,17 @@ class Step(abc.ABC):
     @abc.abstractmethod
     def __call__(self, state: State) -> State:
         """Apply the step to a batch and return the new state."""
+
+    def fitted(self, model: nn.Module) -> Step:
+        """Return the step with what it needs of the model that is explained; the step itself where that is nothing.
+
+        Args:
+            model: The module inside a `CamModel`; left as it was.
+
+        Raises:
+            PipelineError: The model lacks it.
+        """
+        return self
 
     def __repr__(self) -> str:
         names = inspect.signature(type(self)).parameters

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from camtools.checks import number, one_of
 from camtools.errors import PipelineError
 from camtools.steps.base import Stage, State, Step, check_tensors
-from camtools.steps.cam import CAM
 
 READINGS = ("mean", "first", "max", "masked")
 
@@ -30,19 +29,19 @@ class WildcatMaps(Step):
     reading.
 
     Reads `State.features`, (B, C, h, w), and `State.labels`, (B, K'); sets `State.maps`, (B, K', h, w), float32.
-    Without the head's weights the maps are a plain CAM's.
 
     Source: Durand et al., "WILDCAT", CVPR 2017, eq. 3; ex-CAM thesis, section 3.3.
 
     Args:
         read: One of the table.
-        weight: Of every map, (K, M, C), or None. `WildcatMaps.of(model)` takes a model's own.
+        weight: Of every map, (K, M, C), or None for the model's own, as `Explainer` and `evaluate` take them, or
+            `WildcatMaps().fitted(model)`.
         bias: (K, M), or None for zeros.
         delta: Threshold of the dropout on the maps' sigmoid, in (0, 1); for "masked".
 
     Raises:
-        PipelineError: A parameter is none of these; or, when called, the state has no features or labels, or those of
-            another model.
+        PipelineError: A parameter is none of these; or, when called, there are no weights, or the state has no features
+            or labels, or those of another model.
     """
 
     stage = Stage.MAP
@@ -58,39 +57,31 @@ class WildcatMaps(Step):
         number("delta", delta, "(0, 1)", owner="WildcatMaps", error=PipelineError)
         self.read, self.weight, self.bias, self.delta = read, weight, bias, delta
 
-    @classmethod
-    def of(cls, model: nn.Module, read: str = "mean", delta: float = 0.5) -> WildcatMaps:
-        """Return the step for a model with such a head.
+    def fitted(self, model: nn.Module) -> WildcatMaps:
+        """Return the step with the maps' weights of a model with such a head.
 
         Raises:
             PipelineError: The model's head is of another kind.
         """
-        step = cls(read, delta=delta)
-        step.take(model)
-        return step
-
-    def take(self, model: nn.Module) -> None:
-        """Read a model's maps from now on.
-
-        Raises:
-            PipelineError: See `of`.
-        """
+        if self.weight is not None:
+            return self
         head: Any = getattr(model, "head", None)
         conv, several = getattr(head, "conv", None), getattr(head, "M", None)
         if not isinstance(conv, nn.Conv2d) or several is None:
             raise PipelineError(f"{type(model).__name__} has no head with several maps per class: expected Wildcat's")
-        self.weight = conv.weight.detach().float().view(-1, several, conv.in_channels)
-        self.bias = None if conv.bias is None else conv.bias.detach().float().view(-1, several)
+        weight = conv.weight.detach().float().view(-1, several, conv.in_channels)
+        bias = None if conv.bias is None else conv.bias.detach().float().view(-1, several)
+        return WildcatMaps(self.read, weight, bias, self.delta)
 
     def __call__(self, state: State) -> State:
         """Return the state with `maps` (B, K', h, w)."""
         if self.weight is None:
-            return CAM()(state)
+            raise PipelineError(f"{self!r} has no weights yet: call its fitted(model), or pass it to an Explainer.")
         features, labels = state.require("features", self).float(), state.require("labels", self)
         if features.shape[1] != self.weight.shape[2] or int(labels.max()) >= len(self.weight):
             raise PipelineError(
                 f"{self!r} does not fit features of {features.shape[1]} channels and classes up to {int(labels.max())}."
-                " Use WildcatMaps.of(model) with the model that made them."
+                " Take the model that made them."
             )
         labels = labels.to(self.weight.device)
         weight = self.weight[labels][:, :, :1] if self.read == "first" else self.weight[labels]

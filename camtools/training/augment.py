@@ -102,6 +102,21 @@ def move_boxes(config: TrainConfig, preprocess: Preprocess, boxes: Tensor) -> Te
     return shares.clamp(0, 1)
 
 
+def move_map(config: TrainConfig, preprocess: Preprocess, map: Tensor) -> Tensor:
+    """Return where a map of the whole image is in an augmented one; see `move_boxes`.
+
+    Args:
+        config: Likewise.
+        preprocess: Likewise.
+        map: At any resolution, (h, w) float.
+
+    Returns:
+        At the input's size, (H, W).
+    """
+    moved: Tensor = v2.Compose(_geometry(config, preprocess))(tv_tensors.Image(map[None]))
+    return moved.as_subclass(Tensor)[0]
+
+
 def training_transform(config: TrainConfig, preprocess: Preprocess) -> Callable[[Any], Tensor]:
     """Return what turns an RGB PIL image into a model input, (C, H, W) float32, augmented as `config.augment` says.
 

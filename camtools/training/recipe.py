@@ -43,6 +43,7 @@ class Recipe:
     pipeline: Any = "cam"
     multilabel: bool | None = False
     needs_images: bool = False
+    past_model: bool = False
 
     def __init__(self, config: TrainConfig | None = None) -> None:
         self.config: Any = self.Config() if config is None else config
@@ -122,7 +123,7 @@ class Recipe:
         """
         with trainer.precision():
             losses = self.loss(trainer, batch)
-        trainer.update(losses["loss"])
+        (trainer.update_inner if self.past_model else trainer.update)(losses["loss"])
         return {name: value.detach() for name, value in losses.items()}
 
     def loss(self, trainer: Trainer, batch: Batch) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
 from camtools.errors import InputError, ModelError
-from camtools.training.augment import cutmix, move_boxes, plain_transform, seeded, training_transform
+from camtools.training.augment import cutmix, move_boxes, move_map, plain_transform, seeded, training_transform
 from camtools.training.config import TrainConfig
 from camtools.training.data import Batch, Images, Loader, TrainingSet
 from camtools.training.frozen import freeze, kept_features, layer_of, split
@@ -109,6 +109,19 @@ class Trainer:
         if self.between_updates:
             self._step()
 
+    def update_inner(self, loss: Tensor) -> None:
+        """Likewise for a loss from parts of `inner`, past `model`; processes share the mean gradient.
+
+        Args:
+            loss: Scalar.
+        """
+        self.accelerator.backward(loss / self._group)
+        if self.between_updates:
+            for parameter in self.inner.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+            self._step()
+
     def update_only(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> None:
         """Follow a loss's gradients for some parameters; all others, and what the optimiser knows of them, stay.
 
@@ -147,11 +160,19 @@ class Trainer:
         Returns:
             Shares of the input's sides, (B, 4) on the CPU, within [0, 1].
         """
-        moved = []
-        for position, box in zip(batch.indices.tolist(), boxes.cpu(), strict=True):
-            with self._images.seeded(self._images.view(self.epoch, position), position):
-                moved.append(move_boxes(self.config, self.preprocess, box[None]))
-        return torch.cat(moved)
+        return torch.cat([move_boxes(self.config, self.preprocess, box[None]) for box in self._drawn(batch, boxes)])
+
+    def maps_of(self, batch: Batch, maps: Tensor) -> Tensor:
+        """Return what maps of whole images are in a batch's augmented ones, whose crops and flips they follow.
+
+        Args:
+            batch: Of this epoch.
+            maps: One per image of the batch, (B, h, w) float, on the CPU.
+
+        Returns:
+            At the input's size, (B, H, W) on the CPU.
+        """
+        return torch.stack([move_map(self.config, self.preprocess, map) for map in self._drawn(batch, maps)])
 
     def own_batches(self, batches: list[list[int]]) -> list[list[int]]:
         """Return this process's share of an epoch's batches; all processes have as many.
@@ -296,6 +317,12 @@ class Trainer:
                 shown=shown,
             )  # fmt: skip
         return (), rest, kept
+
+    def _drawn(self, batch: Batch, values: Tensor) -> Iterator[Tensor]:
+        """Yield each image's value while torch draws what its augmentation drew."""
+        for position, value in zip(batch.indices.tolist(), values.cpu(), strict=True):
+            with self._images.seeded(self._images.view(self.epoch, position), position):
+                yield value
 
     def _step(self) -> None:
         if self.config.clip_grad:

@@ -15,7 +15,7 @@ from camtools.errors import InputError
 from camtools.heads.bas import BAS
 from camtools.pipeline.pipeline import Pipeline
 from camtools.steps.fixed_threshold import FixedThreshold
-from camtools.steps.generated import Generated
+from camtools.steps.head_maps import HeadMaps
 from camtools.steps.minmax import MinMax
 from camtools.training.config import TrainConfig, option
 from camtools.training.data import Batch, Labels
@@ -46,11 +46,11 @@ class BasRecipe(Recipe):
 
     name = "bas"
     Config = BasConfig
+    past_model = True
 
     def __init__(self, config: TrainConfig | None = None) -> None:
         super().__init__(config)
-        self._maps = Generated()
-        self.pipeline = Pipeline([self._maps, MinMax(), FixedThreshold(self.config.theta)])
+        self.pipeline = Pipeline([HeadMaps(), MinMax(), FixedThreshold(self.config.theta)])
 
     def check(self, labels: Labels, names: Sequence[str]) -> None:
         """Check that each image keeps one class."""
@@ -79,11 +79,6 @@ class BasRecipe(Recipe):
             "accuracy": accuracy(losses["logits"].detach(), labels),
         }
 
-    def finished(self, model: nn.Module) -> nn.Module:
-        """Return the model, and read its generator's maps from now on."""
-        self._maps.take(model)
-        return model
-
 
 def bas_losses(head: BAS, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Return BAS's four losses, scalars, and the logits, (B, K).
@@ -97,7 +92,7 @@ def bas_losses(head: BAS, features: Tensor, labels: Tensor) -> dict[str, Tensor]
         "class" and "guidance" (eq. 4), "background" (eq. 2 and 3), "area" (eq. 5) and "logits".
     """
     rows = torch.arange(len(labels), device=labels.device)
-    mask, maps = head.foreground(features, labels), head.class_maps(features)
+    mask, maps = head.maps(features, labels[:, None]), head.class_maps(features)
     logits, inside = maps.float().mean((2, 3)), (maps * mask).float().mean((2, 3))
     still = {name: value.detach() for name, value in head.named_parameters()}
     outside = functional_call(head, still, (features.detach() * (1 - mask),)).float()[rows, labels]

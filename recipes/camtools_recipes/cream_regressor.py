@@ -15,11 +15,9 @@ from camtools.context_bank import BankUpdates, ContextBank
 from camtools.datasets.selection import Selection
 from camtools.engine import Engine
 from camtools.errors import InputError
-from camtools.explainer import Explainer
 from camtools.heads.box_regressor import BoxRegressor
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.text import named_pipelines
-from camtools.progress import progress_bar
 from camtools.steps.cam import CAM
 from camtools.steps.cream import CREAM, UnitFeatures
 from camtools.steps.ddt import DDT, principal_direction
@@ -32,6 +30,7 @@ from camtools.training.recipe import Recipe
 from camtools.training.trainer import Trainer
 from camtools.training.validation import Validation
 from camtools_recipes.cream_maps import PAPER, CreamMapsConfig, cream_pipeline
+from camtools_recipes.teacher import explained
 
 _OWN, _DDT = "cream", "ddt"
 _IOUS = (0.3, 0.5, 0.7)  # of MaxBoxAccV2
@@ -120,17 +119,11 @@ class CreamRegressorRecipe(Recipe):
             self._cream.bank = self._fitted(trainer, self._teacher)
         if self._ddt is not None:
             self._find_common(self._ddt, trainer, self._teacher)
-        explainer = Explainer(self._teacher, self.pipeline, device=trainer.device, batch_size=self.config.batch_size)
         boxes = torch.zeros(len(trainer.data), 4, device=trainer.device)
-        with progress_bar(len(trainer.data), "Drawing boxes", trainer.accelerator.is_main_process) as advance:
-            for batch in trainer.plain_batches():
-                height, width = batch.images.shape[-2:]
-                sides = torch.tensor([width, height, width, height])
-                explanations: Any = explainer(batch.images, target=batch.labels.tolist())
-                for index, explanation in zip(batch.indices.tolist(), explanations, strict=True):
-                    if explanation.box is not None:
-                        boxes[index] = (explanation.box.cpu() / sides).to(boxes)
-                advance(len(batch.indices))
+        for index, explanation in explained(trainer, self._teacher, self.pipeline, "Drawing boxes"):
+            if explanation.box is not None:
+                height, width = explanation.map.shape
+                boxes[index] = (explanation.box.cpu() / torch.tensor([width, height, width, height])).to(boxes)
         self._boxes = trainer.accelerator.reduce(boxes, "sum").cpu()  # each process has drawn its own images' only
         if not self._boxes.any():
             raise InputError(

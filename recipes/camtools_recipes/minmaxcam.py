@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from camtools.errors import InputError, ModelError
+from camtools.heads.layers import zero_to_one
 from camtools.training.config import TrainConfig, option
 from camtools.training.data import Batch, Labels, balanced_batches
 from camtools.training.recipe import Recipe
@@ -93,24 +94,12 @@ class MinMaxCamRecipe(Recipe):
         with torch.autocast(features.device.type, enabled=False):
             maps = torch.einsum("bc,bchw->bhw", weight[batch.labels].float(), features.float())
         masks = nn.functional.interpolate(
-            normalised(maps)[:, None], batch.images.shape[-2:], mode="bilinear", align_corners=False
+            zero_to_one(maps)[:, None], batch.images.shape[-2:], mode="bilinear", align_corners=False
         )
         kept = model.features(batch.images * masks).float().mean((2, 3))  # type: ignore[operator]
         whole = features.float().mean((2, 3))
         mean = self.config.channels == "mean"
         return common_region(kept, batch.labels, mean), full_region(kept, whole, mean)
-
-
-def normalised(maps: Tensor) -> Tensor:
-    """Return maps from 0, at each one's minimum, to 1, at its maximum; a constant map becomes 0.
-
-    Args:
-        maps: (B, h, w).
-    """
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    span = high - low
-    # A constant map is 0 with gradient 0: the quotient's own there is infinite, or not a number.
-    return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, 1.0), 0.0)
 
 
 def common_region(features: Tensor, labels: Tensor, mean: bool = True) -> Tensor:

@@ -87,6 +87,13 @@ class RecipeRun:
     result: EvaluationResult
     ious: Any = None
 
+    @classmethod
+    def load(cls, recipe: str, seed: int, folder: Path) -> RecipeRun:
+        """Return a finished run from its folder."""
+        boxes = folder / BOXES_FILE
+        ious = np.load(boxes, allow_pickle=False)["ious"] if boxes.exists() else None
+        return cls(recipe, seed, EvaluationResult.load(folder / "test"), ious)
+
 
 class InMemory(Scenes):
     """Scenes, each drawn once and kept; arguments as of `Scenes`."""
@@ -128,8 +135,7 @@ def run_all(
             done = f"{number + 1}/{len(todo)}, {time.perf_counter() - start:.0f} s"
             print(f"[{done}] {name}, seed {seed}", file=sys.stderr, flush=True)
             _run(name, seed, own, budget, sets[name in MULTI], device)
-        ious = np.load(own / BOXES_FILE, allow_pickle=False)["ious"] if (own / BOXES_FILE).exists() else None
-        runs.append(RecipeRun(name, seed, EvaluationResult.load(own / "test"), ious))
+        runs.append(RecipeRun.load(name, seed, own))
     return sorted(runs, key=lambda run: (wanted.index(run.recipe), run.seed))
 
 
@@ -158,12 +164,17 @@ def _run(recipe: str, seed: int, folder: Path, budget: Budget, sets: tuple[Scene
     if recipe == "gap":
         pipelines = {name: name for name in READINGS}
     if isinstance(model, BoxRegressor):
-        with replacing(folder / BOXES_FILE) as partial:
-            np.savez(partial, ious=box_ious(model, test).numpy())
+        save_ious(folder, model, test)
         model = scene_classifier()  # whose classes go with the boxes
     activation: Any = "sigmoid" if recipe in MULTI else "softmax"
     evaluation = evaluate(model, test, pipelines, protocol="native", activation=activation, bootstrap=0, progress=False)
     evaluation.save(folder / "test")
+
+
+def save_ious(folder: Path, model: BoxRegressor, test: Any) -> None:
+    """Write how well a regressor's boxes fit, for `RecipeRun.load`."""
+    with replacing(folder / BOXES_FILE) as partial:
+        np.savez(partial, ious=box_ious(model, test).numpy())
 
 
 def _wanted(recipes: Sequence[str] | None) -> list[str]:

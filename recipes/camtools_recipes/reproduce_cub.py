@@ -17,21 +17,24 @@ from camtools.datasets.record import Record
 from camtools.datasets.spec import open_dataset
 from camtools.errors import InputError
 from camtools.evaluation.evaluator import evaluate
-from camtools.evaluation.results import EvaluationResult
-from camtools.files import replacing, write_text
+from camtools.files import parse_json, replacing, write_json, write_text
+from camtools.heads.box_regressor import BoxRegressor
+from camtools.heads.saved import load_headed
 from camtools.pipeline.pipeline import Pipeline
 from camtools.steps.centre import Centre
 from camtools.steps.cream import CREAM
 from camtools.steps.fixed_threshold import FixedThreshold
 from camtools.steps.minmax import MinMax
+from camtools.training.checkpoint import BEST_FILE
 from camtools.training.finetuner import finetune
-from camtools_recipes.reproduce import PLAN_FILE, RecipeRun
+from camtools_recipes.reproduce import PLAN_FILE, RecipeRun, save_ious
 from camtools_recipes.reproduce_report import BARS_FILE, CSV_FILE, TABLE_FILE, bars, csv, markdown, report_lines
 
 BASE = "gap"
 METRICS = ("top-1", "MaxBoxAccV2", "MaxBoxAcc")
 READINGS: dict[str, Any] = {name: name for name in ("cam", "rcam", "adaptive", "fast", "best")}
 _FLIPPED = ("crop", "flip")
+_AS_IT_IS = {"cut_after": None, "conv": None}  # the baseline's network is cut already
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "gap": ("cream", {}),  # the same weights, and a bank
     "tap": ("tap", {}),
@@ -41,8 +44,17 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "cutmix": ("gap", {"augment": (*_FLIPPED, "cutmix")}),
     "bas": ("bas", {}),
     "minmaxcam": ("minmaxcam", {"cache": None, "crr": 10.0, "frr": 10.0}),
+    "i2c": ("i2c", {}),
+    "acol": ("acol", {"conv": 128}),  # of several convolutions, which cost what one of 1,024 does
+    "spg": ("spg", {"conv": 128}),
+    "psol": ("cream_regressor", {"maps": "ddt", "augment": _FLIPPED}),
+    "cream_regressor": ("cream_regressor", {"augment": _FLIPPED, **_AS_IT_IS}),
+    "regressor of best": ("cream_regressor", {"maps": "best", "augment": _FLIPPED, **_AS_IT_IS}),
+    "decoder": ("decoder", {"epochs": 1, "lr": 6e-3, "stages": 2, "freeze": None, **_AS_IT_IS}),
 }
 """The table's rows, in order of running: a recipe and its settings where they are not those of all."""
+TAUGHT = ("cream_regressor", "regressor of best", "decoder")
+"""Rows that learn from the baseline's maps, and begin with its network."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +172,7 @@ def run_cub(
                     continue
                 print(f"[{spent:.0f} min] {name}, seed {seed}", file=sys.stderr, flush=True)
                 _run(name, seed, own, budget, train, test, weights, device)
-            runs.append(RecipeRun(name, seed, EvaluationResult.load(own / "test")))
+            runs.append(RecipeRun.load(name, seed, own))
     return sorted(runs, key=lambda run: (wanted.index(run.recipe), run.seed))
 
 
@@ -177,12 +189,18 @@ def _run(
     """Train and evaluate; the evaluation's results.json is written last, so where it is all is done."""
     recipe, own = ROWS[name]
     settings = {"cache": str(folder.parents[1] / "frozen"), **budget.settings, **own}
+    start: dict[str, Any] = {"model": budget.model, "weights": weights}
+    base = folder.parents[1] / BASE / folder.name / BEST_FILE
+    if name in TAUGHT:
+        start = {"model": load_headed(base)}
     result = finetune(
-        recipe, budget.model, train, weights=weights, out=folder, resume=True, device=device, progress=False, seed=seed,
-        **settings,
-    )  # fmt: skip
-    pipelines = readings(name, result.pipeline)
-    evaluation = evaluate(result.model, test, pipelines, protocol="wsol", bootstrap=0, progress=False)
+        recipe, train_set=train, out=folder, resume=True, device=device, progress=False, seed=seed, **start, **settings
+    )
+    model, pipelines = result.model, readings(name, result.pipeline)
+    if isinstance(model, BoxRegressor):
+        save_ious(folder, model, test)
+        model, pipelines = load_headed(base), {"cam": "cam"}  # whose classes go with the boxes
+    evaluation = evaluate(model, test, pipelines, protocol="wsol", bootstrap=0, progress=False)
     evaluation.save(folder / "test")
 
 
@@ -194,7 +212,7 @@ def readings(row: str, pipeline: Pipeline) -> Mapping[str, Any]:
         pipeline: The recipe's own.
     """
     if row != BASE:
-        return {row: pipeline, **READINGS} if row == "bas" else READINGS
+        return {row: pipeline, **READINGS} if row in ("bas", "acol", "spg", "decoder") else READINGS
     cam, step, *rest = list(pipeline)
     assert isinstance(step, CREAM)
     alone = CREAM(step.bank, step.iterations, step.sigma, step.delta, add_cam=False)
@@ -235,12 +253,13 @@ def check_cub_plan(folder: Path, budget: CubBudget) -> None:
     Raises:
         InputError: It holds runs of another.
     """
-    text = json.dumps({"cub": asdict(budget) | {"seeds": None}, "rows": ROWS}, indent=1)
+    plan = json.loads(json.dumps({"cub": asdict(budget) | {"seeds": None}, "rows": ROWS}))
     path = folder / PLAN_FILE
-    if not path.exists():
-        write_text(path, text + "\n")
-    elif json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
+    known = parse_json(path.read_text(encoding="utf-8")) if path.exists() else plan
+    both = {name for name in known["rows"] if name in ROWS}
+    if known["cub"] != plan["cub"] or any(known["rows"][name] != plan["rows"][name] for name in both):
         raise InputError(
             f"{folder} holds runs of another budget or of other settings ({PLAN_FILE}): expected the same to go on. "
             "Choose another folder (--out)"
         )
+    write_json(plan, path)

@@ -185,7 +185,8 @@ def _statistic(run: RecipeRun, metric: str, pipeline: str) -> Statistic | None:
     if metric == "top-1":
         return mean_of([top1_hits(run.result.rows, measured.images)], everyone)
     if run.ious is not None:
-        return mean_of([run.ious >= iou for iou in V2_IOUS], everyone) if metric == "MaxBoxAccV2" else None
+        at = {"MaxBoxAccV2": V2_IOUS, "MaxBoxAcc": (0.5,)}.get(metric)
+        return None if at is None else mean_of([run.ious >= iou for iou in at], everyone)
     return measured.statistic(metric, pipeline) if pipeline in measured.pipelines else None
 
 

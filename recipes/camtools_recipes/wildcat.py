@@ -55,8 +55,8 @@ class WildcatRecipe(Recipe):
 
     def __init__(self, config: TrainConfig | None = None) -> None:
         super().__init__(config)
-        self._maps = WildcatMaps(self.config.read, delta=getattr(self.config, "delta", 0.5))
-        self.pipeline = Pipeline([self._maps, Sigmoid(), ScoreThreshold(self.config.cut)])
+        maps = WildcatMaps(self.config.read, delta=getattr(self.config, "delta", 0.5))
+        self.pipeline = Pipeline([maps, Sigmoid(), ScoreThreshold(self.config.cut)])
 
     def head(self) -> partial[Wildcat]:
         """Return what makes the head of (channels, classes)."""
@@ -77,8 +77,3 @@ class WildcatRecipe(Recipe):
         smoothing = self.config.label_smoothing
         losses = {"loss": nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)}
         return losses | ({"accuracy": accuracy(logits.detach(), labels)} if labels.ndim == 1 else {})
-
-    def finished(self, model: nn.Module) -> nn.Module:
-        """Return the model, and read its own maps, biases included, from now on."""
-        self._maps.take(model)
-        return model

@@ -8,7 +8,7 @@ import camtools
 from camtools.datasets.scenes import SceneNet, Scenes
 from camtools.errors import InputError, PipelineError
 from camtools.heads import BAS
-from camtools.steps import Generated, State
+from camtools.steps import HeadMaps, State
 from camtools_recipes.bas import BasConfig, BasRecipe, bas_losses
 
 
@@ -51,21 +51,17 @@ def test_the_background_moves_the_generator_alone():
 
 
 def test_maps_by_hand():
-    step = Generated.of(nn.ModuleDict({"head": head()}))
+    step = HeadMaps().fitted(nn.ModuleDict({"head": head()}))
     state = State(features=F, labels=torch.tensor([[1, 0]]))
     expected = torch.stack([torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 0.0])]).sigmoid()
     torch.testing.assert_close(step(state).maps, expected[None, :, None])
-    one = Generated(step.weight[:1], step.bias[:1])(state).maps
-    torch.testing.assert_close(one, expected[1:].expand(2, -1)[None, :, None])
-    plain = Generated()(state.replace(weights=torch.tensor([[[3.0]]])))
-    torch.testing.assert_close(plain.maps, 3 * F)
-    with pytest.raises(PipelineError, match=r"classes up to 2"):
-        step(state.replace(labels=torch.tensor([[2]])))
-    with pytest.raises(PipelineError, match=r"weight is \(1, 1, 2, 2\), expected \(K, C, n, n\) with n odd"):
-        Generated(torch.zeros(1, 1, 2, 2))
-    with pytest.raises(PipelineError, match=r"Linear has no head with a generator"):
-        Generated.of(nn.Linear(1, 1))
-    assert repr(step) == "Generated(weight=(2, 1, 3, 3))"
+    assert step.fitted(nn.Linear(1, 1)) is step and repr(step) == "HeadMaps(BAS)"
+    with pytest.raises(PipelineError, match=r"the head of Linear makes no maps"):
+        HeadMaps().fitted(nn.Linear(1, 1))
+    with pytest.raises(PipelineError, match=r"Linear makes no maps: expected a head such as camtools.heads.BAS"):
+        HeadMaps(nn.Linear(1, 1))
+    with pytest.raises(PipelineError, match=r"HeadMaps has no head yet"):
+        HeadMaps()(state)
 
 
 def test_a_run_from_its_start_to_its_file(tmp_path):
@@ -79,6 +75,8 @@ def test_a_run_from_its_start_to_its_file(tmp_path):
     torch.testing.assert_close(loaded(x), result.model(x), rtol=0, atol=0)
     found = camtools.explain(loaded, data[0].image, pipeline=result.pipeline, target=3)
     assert found.map.min() == 0 and found.map.max() == 1
+    by_text = camtools.explain(loaded, data[0].image, pipeline="HeadMaps", target=3)  # a file's own maps, from anywhere
+    torch.testing.assert_close(by_text.map, found.map, rtol=0, atol=0)
     assert not camtools.wrap(loaded).decomposition.exact  # a plain CAM is linearised
     with pytest.raises(InputError, match=r"bas needs one class per image"):
         BasRecipe(BasConfig(augment=("cutmix",))).check([], [])

@@ -8,6 +8,7 @@ import camtools
 from camtools.datasets.scenes import SceneNet, Scenes
 from camtools.errors import InputError, ModelError
 from camtools.heads import GAP, replace_head
+from camtools.heads.layers import zero_to_one as minmax
 from camtools.training import Batch
 from camtools_recipes.minmaxcam import (
     MinMaxCamConfig,
@@ -17,7 +18,6 @@ from camtools_recipes.minmaxcam import (
     frozen,
     full_region,
 )
-from camtools_recipes.minmaxcam import normalised as minmax
 
 
 def test_common_region_by_hand():

@@ -45,8 +45,9 @@ def test_classes_are_spread_and_numbered_anew(root):
 
 
 def test_a_table_of_what_is_done(root, tmp_path, capsys):
-    runs = run_cub(tmp_path, root, TINY, ["tap"])
-    assert [run.recipe for run in runs] == ["gap", "tap"]
+    rows = ["tap", "i2c", "acol", "spg", "psol", "cream_regressor", "regressor of best", "decoder"]
+    runs = run_cub(tmp_path, root, TINY, rows)
+    assert [run.recipe for run in runs] == ["gap", *rows]
     write_cub_report(tmp_path, runs)
     table = (tmp_path / "table.md").read_text()
     for row in (
@@ -57,7 +58,9 @@ def test_a_table_of_what_is_done(root, tmp_path, capsys):
         "| `gap` | z, centred |",
     ):
         assert row in table
-    assert (tmp_path / "bars.png").exists() and len(list((tmp_path / "frozen").glob("*/features.f16"))) == 1
+    assert (tmp_path / "bars.png").exists() and len(
+        list((tmp_path / "frozen").glob("*/features.f16"))
+    ) == 2  # a regressor has its own
     capsys.readouterr()
     again = run_cub(tmp_path, root, TINY, minutes=0)  # what is done is read; nothing else begins
     assert [run.recipe for run in again] == ["gap", "tap"] and not capsys.readouterr().err

@@ -62,7 +62,7 @@ def test_maps_are_read_as_scores_with_the_models_bias(net):
     with torch.no_grad():
         built.head.conv.bias.copy_(torch.arange(16.0))
     assert recipe.finished(built) is built
-    assert recipe.pipeline[0].bias.tolist() == [[2.0 * k, 2 * k + 1] for k in range(8)]
+    assert recipe.pipeline[0].fitted(built).bias.tolist() == [[2.0 * k, 2 * k + 1] for k in range(8)]
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         features = built.features(x)
@@ -111,8 +111,8 @@ def test_a_run_whose_boxes_do_not_matter(net, tmp_path, objects):
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
     assert ("accuracy" in one.history[-1]) == (objects == 1)
     loaded = camtools.heads.load_headed(one.paths["best"], net)
-    again = WildcatMaps.of(loaded)
-    assert torch.equal(again.weight, one.pipeline[0].weight) and torch.equal(again.bias, one.pipeline[0].bias)
+    again, trained = WildcatMaps().fitted(loaded), one.pipeline[0].fitted(one.model)
+    assert torch.equal(again.weight, trained.weight) and torch.equal(again.bias, trained.bias)
     result = camtools.evaluate(
         loaded, Scenes("val", 4, size=32, objects=objects), one.pipeline, protocol="native", bootstrap=0, progress=False
     )

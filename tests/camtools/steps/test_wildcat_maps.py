@@ -36,14 +36,14 @@ def test_the_mean_is_the_heads_own_map_and_masked_is_what_it_pools_in_training()
     state = State(features=features, labels=labels)
     rows = torch.arange(2)[:, None]
     mean = head.class_pool(head.conv(features))[rows, labels]
-    torch.testing.assert_close(WildcatMaps.of(model)(state).maps, mean.detach())
+    torch.testing.assert_close(WildcatMaps().fitted(model)(state).maps, mean.detach())
     dropped = head.class_pool(head.train().dropout(head.conv(features)))[rows, labels]
-    torch.testing.assert_close(WildcatMaps.of(model, "masked", delta=0.4)(state).maps, dropped.detach())
+    torch.testing.assert_close(WildcatMaps("masked", delta=0.4).fitted(model)(state).maps, dropped.detach())
 
 
-def test_without_weights_it_is_a_cam():
-    state = STATE.replace(weights=torch.tensor([[[2.0]]]))
-    torch.testing.assert_close(WildcatMaps("max")(state).maps, torch.tensor([[[[6.0, 1.0, -2.0]]]]))
+def test_without_weights_it_says_what_it_needs():
+    with pytest.raises(PipelineError, match=r"WildcatMaps\(read='max'\) has no weights yet: call its fitted\(model\)"):
+        WildcatMaps("max")(STATE)
 
 
 def test_refusals():
@@ -54,6 +54,9 @@ def test_refusals():
     with pytest.raises(PipelineError, match=r"does not fit features of 1 channels and classes up to 5"):
         WildcatMaps(weight=WEIGHT)(STATE.replace(labels=torch.tensor([[5]])))
     with pytest.raises(PipelineError, match=r"Linear has no head with several maps"):
-        WildcatMaps.of(torch.nn.Linear(1, 1))
+        WildcatMaps().fitted(torch.nn.Linear(1, 1))
     assert repr(WildcatMaps("max", WEIGHT)) == "WildcatMaps(read='max', weight=(2, 2, 1))"
-    assert WildcatMaps.of(torch.nn.ModuleDict({"head": Wildcat(3, 2, M=2)}), "first").weight.shape == (2, 2, 3)
+    fitted = WildcatMaps("first").fitted(torch.nn.ModuleDict({"head": Wildcat(3, 2, M=2)}))
+    assert (
+        fitted.read == "first" and fitted.weight.shape == (2, 2, 3) and fitted.fitted(torch.nn.Linear(1, 1)) is fitted
+    )
