@@ -6,7 +6,15 @@ from PIL import Image
 
 from camtools.images.preprocess import Preprocess
 from camtools.training import TrainConfig
-from camtools.training.augment import HideAndSeek, cutmix, move_boxes, plain_transform, seeded, training_transform
+from camtools.training.augment import (
+    HideAndSeek,
+    cutmix,
+    move_boxes,
+    move_map,
+    plain_transform,
+    seeded,
+    training_transform,
+)
 
 UNIT = Preprocess(input_size=(8, 8), resize=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
 
@@ -98,6 +106,20 @@ def test_boxes_follow_crops_and_flips():
         torch.testing.assert_close(moved, torch.stack(drawn).float(), atol=1.01, rtol=0)
         seen.add(tuple(moved.round().long().tolist()))
     assert len(seen) > 15
+
+
+def test_maps_move_with_their_image():
+    config = TrainConfig(augment=("crop", "flip", "vflip"), resize=10)
+    red = torch.arange(8.0).expand(8, 8) * 10 / 255
+    seen = set()
+    for number in range(12):
+        with seeded(number):
+            image = training_transform(config, UNIT)(ramp())
+        with seeded(number):
+            moved = move_map(config, UNIT, red)
+        torch.testing.assert_close(moved, image[0], atol=1.01 / 255, rtol=0)  # images are rounded to bytes
+        seen.add(tuple((moved[0] * 255).round().tolist()))
+    assert len(seen) > 3
 
 
 def test_the_default_resize_is_eight_sevenths():
