@@ -38,9 +38,9 @@ class DecoderConfig(TrainConfig):
     """Settings of `decoder`. The model to start with has to know the data's classes; it stays as it is."""
 
     optimizer: str = option("adamw", "What makes steps of gradients.", choices=("sgd", "adamw"))
-    lr: float = option(2e-3, "Learning rate of the decoder.", least=0)
+    lr: float = option(6e-3, "Learning rate of the decoder.", least=0)
     weight_decay: float = option(1e-2, "Of all weights.", least=0)
-    epochs: int = option(6, "Passes over the training images.", least=1)
+    epochs: int = option(1, "Passes over the training images; with more it learns its teacher's mistakes too.", least=1)
     maps: str = option("best", "The pipeline whose maps are learnt from.")
     band: float = option(
         0.1,

@@ -62,7 +62,7 @@ def reproduce(
 
                 birds = CubBudget(classes, every, epochs, seeds, conv=conv, views=views)
                 done = run_cub(out, data, birds, recipe, weights=weights, minutes=minutes, device=device)
-                paths = write_cub_report(out, done)
+                paths = write_cub_report(out, data, done, birds, weights=weights, device=device)
             else:
                 from camtools_recipes.reproduce import Budget, run_all
                 from camtools_recipes.reproduce_report import write_report

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch.utils.data import Subset
 
 from camtools.datasets.base import ListedDataset
@@ -17,6 +18,7 @@ from camtools.datasets.record import Record
 from camtools.datasets.spec import open_dataset
 from camtools.errors import InputError
 from camtools.evaluation.evaluator import evaluate
+from camtools.explainer import Explainer
 from camtools.files import parse_json, replacing, write_json, write_text
 from camtools.heads.box_regressor import BoxRegressor
 from camtools.heads.saved import load_headed
@@ -27,10 +29,22 @@ from camtools.steps.fixed_threshold import FixedThreshold
 from camtools.steps.minmax import MinMax
 from camtools.training.checkpoint import BEST_FILE
 from camtools.training.finetuner import finetune
+from camtools.training.result import FinetuneResult
 from camtools_recipes.reproduce import PLAN_FILE, RecipeRun, save_ious
-from camtools_recipes.reproduce_report import BARS_FILE, CSV_FILE, TABLE_FILE, bars, csv, markdown, report_lines
+from camtools_recipes.reproduce_report import (
+    BARS_FILE,
+    CSV_FILE,
+    SHEET_FILE,
+    TABLE_FILE,
+    bars,
+    csv,
+    markdown,
+    report_lines,
+    sheet_of,
+)
 
 BASE = "gap"
+_SHEET_IMAGES = 4
 METRICS = ("top-1", "MaxBoxAccV2", "MaxBoxAcc")
 READINGS: dict[str, Any] = {name: name for name in ("cam", "rcam", "adaptive", "fast", "best")}
 _FLIPPED = ("crop", "flip")
@@ -176,6 +190,41 @@ def run_cub(
     return sorted(runs, key=lambda run: (wanted.index(run.recipe), run.seed))
 
 
+def trained(
+    name: str,
+    seed: int,
+    folder: Path,
+    budget: CubBudget,
+    train: Few,
+    weights: str | Path | None = None,
+    device: str | None = None,
+) -> FinetuneResult:
+    """Return a row's run, from its checkpoint as far as that goes.
+
+    Args:
+        name: The row's.
+        seed: Of the training.
+        folder: Of the run.
+        budget: How much of everything.
+        train: Training images.
+        weights: Of the network to begin with.
+        device: Where to train.
+    """
+    recipe, own = ROWS[name]
+    settings = {"cache": str(folder.parents[1] / "frozen"), **budget.settings, **own}
+    start: dict[str, Any] = {"model": budget.model, "weights": weights}
+    if name in TAUGHT:
+        start = {"model": load_headed(_base(folder))}
+    return finetune(
+        recipe, train_set=train, out=folder, resume=True, device=device, progress=False, seed=seed, **start, **settings
+    )
+
+
+def _base(folder: Path) -> Path:
+    """Return the file of the baseline with the same seed."""
+    return folder.parents[1] / BASE / folder.name / BEST_FILE
+
+
 def _run(
     name: str,
     seed: int,
@@ -187,19 +236,11 @@ def _run(
     device: str | None,
 ) -> None:
     """Train and evaluate; the evaluation's results.json is written last, so where it is all is done."""
-    recipe, own = ROWS[name]
-    settings = {"cache": str(folder.parents[1] / "frozen"), **budget.settings, **own}
-    start: dict[str, Any] = {"model": budget.model, "weights": weights}
-    base = folder.parents[1] / BASE / folder.name / BEST_FILE
-    if name in TAUGHT:
-        start = {"model": load_headed(base)}
-    result = finetune(
-        recipe, train_set=train, out=folder, resume=True, device=device, progress=False, seed=seed, **start, **settings
-    )
+    result = trained(name, seed, folder, budget, train, weights, device)
     model, pipelines = result.model, readings(name, result.pipeline)
     if isinstance(model, BoxRegressor):
         save_ious(folder, model, test)
-        model, pipelines = load_headed(base), {"cam": "cam"}  # whose classes go with the boxes
+        model, pipelines = load_headed(_base(folder)), {"cam": "cam"}  # whose classes go with the boxes
     evaluation = evaluate(model, test, pipelines, protocol="wsol", bootstrap=0, progress=False)
     evaluation.save(folder / "test")
 
@@ -222,12 +263,24 @@ def readings(row: str, pipeline: Pipeline) -> Mapping[str, Any]:
     return {**READINGS, "cream": pipeline, **own, "centre": floor}
 
 
-def write_cub_report(folder: str | Path, runs: Sequence[RecipeRun]) -> list[Path]:
-    """Write the table (Markdown and CSV) and the bars.
+def write_cub_report(
+    folder: str | Path,
+    root: str | Path,
+    runs: Sequence[RecipeRun],
+    budget: CubBudget,
+    *,
+    weights: str | Path | None = None,
+    device: str | None = None,
+) -> list[Path]:
+    """Write the table (Markdown and CSV), the bars, and a sheet of maps.
 
     Args:
         folder: That of the runs.
+        root: Of the data.
         runs: From `run_cub`.
+        budget: Theirs.
+        weights: Likewise.
+        device: Where the sheet's models run.
 
     Returns:
         The files.
@@ -242,9 +295,36 @@ def write_cub_report(folder: str | Path, runs: Sequence[RecipeRun]) -> list[Path
     lines = report_lines(runs, BASE, "cam", METRICS, found)
     write_text(place / TABLE_FILE, markdown(lines))
     write_text(place / CSV_FILE, csv(lines))
-    with replacing(place / BARS_FILE) as partial:
-        bars(lines, []).save(partial)
-    return [place / name for name in (TABLE_FILE, CSV_FILE, BARS_FILE)]
+    drawn = {BARS_FILE: bars(lines, []), SHEET_FILE: cub_sheet(place, root, runs, budget, weights, device)}
+    for name, image in drawn.items():
+        with replacing(place / name) as partial:
+            image.save(partial)
+    return [place / name for name in (TABLE_FILE, CSV_FILE, *drawn)]
+
+
+def cub_sheet(
+    folder: Path,
+    root: str | Path,
+    runs: Sequence[RecipeRun],
+    budget: CubBudget,
+    weights: str | Path | None = None,
+    device: str | None = None,
+) -> Image.Image:
+    """Draw a few test images with the first seed's maps, every row of the table read its own way, in RGB.
+
+    Arguments are as of `write_cub_report`.
+    """
+    train, test = cub_sets(root, budget)
+    records = [test[len(test) * number // _SHEET_IMAGES] for number in range(min(_SHEET_IMAGES, len(test)))]
+    columns: list[tuple[str, Explainer]] = []
+    for name in dict.fromkeys(run.recipe for run in runs):
+        own = folder / name / f"seed{runs[0].seed}"
+        result = trained(name, runs[0].seed, own, budget, train, weights, device)
+        if isinstance(result.model, BoxRegressor):
+            columns.append((name, Explainer(load_headed(_base(own)), "cam", boxes_from=result.model)))
+        else:
+            columns.append((name, Explainer(result.model, "cam" if name == BASE else result.pipeline)))
+    return sheet_of(columns, records, [int(record.labels[0]) for record in records])
 
 
 def check_cub_plan(folder: Path, budget: CubBudget) -> None:

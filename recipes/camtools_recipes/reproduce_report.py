@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from camtools.datasets.record import Record
 from camtools.datasets.scenes.network import scene_classifier
 from camtools.evaluation.bootstrap import image_weights, interval
 from camtools.evaluation.report.curve import COLOURS, INK, STYLE
@@ -268,7 +269,10 @@ def bars(single: Sequence[ReportLine], multi: Sequence[ReportLine]) -> Image.Ima
     """Draw the differences to the baseline with their intervals: one panel per metric, in RGB."""
     panels = [(group, metric) for group in (single, multi) if group for metric in group[0].cells if metric != "top-1"]
     with style.context(("default", STYLE | {"axes.grid.axis": "x"})):
-        canvas = FigureCanvasAgg(Figure(figsize=(4.6 * max(1, len(panels)), 4.2)))
+        rows = max([len(group) for group in (single, multi)])
+        canvas = FigureCanvasAgg(
+            Figure(figsize=(4.6 * max(1, len(panels)), max(4.2, 0.24 * rows)), layout="constrained")
+        )
         for number, (group, metric) in enumerate(panels):
             axes = canvas.figure.add_subplot(1, len(panels), number + 1)
             shown = [line for line in reversed(group) if line.cells[metric].delta is not None]
@@ -298,7 +302,7 @@ def sheet(folder: Path, runs: Sequence[RecipeRun], budget: Budget, device: str |
         return None
     (train, test), seed = scene_sets(budget, multi=False), runs[0].seed
     records = [test[i] for i in range(min(_SHEET_SCENES, len(test)))]
-    images, labels = [record.image for record in records], [record.label for record in records]
+    labels = [record.label for record in records]
     columns: list[tuple[str, Any]] = [("before: cam", Explainer(scene_classifier(), "cam"))]
     for name in recipes:
         result = trained(name, seed, folder / name / f"seed{seed}", budget, train, device)
@@ -306,7 +310,19 @@ def sheet(folder: Path, runs: Sequence[RecipeRun], budget: Budget, device: str |
             columns.append((name, Explainer(scene_classifier(), "cam", boxes_from=result.model)))
         else:
             columns.append((name, Explainer(result.model, result.pipeline)))
-    explained: list[Any] = [explainer(images, target=labels) for _, explainer in columns]
+    return sheet_of(columns, records, labels)
+
+
+def sheet_of(columns: Sequence[tuple[str, Explainer]], records: Sequence[Record], labels: Sequence[int]) -> Image.Image:
+    """Draw images in rows, one column per model, with the true boxes.
+
+    Args:
+        columns: Title and model of each.
+        records: The images.
+        labels: Their classes, in the models' indices.
+    """
+    images = [record.image for record in records]
+    explained: list[Any] = [explainer(images, target=list(labels)) for _, explainer in columns]
     rows = [list(row) for row in zip(*explained, strict=True)]
     truth = [record.boxes for record in records]
     return compare(rows, titles=[title for title, _ in columns], truth=truth, height=150, image=True)
