@@ -141,6 +141,20 @@ def mean_of(parts: list[Array], owner: Array) -> Statistic:
     return Statistic(owner, lambda weights, _: _plain(torch.stack([weighted_mean(v, weights) for v in values]).mean(0)))
 
 
+def _by_class(source: _Source) -> Statistic | None:
+    """Return the share of the pipeline's own boxes that hit, averaged over classes (CorLoc)."""
+
+    def estimate(ious: Tensor, labels: Tensor, weights: Tensor, _: Tensor | None) -> Estimate:
+        weights, classes = weights.double(), int(labels.max()) + 1
+        hits, total = (
+            torch.zeros(len(weights), classes, dtype=torch.float64).index_add_(1, labels, values)
+            for values in (weights * (ious >= _HIT), weights)
+        )
+        return _plain(100 * (hits / total).nanmean(1))
+
+    return source.over(source.rows.own_iou, estimate, source.rows.labels)
+
+
 def _plain(value: Tensor) -> Estimate:
     """Return an estimate without levels."""
     return Estimate(value, torch.zeros(len(value), 0, dtype=torch.int64))
@@ -157,6 +171,7 @@ STATISTICS: dict[str, Callable[[_Source], Statistic | None]] = {
     "PeakIoU": lambda source: source.over(source.rows.mask_iou, _peak),
     "MaskIoU@own": lambda source: source.over(source.rows.own_mask_iou, _mean),
     "LocalizationMAP": lambda source: _ranked(source, "boxes"),
+    "CorLoc@own": lambda source: _by_class(source) if source.ranked else None,
     "PointingMAP": lambda source: _ranked(source, "points"),
     "Top-1": lambda source: _accuracy(source, 1),
     "Top-5": lambda source: _accuracy(source, 5),

@@ -37,7 +37,7 @@ class Decode(Step):
         if decoder is not None and not isinstance(getattr(decoder, "channels", None), tuple):
             raise PipelineError(f"Decode(decoder={type(decoder).__name__}): expected a camtools.heads.MapDecoder")
         self.decoder: Any = decoder
-        self.needs_pyramid = 1 if decoder is None else len(self.decoder.channels) - 1
+        self.needs_pyramid = 1 if decoder is None else len(decoder.channels) - 1  # type: ignore[arg-type]
 
     def fitted(self, model: nn.Module) -> Decode:
         """Return the step with the model's decoder.

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.ops import box_iou
 
 import camtools
 from camtools.datasets import BoxFolder, Record, RecordDataset
@@ -182,7 +183,7 @@ def test_several_classes_per_image(model, options):
         model, "cam", transform=options["transform"], class_names=options["class_names"], activation="sigmoid"
     )
     localisation, pointing, game = LocalizationMAP(), PointingMAP(), PointingGame()
-    expected_rows = []
+    expected_rows, hits = [], {}
     for i in range(len(data)):
         record = data[i]
         found = explainer(record.image, target=[0, 1, 2])
@@ -206,11 +207,17 @@ def test_several_classes_per_image(model, options):
             kept = own[label] & ~record.difficult
             game.update(maps[label][None], [record.boxes[kept]], [record.size])
             expected_rows.append((record.id, label, int(kept.sum())))
+            if kept.any():
+                first = found[label].boxes[:1].double()
+                overlap = box_iou(first, record.boxes[kept].double()).amax() if len(first) else 0.0
+                hits.setdefault(label, []).append(float(overlap >= 0.5))
     rows = result.rows
     assert list(zip(rows.ids, rows.labels.tolist(), map(len, rows.truth), strict=True)) == expected_rows
     found = result.metrics["cam"]
     assert found["LocalizationMAP"].value == pytest.approx(float(localisation.compute()), abs=1e-3)
     assert found["PointingMAP"].value == pytest.approx(float(pointing.compute()), abs=1e-3)
+    assert found["CorLoc@own"].value == pytest.approx(100 * np.mean([np.mean(own) for own in hits.values()]))
+    assert len(hits) > 1 and "CorLoc@own" not in camtools.evaluate(model, Masked(), "cam", **options).metrics["cam"]
     assert found["Pointing"].value == pytest.approx(float(game.compute()))
     assert result.metrics["rcam"]["LocalizationMAP"].delta is not None
 
