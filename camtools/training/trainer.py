@@ -310,6 +310,7 @@ class Trainer:
             return frozen, whole, images
         first, rest = split(whole.eval(), layer, example)
         settings = {key: value for key, value in self.config.to_dict().items() if key in _VIEWED}
+        settings["augment"] = [name for name in self.config.augment if name != "cutmix"]  # which mixes what was kept
         about = {**settings, **self.data.fingerprint(), "preprocess": repr(self.preprocess)}
         with self.accelerator.main_process_first():
             kept = kept_features(
