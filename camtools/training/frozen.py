@@ -159,7 +159,9 @@ def kept_features(
     views, count = images.views, len(images.data)
     with torch.no_grad():
         shape = features_of(first, layer, images.tensor(0, 0)[None].to(device)).shape[1:]
-    told = {**about, "weights": weights_hash(first), "layer": layer, "views": views, "shape": list(shape)}
+    network = getattr(first, "network", first)  # a BoxRegressor's is frozen as a classifier's is
+    told = {**about, "weights": weights_hash(network), "layer": layer.removeprefix("network.")}
+    told |= {"views": views, "shape": list(shape)}
     own = folder / hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
     path, row, total = own / FEATURES_FILE, 2 * shape.numel(), count * views
     if not (path.exists() and path.stat().st_size == row * total):
