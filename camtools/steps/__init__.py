@@ -16,6 +16,7 @@ from camtools.steps.fixed_threshold import FixedThreshold
 from camtools.steps.gradient import Gradient
 from camtools.steps.head_maps import HeadMaps
 from camtools.steps.ivr import IVR
+from camtools.steps.max_norm import MaxNorm
 from camtools.steps.minmax import MinMax
 from camtools.steps.nwc import NWC
 from camtools.steps.pas import PaS
@@ -41,6 +42,7 @@ __all__ = [
     "FixedThreshold",
     "Gradient",
     "HeadMaps",
+    "MaxNorm",
     "MinMax",
     "PaS",
     "Peaks",
