@@ -18,10 +18,10 @@ RUN = {"progress": False, "device": "cpu"}
 
 def test_seeds_by_hand():
     logits = torch.tensor([[[2.0, -1.0, 5.0, 0.5]]])
-    target = torch.tensor([[[0.3, -0.2, 0.05, -0.1]]])  # object, background, and two in the band
+    target = torch.tensor([[[0.3, -0.25, 0.1, -0.2]]])  # object, background, and two between
     known = binary_cross_entropy_with_logits(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 0.0]))
-    torch.testing.assert_close(seed_loss(logits, target, 0.1), known)
-    assert seed_loss(logits, torch.zeros(1, 1, 4), 0.1) == 0
+    torch.testing.assert_close(seed_loss(logits, target, 0.1, 0.2), known)
+    assert seed_loss(logits, torch.zeros(1, 1, 4), 0.1, 0.2) == 0
 
 
 def test_colours_by_hand():
