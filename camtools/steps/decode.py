@@ -6,34 +6,42 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import interpolate
 
+from camtools.checks import number
 from camtools.errors import PipelineError
 from camtools.model.guard import untouched
 from camtools.steps.base import Stage, State, Step
+from camtools.steps.minmax import MinMax
 
 
 class Decode(Step):
-    """Take the map from the model's `camtools.heads.MapDecoder`, which the recipe `decoder` trains.
+    """Take the map from the model's `camtools.heads.MapDecoder`, which the recipe `decoder` trains, or blend it in.
 
-    The map is one of the object, the same for all classes of an image.
+    The decoder's map is one of the object, the same for all classes of an image. With a `share` below 1 the result is
+    a weighted mean of it and of the map so far, both from 0 to 1: where a pipeline and what was learnt from it err
+    differently, the mean is better than either.
 
-    Reads `State.features`, (B, C, h, w), `State.pyramid` and `State.labels`, (B, K'); sets `State.maps`,
+    Reads `State.features`, (B, C, h, w), `State.pyramid` and `State.maps`, (B, K', h'', w''); replaces `State.maps` by
     (B, K', h', w') on the grid of the decoder's finest stage, float32 in [0, 1].
 
-    Source: Belharbi et al., "F-CAM: Full resolution class activation maps via guided parametric upscaling", WACV 2022.
+    Source: Belharbi et al., "F-CAM: Full resolution class activation maps via guided parametric upscaling", WACV 2022;
+    the blend is ours.
 
     Args:
+        share: Of the decoder's map, in [0, 1].
         decoder: The decoder, left as it was; None takes that of the model, as `Explainer`, `evaluate` and `segment` do,
             or `Decode().fitted(model)`.
 
     Raises:
-        PipelineError: When called, there is no decoder, the state has no features or labels, or other stages than the
-            decoder was trained on.
+        PipelineError: `share` is out of range; or, when called, there is no decoder, the state has no features or maps,
+            or other stages than the decoder was trained on.
     """
 
-    stage = Stage.MAP
+    stage = Stage.REFINE
 
-    def __init__(self, decoder: nn.Module | None = None) -> None:
+    def __init__(self, share: float = 1.0, decoder: nn.Module | None = None) -> None:
+        self.share = number("share", share, "[0, 1]", owner="Decode", error=PipelineError)
         if decoder is not None and not isinstance(getattr(decoder, "channels", None), tuple):
             raise PipelineError(f"Decode(decoder={type(decoder).__name__}): expected a camtools.heads.MapDecoder")
         self.decoder: Any = decoder
@@ -53,13 +61,13 @@ class Decode(Step):
                 f"Decode: {type(model).__name__} has no decoder, expected a model that the recipe decoder trained: "
                 "camtools finetune decoder"
             )
-        return Decode(decoder)
+        return Decode(self.share, decoder)
 
     def __call__(self, state: State) -> State:
         """Return the state with `maps` (B, K', h', w')."""
         if self.decoder is None:
             raise PipelineError("Decode has no decoder yet: call Decode().fitted(model), or pass it to an Explainer.")
-        features, labels = state.require("features", self), state.require("labels", self)
+        features, maps = state.require("features", self), state.require("maps", self)
         stages = [features, *(state.pyramid or ())[: self.needs_pyramid]]
         if tuple(stage.shape[1] for stage in stages) != self.decoder.channels:
             raise PipelineError(
@@ -67,8 +75,14 @@ class Decode(Step):
                 f"{tuple(stage.shape[1] for stage in stages)}: expected the network that it was trained on."
             )
         with untouched(self.decoder), torch.no_grad():
-            maps = self.decoder([stage.float() for stage in stages]).sigmoid()
-        return state.replace(maps=maps.expand(-1, labels.shape[1], -1, -1))
+            decoded = self.decoder([stage.float() for stage in stages]).sigmoid()
+        decoded = decoded.expand(-1, maps.shape[1], -1, -1)
+        if self.share < 1:
+            before, decoded = (MinMax()(State(maps=values)).require("maps", self) for values in (maps, decoded))
+            before = interpolate(before, decoded.shape[2:], mode="bilinear", align_corners=False)
+            decoded = before.lerp(decoded, self.share)
+        return state.replace(maps=decoded)
 
     def __repr__(self) -> str:
-        return f"Decode({'' if self.decoder is None else 'MapDecoder'})"
+        trained = "" if self.decoder is None else ", decoder=MapDecoder"
+        return f"Decode(share={self.share:g}{trained})"

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
 import camtools
 from camtools.datasets.scenes import SceneNet, Scenes, scene_classifier
@@ -121,11 +121,16 @@ def test_a_decoder_joins_coarse_and_fine():
     assert not torch.allclose(maps, decoder([coarse + 1, fine])) and not torch.allclose(
         maps, decoder([coarse, fine + 1])
     )
-    state = State(features=coarse, pyramid=(fine,), labels=torch.tensor([[3, 4]]))
-    torch.testing.assert_close(Decode(decoder)(state).maps, maps.detach().sigmoid().expand(-1, 2, -1, -1))
-    assert repr(Decode(decoder)) == "Decode(MapDecoder)"
+    before = torch.tensor([[[[0.0, 1.0], [1.0, 3.0]], [[2.0, 0.0], [0.0, 0.0]]]])
+    state = State(features=coarse, pyramid=(fine,), maps=before)
+    own = maps.detach().sigmoid().expand(-1, 2, -1, -1)
+    torch.testing.assert_close(Decode(decoder=decoder)(state).maps, own)
+    finer = interpolate(before / before.amax((2, 3), keepdim=True), (4, 4), mode="bilinear")
+    scaled = (own - own.amin()) / (own.amax() - own.amin())
+    torch.testing.assert_close(Decode(0.25, decoder)(state).maps, 0.25 * scaled + 0.75 * finer)
+    assert repr(Decode(0.25, decoder)) == "Decode(share=0.25, decoder=MapDecoder)"
     with pytest.raises(PipelineError, match=r"stages of \(3, 2\) channels, but these have \(3,\)"):
-        Decode(decoder)(state.replace(pyramid=()))
+        Decode(decoder=decoder)(state.replace(pyramid=()))
     with pytest.raises(ModelError, match=r"stages have \(2, 2\) channels, expected \(3, 2\)"):
         decoder([fine, fine])
 
@@ -136,7 +141,9 @@ def test_refusals():
     with pytest.raises(PipelineError, match=r"Decode has no decoder yet"):
         Decode()(State())
     with pytest.raises(PipelineError, match=r"Decode\(decoder=Linear\): expected a camtools.heads.MapDecoder"):
-        Decode(torch.nn.Linear(1, 1))
+        Decode(decoder=torch.nn.Linear(1, 1))
+    with pytest.raises(PipelineError, match=r"Decode.*share=1.5"):
+        Decode(1.5)
     with pytest.raises(ModelError, match=r"channels=\[3\]: expected those of F and of at least one finer stage"):
         MapDecoder([3])
     net = SceneNet(widths=(4, 4, 8, 8)).eval()
