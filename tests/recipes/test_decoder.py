@@ -55,7 +55,8 @@ def run(tmp_path_factory):
         "batch_size": 4,
         "lr": 0.03,
         "width": 6,
-        "band": 0.05,
+        "above": 0.05,
+        "below": 0.05,
         "colour": 0.1,
         "size": 0.01,
     }
