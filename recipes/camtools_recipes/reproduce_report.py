@@ -285,7 +285,7 @@ def bars(single: Sequence[ReportLine], multi: Sequence[ReportLine]) -> Image.Ima
             axes.set_yticks(range(len(shown)), [f"{line.recipe}: {line.reading}" for line in shown])
             base = group[0]
             axes.set_title(
-                f"{metric}, difference to {base.recipe}: {base.reading} ({base.cells[metric].value or 0:.1f} %)"
+                f"{metric}, difference to\n{base.recipe}: {base.reading} ({base.cells[metric].value or 0:.1f} %)"
             )
         canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
