@@ -70,7 +70,7 @@ def test_maps_are_read_as_scores_with_the_models_bias(net):
     state = State(
         features=features, weights=built.head.weight.detach()[[3, 1]][None], labels=torch.tensor([[3, 1]] * 2)
     )
-    done = recipe.pipeline(state)
+    done = recipe.pipeline.fitted(built)(state)
     torch.testing.assert_close(done.maps, maps.sigmoid(), atol=1e-5, rtol=1e-4)
     assert torch.equal(done.masks, done.maps > 0.6)
 
