@@ -12,6 +12,7 @@ from camtools.datasets.scenes import Scenes
 
 WORDS = ["--model", "scenes", "--data", "scenes:train?n=16", "--epochs", "2", "--device", "cpu"]
 SETTINGS = {"freeze_bn": True, "lr": 0.01, "input_size": 64}  # statistics of half a batch would be others
+RECIPES = {"gap": {}, "acol": {"conv": 8, "lr": 0.001}}  # the second's loss does not come through trainer.model
 SCRIPT = """
 import os, sys
 import torch
@@ -20,18 +21,23 @@ from camtools.cli import app
 sys.stderr = open(said, "w", buffering=1)
 torch.set_num_threads(1)
 os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-app(["finetune", "gap", *words], standalone_mode=False)
+app(["finetune", *words], standalone_mode=False)
 """
 
 
+@pytest.fixture(params=RECIPES)
+def recipe(request):
+    return request.param
+
+
 @pytest.fixture
-def two(tmp_path, start):
+def two(recipe, tmp_path, start):
     """The folder of a run of two processes, as torchrun starts them, with four images per step each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    settings = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
-    words = [*WORDS, *settings, "--batch-size", "4", "--out", str(tmp_path / "two")]
+    settings = [part for key, value in (SETTINGS | RECIPES[recipe]).items() for part in ("--set", f"{key}={value}")]
+    words = [recipe, *WORDS, *settings, "--batch-size", "4", "--out", str(tmp_path / "two")]
     (tmp_path / "run.py").write_text(SCRIPT)
     said = [tmp_path / f"said{rank}" for rank in range(2)]
     processes = [
@@ -50,11 +56,11 @@ def curve(folder):
         return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
-def test_two_processes_are_one_with_twice_the_batch(two, tmp_path):
+def test_two_processes_are_one_with_twice_the_batch(recipe, two, tmp_path):
     def alone(size):
         place = tmp_path / f"one{size}"
         options = {"epochs": 2, "batch_size": size, "out": place, "device": "cpu", "progress": False, **SETTINGS}
-        camtools.finetune("gap", "scenes", Scenes("train", 16), **options)
+        camtools.finetune(recipe, "scenes", Scenes("train", 16), **options | RECIPES[recipe])
         return place
 
     whole, half = alone(8), alone(4)
