@@ -71,10 +71,12 @@ class ACoL(nn.Module):
             features: F, (B, C, h, w).
             labels: (B, K').
         """
-        columns = []
-        for label in labels.unbind(1):
-            both = [zero_to_one(of_classes(maps, label[:, None])) for maps in self.both(features, label)]
-            columns.append(torch.maximum(*both))
+        smooth = _smooth(features)
+        own, columns = zero_to_one(of_classes(self.first(smooth), labels)), []
+        for column, label in enumerate(labels.unbind(1)):  # what the second sees depends on the class
+            first = own[:, column : column + 1]
+            second = zero_to_one(of_classes(self.second(smooth * (first < self.delta)), label[:, None]))
+            columns.append(torch.maximum(first, second))
         return torch.cat(columns, dim=1)
 
     def forward(self, features: Tensor) -> Tensor:

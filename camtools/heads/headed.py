@@ -234,8 +234,8 @@ def configuration(model: HeadedModel) -> dict[str, Any]:
             "torch.relu. Save model.state_dict() and build the model in your own code"
         )
     classes = linear.out_features if linear is not None else None
-    if isinstance(model.head, BAS | ACoL | SPG):
-        classes = model.head.classes
+    if getattr(model.head, "makes_logits", False):
+        classes = getattr(model.head, "classes", None)
     if isinstance(model.head, MapHead):
         classes = model.head.weight.shape[0]
     first: Any = None if isinstance(model.neck, nn.Identity) else model.neck[0]  # type: ignore[index]

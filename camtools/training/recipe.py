@@ -44,6 +44,7 @@ class Recipe:
     multilabel: bool | None = False
     needs_images: bool = False
     past_model: bool = False
+    own_conv: bool = False
 
     def __init__(self, config: TrainConfig | None = None) -> None:
         self.config: Any = self.Config() if config is None else config
@@ -58,7 +59,8 @@ class Recipe:
     @property
     def place(self) -> dict[str, Any]:
         """Where the head goes, for `camtools.heads.replace_head`: the settings of the same names."""
-        return {name: getattr(self.config, name) for name in ("output_stride", "dilate", "cut_after", "conv")}
+        place = {name: getattr(self.config, name) for name in ("output_stride", "dilate", "cut_after", "conv")}
+        return place | ({"conv": 0} if self.own_conv else {})
 
     def check(self, labels: Labels, names: Sequence[str]) -> None:
         """Check that the method can use the training data; called before anything is built.
@@ -81,6 +83,15 @@ class Recipe:
             raise InputError(
                 f"compile=True: {self.name} looks into the forward by a hook, expected compile=False. Leave it out"
             )
+
+    def check_one_class(self) -> None:
+        """Check that each image keeps its one class, for `check` of methods that look at that class's map.
+
+        Raises:
+            InputError: `augment` has cutmix.
+        """
+        if "cutmix" in self.config.augment:
+            raise InputError(f"augment has cutmix: {self.name} needs one class per image, expected it without")
 
     def head(self) -> Any:
         """Return what `build` puts in the place of the model's head, see `camtools.heads.replace_head`: here GAP."""

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from camtools.errors import InputError
 from camtools.heads.acol import ACoL
 from camtools.pipeline.pipeline import Pipeline
 from camtools.steps.head_maps import HeadMaps
@@ -43,17 +42,12 @@ class AcolRecipe(Recipe):
     name = "acol"
     Config = AcolConfig
     past_model = True
+    own_conv = True
     pipeline = Pipeline(HeadMaps())
 
     def check(self, labels: Labels, names: Sequence[str]) -> None:
         """Check that each image keeps one class."""
-        if "cutmix" in self.config.augment:
-            raise InputError("augment has cutmix: acol needs one class per image, expected it without")
-
-    @property
-    def place(self) -> dict[str, Any]:
-        """Where the head goes: it has the fresh convolutions itself."""
-        return {**super().place, "conv": 0}
+        self.check_one_class()
 
     def head(self) -> partial[ACoL]:
         """Return what makes the head of (channels, classes)."""

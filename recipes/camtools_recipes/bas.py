@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from camtools.errors import InputError
 from camtools.heads.bas import BAS
 from camtools.pipeline.pipeline import Pipeline
 from camtools.steps.fixed_threshold import FixedThreshold
@@ -47,6 +45,7 @@ class BasRecipe(Recipe):
     name = "bas"
     Config = BasConfig
     past_model = True
+    own_conv = True
 
     def __init__(self, config: TrainConfig | None = None) -> None:
         super().__init__(config)
@@ -54,13 +53,7 @@ class BasRecipe(Recipe):
 
     def check(self, labels: Labels, names: Sequence[str]) -> None:
         """Check that each image keeps one class."""
-        if "cutmix" in self.config.augment:
-            raise InputError("augment has cutmix: bas needs one class per image, expected it without")
-
-    @property
-    def place(self) -> dict[str, Any]:
-        """Where the head goes: it has the fresh convolution itself."""
-        return {**super().place, "conv": 0}
+        self.check_one_class()
 
     def head(self) -> partial[BAS]:
         """Return what makes the head of (channels, classes)."""

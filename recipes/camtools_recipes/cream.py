@@ -51,8 +51,7 @@ class CreamRecipe(Recipe):
     def check(self, labels: Labels, names: Sequence[str]) -> None:
         """Check that each image keeps one class, and that the bank can look into the forward."""
         self.check_hooks()
-        if "cutmix" in self.config.augment:
-            raise InputError("augment has cutmix: cream needs one class per image, expected it without")
+        self.check_one_class()
 
     def loss(self, trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
         """Return cross-entropy and accuracy; on the way, the batch updates the bank."""

@@ -16,7 +16,7 @@ from camtools.heads.decoder import MapDecoder
 from camtools.heads.headed import HeadedModel
 from camtools.heads.pooling import GAP
 from camtools.heads.replace import replace_head
-from camtools.model.cam_model import wrap
+from camtools.model.cam_model import CamModel, wrap
 from camtools.model.guard import untouched
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.text import one_pipeline
@@ -94,6 +94,7 @@ class DecoderRecipe(Recipe):
         self._drawing, _ = one_pipeline(self.config.maps)
         self._teacher: nn.Module | None = None
         self._maps: Tensor | None = None
+        self._watched: CamModel | None = None
 
     def build(self, model: nn.Module, classes: int | None) -> nn.Module:
         """Return the classifier with a fresh decoder, which alone learns.
@@ -114,7 +115,7 @@ class DecoderRecipe(Recipe):
                 f"the head of {type(model).__name__} is not pooling + linear, so decoder cannot keep it: expected a "
                 "model that is. Train it by gap first, which gives it such a head"
             )
-        stages = _stages(built, wrap(built).example(), self.config.stages)
+        stages = _stages(wrap(built), wrap(built).example(), self.config.stages)
         for parameter in built.parameters():
             parameter.requires_grad_(False)
         built.decoder = MapDecoder([stage.shape[1] for stage in stages], self.config.width).to(stages[0].device)
@@ -127,10 +128,11 @@ class DecoderRecipe(Recipe):
 
     def before_training(self, trainer: Trainer) -> None:
         """Draw the maps to learn from; a resumed run has them already."""
+        self._watched = wrap(trainer.inner)  # which finds the stages once
         if self._maps is not None:
             return
         assert self._teacher is not None
-        stages = _stages(trainer.inner, next(iter(trainer.plain_batches([0]))).images, self.config.stages)
+        stages = _stages(self._watched, next(iter(trainer.plain_batches([0]))).images, self.config.stages)
         grid = stages[-1].shape[2:]
         maps = torch.zeros(len(trainer.data), *grid, device=trainer.device)
         for index, found in explained(trainer, self._teacher, self._drawing, "Drawing maps"):
@@ -140,14 +142,14 @@ class DecoderRecipe(Recipe):
 
     def loss(self, trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
         """Return the sum of the terms, and each."""
-        assert self._maps is not None
+        assert self._maps is not None and self._watched is not None
         decoder: Any = trainer.inner.decoder
-        logits = decoder(_stages(trainer.inner, batch.images, self.config.stages)).float()[:, 0]
+        logits = decoder(_stages(self._watched, batch.images, self.config.stages)).float()[:, 0]
         target = trainer.maps_of(batch, self._maps[batch.indices].float()).to(logits)
         target = interpolate(target[:, None], logits.shape[1:], mode="area")[:, 0]
-        images = interpolate(batch.images.float(), logits.shape[1:], mode="area")
         losses = {"seeds": seed_loss(logits, target, self.config.above, self.config.below)}
         if self.config.colour:
+            images = interpolate(batch.images.float(), logits.shape[1:], mode="area")
             losses["colour"] = self.config.colour * colour_loss(logits.sigmoid(), images, self.config.colour_sigma)
         if self.config.size:
             losses["size"] = self.config.size * size_loss(logits.sigmoid())
@@ -162,10 +164,10 @@ class DecoderRecipe(Recipe):
         self._maps = state["maps"].cpu() if state else None
 
 
-def _stages(model: nn.Module, images: Tensor, count: int) -> list[Tensor]:
+def _stages(model: CamModel, images: Tensor, count: int) -> list[Tensor]:
     """Return F and earlier stages, coarse to fine, without gradient, in eval mode."""
     with untouched(model), torch.no_grad():
-        found = wrap(model).activations(images, pyramid=count)
+        found = model.activations(images, pyramid=count)
     return [found.features, *(found.pyramid or ())]
 
 

@@ -53,14 +53,22 @@ class I2cRecipe(Recipe):
         """Check that pairs can be made of the images."""
         if self.config.batch_size < 2:
             raise InputError("batch_size=1: i2c needs pairs of images of a class, expected at least 2")
-        if "cutmix" in self.config.augment:
-            raise InputError("augment has cutmix: i2c needs one class per image, expected it without")
+        self.check_one_class()
 
     def batches(self, labels: Labels, epoch: int) -> list[list[int]]:
         """Return batches of two images of each of so many classes; a class with one image repeats it."""
         single = [own[0] for own in labels]
         classes = min(self.config.batch_size // 2, len(set(single)))
         return balanced_batches(single, classes, 2, self.config.seed, epoch)
+
+    def before_training(self, trainer: Trainer) -> None:
+        """Check that one process sees all images of a class.
+
+        Raises:
+            InputError: There are several.
+        """
+        if trainer.accelerator.num_processes > 1:
+            raise InputError("i2c keeps its classes' centres in one process, but there are several: expected one")
 
     def loss(self, trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted sum, the two distances, and the accuracy; the centres move."""

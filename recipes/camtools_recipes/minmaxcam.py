@@ -61,8 +61,7 @@ class MinMaxCamRecipe(Recipe):
                 f"accumulate={config.accumulate}: minmaxcam makes two updates of every batch, expected 1. Lower "
                 "classes_per_batch instead"
             )
-        if "cutmix" in config.augment:
-            raise InputError("augment has cutmix: minmaxcam needs one class per image, expected it without")
+        self.check_one_class()
 
     def batches(self, labels: Labels, epoch: int) -> list[list[int]]:
         """Return batches of S images of each of so many classes; a class with fewer than S repeats some."""

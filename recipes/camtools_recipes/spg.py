@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
 
-from camtools.errors import InputError
 from camtools.heads.layers import of_classes, zero_to_one
 from camtools.heads.spg import SPG
 from camtools.pipeline.pipeline import Pipeline
@@ -53,17 +52,12 @@ class SpgRecipe(Recipe):
     name = "spg"
     Config = SpgConfig
     past_model = True
+    own_conv = True
     pipeline = Pipeline(HeadMaps())
 
     def check(self, labels: Labels, names: Sequence[str]) -> None:
         """Check that each image keeps one class."""
-        if "cutmix" in self.config.augment:
-            raise InputError("augment has cutmix: spg needs one class per image, expected it without")
-
-    @property
-    def place(self) -> dict[str, Any]:
-        """Where the head goes: it has the fresh convolutions itself."""
-        return {**super().place, "conv": 0}
+        self.check_one_class()
 
     def head(self) -> partial[SPG]:
         """Return what makes the head of (channels, classes)."""

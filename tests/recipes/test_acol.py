@@ -44,6 +44,9 @@ def test_the_map_is_the_larger_of_both(head):
     first, second = head.both(F, torch.tensor([0]))
     expected = torch.maximum(first[0, 0] / 9, second[0, 0] / second[0, 0].max())
     torch.testing.assert_close(maps, expected.expand(1, 2, -1, -1))
+    other = HeadMaps(head)(State(features=F, labels=torch.tensor([[1]]))).maps
+    both = HeadMaps(head)(State(features=F, labels=torch.tensor([[0, 1]]))).maps
+    torch.testing.assert_close(both, torch.cat([maps[:, :1], other], 1))  # each class has its own erased features
     assert maps[0, 0, 2, 2] == 1 and maps[0, 0, 7, 7] > 0.5  # the second object has come up
 
 

@@ -1,6 +1,7 @@
 """`i2c`: seeds and centres by hand, pairs in every batch, and a resumed run."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -70,6 +71,9 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(tmp_path):
 
 
 def test_refusals():
+    several = SimpleNamespace(accelerator=SimpleNamespace(num_processes=2))
+    with pytest.raises(InputError, match=r"centres in one process, but there are several"):
+        I2cRecipe().before_training(several)
     with pytest.raises(InputError, match=r"i2c needs pairs of images"):
         I2cRecipe(I2cConfig(batch_size=1)).check([], [])
     with pytest.raises(InputError, match=r"i2c needs one class per image"):
