@@ -17,14 +17,15 @@ class BAS(nn.Module):
 
     The classifier is a 3 x 3 convolution and ReLU, a 1 x 1 convolution to class maps and ReLU, and their mean. The
     generator, a 3 x 3 convolution, has no part in the scores: the recipe `bas` trains it, and the step `HeadMaps`
-    reads it.
+    reads the mean of those of several classes: each has seen few images, all together tell objects from the rest.
 
-    Source: Wu et al., "Background Activation Suppression", CVPR 2022, section 3.
+    Source: Wu et al., "Background Activation Suppression", CVPR 2022, section 3; top_k from the authors' code for CUB.
 
     Args:
         channels: C of the features.
         classes: K.
         width: Channels of the classifier's convolution.
+        top_k: Of how many classes, those with the highest scores, maps are averaged; no more than there are.
 
     Raises:
         ModelError: A number is out of range.
@@ -32,11 +33,11 @@ class BAS(nn.Module):
 
     makes_logits = True
 
-    def __init__(self, channels: int, classes: int, width: int = 1024) -> None:
+    def __init__(self, channels: int, classes: int, width: int = 1024, top_k: int = 200) -> None:
         super().__init__()
-        self.channels, self.classes, self.width = (
+        self.channels, self.classes, self.width, self.top_k = (
             whole(name, value, error=ModelError)
-            for name, value in (("channels", channels), ("classes", classes), ("width", width))
+            for name, value in (("channels", channels), ("classes", classes), ("width", width), ("top_k", top_k))
         )
         self.conv = nn.Conv2d(channels, width, 3, padding=1)
         self.score = nn.Conv2d(width, classes, 1)
@@ -45,20 +46,30 @@ class BAS(nn.Module):
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments that make it again, as JSON's types."""
-        return {"channels": self.channels, "classes": self.classes, "width": self.width}
+        return {name: getattr(self, name) for name in ("channels", "classes", "width", "top_k")}
 
     def class_maps(self, features: Tensor) -> Tensor:
         """Return the classifier's maps, (B, K, h, w), not negative; their means are the logits."""
         return torch.relu(self.score(torch.relu(self.conv(features))))
 
-    def maps(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Return M of some classes, (B, K', h, w) in [0, 1], for the step `HeadMaps`.
+    def foreground(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return M of some classes, (B, K', h, w) in [0, 1].
 
         Args:
             features: F, (B, C, h, w).
             labels: (B, K').
         """
         return of_classes(self.generator(features).sigmoid(), labels)
+
+    def maps(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean of the `top_k` classes' M, the same for every class, (B, K', h, w), for the step `HeadMaps`.
+
+        Args:
+            features: F, (B, C, h, w).
+            labels: (B, K').
+        """
+        highest = self(features).topk(min(self.top_k, self.classes))[1]
+        return self.foreground(features, highest).mean(1, keepdim=True).expand(-1, labels.shape[1], -1, -1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits, (B, K), of F, (B, C, h, w)."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from camtools.checks import one_of, whole
 from camtools.errors import InputError, WeightsError
 from camtools.heads.headed import HeadedModel
+from camtools.heads.layers import HiddenLayer
 from camtools.heads.pooling import GAP
 from camtools.heads.replace import replace_head
 from camtools.heads.saved import load_headed
@@ -21,6 +24,7 @@ from camtools.model.device import to_model
 from camtools.model.guard import untouched
 
 _BATCH = 32
+BOX_FORMS = {"corners": "box", "xywh": "box xywh"}  # as a saved file says them
 
 
 class BoxRegressor(nn.Module):
@@ -32,7 +36,8 @@ class BoxRegressor(nn.Module):
     Source: CREAM, section 4.1, after PSOL (Zhang et al., CVPR 2020); trained by the recipe `cream_regressor`.
 
     Args:
-        network: Four outputs, logits of x0, y0, x1, y1 as shares of the input's sides. `BoxRegressor.of` makes one.
+        network: Four outputs, logits of x0, y0, x1, y1 as shares of the input's sides; or of x0, y0, width and height,
+            where its `outputs` are "box xywh". `BoxRegressor.of` makes one.
 
     Raises:
         InputError: It has another number of outputs.
@@ -40,26 +45,36 @@ class BoxRegressor(nn.Module):
 
     def __init__(self, network: HeadedModel) -> None:
         super().__init__()
-        outputs = None if network.classifier is None else network.classifier.out_features
+        linear: Any = network.head.last if isinstance(network.head, HiddenLayer) else network.classifier
+        outputs = None if linear is None else linear.out_features
         if outputs != 4:
             raise InputError(f"the network has {outputs} outputs: expected 4. Make one by BoxRegressor.of(classifier)")
         self.network = network
-        network.outputs = "box"
+        if network.outputs not in BOX_FORMS.values():
+            network.outputs = BOX_FORMS["corners"]
         self.preprocess = network.preprocess
 
     @classmethod
-    def of(cls, model: nn.Module, **place: Any) -> BoxRegressor:
+    def of(
+        cls, model: nn.Module, *, hidden: int = 0, form: Literal["corners", "xywh"] = "corners", **place: Any
+    ) -> BoxRegressor:
         """Make one with a copy of a classifier's body, its last layer fresh.
 
         Args:
             model: Any classifier that `replace_head` takes; left as it was.
+            hidden: Width of a hidden layer before the four outputs (512 in PSOL's code); 0 for none.
+            form: What the outputs are: corners, or "xywh", one corner and the sides, as in PSOL's code.
             **place: `output_stride`, `dilate`, `cut_after` and `conv` of `replace_head`.
 
         Raises:
             ModelError: The classifier has no body to take.
+            InputError: `hidden` or `form` is none of these.
         """
-        network = replace_head(model, GAP(), classes=4, keep_classifier=False, **place)
-        network.class_names = None
+        one_of("form", form, tuple(BOX_FORMS))
+        width = whole("hidden", hidden, least=0)
+        head = partial(HiddenLayer, width=width) if width else GAP()
+        network = replace_head(model, head, classes=4, keep_classifier=False, **place)
+        network.class_names, network.outputs = None, BOX_FORMS[form]
         return cls(network)
 
     @property
@@ -74,11 +89,13 @@ class BoxRegressor(nn.Module):
         self.network.preprocess = transform
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x0, y0, x1, y1 as shares of the input's sides, (B, 4) in [0, 1], of inputs (B, 3, H, W).
+        """Return x0, y0, x1, y1 as shares of the input's sides, (B, 4), of inputs (B, 3, H, W).
 
-        Corners are as they come: `boxes` puts them in order.
+        Corners are as they come, with "xywh" up to 2: `boxes` puts them in order, and within the image.
         """
         shares: Tensor = self.network(x).sigmoid()
+        if self.network.outputs == BOX_FORMS["xywh"]:
+            shares = torch.cat([shares[:, :2], shares[:, :2] + shares[:, 2:]], 1)
         return shares
 
     def boxes(self, images: Any, batch_size: int = _BATCH) -> Tensor:
@@ -108,7 +125,7 @@ class BoxRegressor(nn.Module):
             members = [i for i, (tensor, _) in enumerate(prepared) if tensor.shape == shape]
             x = to_model(torch.stack([prepared[i][0] for i in members]), self)
             with torch.inference_mode(False), torch.no_grad(), untouched(self):
-                shares = self(x).float().cpu()
+                shares = self(x).float().cpu().clamp_max(1)
             low, high = shares[:, :2].minimum(shares[:, 2:]), shares[:, :2].maximum(shares[:, 2:])
             sides = torch.tensor([shape[-1], shape[-2]] * 2)
             corners = torch.cat([low, high], dim=1) * sides
@@ -133,7 +150,7 @@ class BoxRegressor(nn.Module):
             ModelError: The classifier is needed and was not given.
         """
         network = load_headed(path, model)
-        if network.outputs != "box":
+        if network.outputs not in BOX_FORMS.values():
             raise WeightsError(f"{path} holds a classifier: expected a box regressor, as BoxRegressor.save writes it")
         return cls(network).eval()
 

@@ -17,6 +17,7 @@ from camtools.errors import InputError, ModelError
 from camtools.heads.acol import ACoL
 from camtools.heads.bas import BAS
 from camtools.heads.decoder import MapDecoder
+from camtools.heads.layers import HiddenLayer
 from camtools.heads.pooling import GAP, TAP, WGAP, MapHead
 from camtools.heads.spg import SPG
 from camtools.heads.wildcat import ExCAM, Wildcat
@@ -32,7 +33,9 @@ KEY = "camtools.headed"  # in the header of a saved file
 FORMAT = 1
 PROBED = 64  # scores of the probe
 ACTIVATIONS = {"relu": torch.relu}
-OWN_HEADS: dict[str, Any] = {kind.__name__: kind for kind in (GAP, TAP, WGAP, Wildcat, ExCAM, BAS, ACoL, SPG)}
+OWN_HEADS: dict[str, Any] = {
+    kind.__name__: kind for kind in (GAP, TAP, WGAP, Wildcat, ExCAM, BAS, ACoL, SPG, HiddenLayer)
+}
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class HeadedModel(nn.Module):
         preprocess: From an image to the model's input, or None.
         class_names: Names by class index, or None.
         decoder: A `MapDecoder` of F and the body's earlier stages, which has no part in the logits; or None.
-        outputs: What the outputs are, "classes", or "box" in a `BoxRegressor`.
+        outputs: What the outputs are, "classes", or "box" or "box xywh" in a `BoxRegressor`.
         origin: How it came about.
     """
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from camtools.heads.pooling import HeadLayer
+
 
 def of_classes(maps: Tensor, labels: Tensor) -> Tensor:
     """Return some classes' maps, (B, K', h, w), of those of all, (B, K, h, w).
@@ -40,3 +42,25 @@ def xavier(head: nn.Module) -> None:
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+class HiddenLayer(HeadLayer):
+    """The mean over positions, then Linear, ReLU, Linear: what PSOL's code has before its four outputs.
+
+    Args:
+        channels: C of the features.
+        classes: Outputs.
+        width: Of the hidden layer.
+    """
+
+    makes_logits = True
+
+    def __init__(self, channels: int, classes: int, width: int = 512) -> None:
+        super().__init__()
+        self.channels, self.classes, self.width = channels, classes, width
+        self.first, self.last = nn.Linear(channels, width), nn.Linear(width, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the outputs, (B, K), of F, (B, C, h, w)."""
+        out: Tensor = self.last(torch.relu(self.first(features.mean((2, 3)))))
+        return out

@@ -11,10 +11,11 @@ from camtools.steps.cam import CAM
 
 
 class DDT(Step):
-    """Make each class's map by the first principal component of the features of its images: max(0, (F - mean_k) · v_k).
+    """Make each class's map by the first principal component of the features of its images: (F - mean_k) · v_k.
 
-    Positions above 0 belong to what the images share, the others to the rest; no label but the class's, and no
-    classifier, has a part in it. `principal_direction` gives mean and v of a class's images.
+    Positions above 0 belong to what the images share, those below to the rest; no label but the class's, and no
+    classifier, has a part in it. `principal_direction` gives mean and v of a class's images. `MaxNorm` after it keeps
+    0 where it is, and `FixedThreshold(0)` draws the paper's mask.
 
     Reads `State.features`, (B, C, h, w), and `State.labels`, (B, K'); sets `State.maps`, (B, K', h, w), float32.
     Without vectors the maps are a plain CAM's.
@@ -53,7 +54,7 @@ class DDT(Step):
         index = labels.to(self.mean.device)
         vectors = self.vectors[index].to(features)  # (B, K', C)
         offset = (self.mean[index].to(features) * vectors).sum(2)[..., None, None]
-        return state.replace(maps=(torch.einsum("bkc,bchw->bkhw", vectors, features) - offset).clamp_min(0))
+        return state.replace(maps=torch.einsum("bkc,bchw->bkhw", vectors, features) - offset)
 
     def __repr__(self) -> str:
         return "DDT()" if self.mean is None else f"DDT(mean={tuple(self.mean.shape)})"

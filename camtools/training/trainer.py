@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,17 +138,19 @@ class Trainer:
             parameter.grad = self.accelerator.reduce(gradient, "mean")
         self._step()
 
-    def plain_batches(self, positions: Sequence[int] | None = None) -> Iterator[Batch]:
+    def plain_batches(self, positions: Sequence[int] | None = None, size: int | None = None) -> Iterator[Batch]:
         """Yield training images once, in order and without augmentation.
 
         Args:
             positions: Which; None for this process's share of all.
+            size: Side of the inputs in pixels; None for that of training.
         """
         if positions is None:
             positions = range(self.accelerator.process_index, len(self.data), self.accelerator.num_processes)
-        size, transform = self.config.batch_size, plain_transform(self.config, self.preprocess)
+        config = self.config if size is None else replace(self.config, input_size=size)
+        count, transform = config.batch_size, plain_transform(config, self.preprocess)
         images = Images(self.data, transform, self.classes, self.shares, self.config.seed)
-        for batch in Loader(images).epoch(0, [list(positions[i : i + size]) for i in range(0, len(positions), size)]):
+        for batch in Loader(images).epoch(0, [list(positions[i : i + count]) for i in range(0, len(positions), count)]):
             yield self._placed(batch)
 
     def boxes_of(self, batch: Batch, boxes: Tensor) -> Tensor:

@@ -32,6 +32,12 @@ class BasConfig(TrainConfig):
 
     area: float = option(1.5, "Weight of the map's mean.", source=_CODE, least=0)
     guidance: float = option(0.5, "Weight of the foreground's cross-entropy.", source=_CODE, least=0)
+    top_k: int = option(
+        200,
+        "Maps are the mean of those of so many classes, the ones with the highest scores.",
+        source=f"{_CODE}; 80 with VGG16",
+        least=1,
+    )
     theta: float = option(0.5, "Boxes are drawn above this share of the map's maximum.", least=0, most=0.99)
 
 
@@ -39,7 +45,8 @@ class BasRecipe(Recipe):
     """Background activation suppression (Wu et al., CVPR 2022): a map outside of which the class's score vanishes.
 
     S is the class's score, S_b that of F times 1 - M, with the classifier held still. The loss is cross-entropy, plus
-    that of the class maps times M, plus S_b / S where S_b < S, plus the mean of M. Maps are read from the generator.
+    that of the class maps times M, plus S_b / S where S_b < S, plus the mean of M. The map is the mean of many
+    classes' M.
     """
 
     name = "bas"
@@ -57,7 +64,7 @@ class BasRecipe(Recipe):
 
     def head(self) -> partial[BAS]:
         """Return what makes the head of (channels, classes)."""
-        return partial(BAS, width=self.config.conv or 1024)
+        return partial(BAS, width=self.config.conv or 1024, top_k=self.config.top_k)
 
     def loss(self, trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted sum of all four, and the accuracy."""
@@ -85,7 +92,7 @@ def bas_losses(head: BAS, features: Tensor, labels: Tensor) -> dict[str, Tensor]
         "class" and "guidance" (eq. 4), "background" (eq. 2 and 3), "area" (eq. 5) and "logits".
     """
     rows = torch.arange(len(labels), device=labels.device)
-    mask, maps = head.maps(features, labels[:, None]), head.class_maps(features)
+    mask, maps = head.foreground(features, labels[:, None]), head.class_maps(features)
     logits, inside = maps.float().mean((2, 3)), (maps * mask).float().mean((2, 3))
     still = {name: value.detach() for name, value in head.named_parameters()}
     outside = functional_call(head, still, (features.detach() * (1 - mask),)).float()[rows, labels]

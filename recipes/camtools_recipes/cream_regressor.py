@@ -22,7 +22,7 @@ from camtools.steps.cam import CAM
 from camtools.steps.cream import CREAM, UnitFeatures
 from camtools.steps.ddt import DDT, principal_direction
 from camtools.steps.fixed_threshold import FixedThreshold
-from camtools.steps.minmax import MinMax
+from camtools.steps.max_norm import MaxNorm
 from camtools.training.config import TrainConfig, option
 from camtools.training.data import Batch
 from camtools.training.optimizer import head_parameters
@@ -30,20 +30,28 @@ from camtools.training.recipe import Recipe
 from camtools.training.trainer import Trainer
 from camtools.training.validation import Validation
 from camtools_recipes.cream_maps import PAPER, CreamMapsConfig, cream_pipeline
-from camtools_recipes.teacher import explained
+from camtools_recipes.teacher import TaughtConfig, explained
 
 _OWN, _DDT = "cream", "ddt"
 _IOUS = (0.3, 0.5, 0.7)  # of MaxBoxAccV2
 
 
 @dataclass(frozen=True, kw_only=True)
-class CreamRegressorConfig(CreamMapsConfig):
+class CreamRegressorConfig(CreamMapsConfig, TaughtConfig):
     """Settings of `cream_regressor`. The model to start with has to know the data's classes, unless `maps` is ddt."""
 
     maps: str = option(
         _OWN,
         "What draws the boxes to learn from: cream, with a bank fitted to the training set; ddt, the principal "
         "component of each class's features, which PSOL (Zhang et al., CVPR 2020) learns from; or any pipeline.",
+    )
+    hidden: int = option(
+        0, "Width of a hidden layer, Linear-ReLU, before the four outputs; 0: none. PSOL's code: 512.", least=0
+    )
+    form: str = option(
+        "corners",
+        "What is learnt of a box: corners x0, y0, x1, y1, or xywh, its corner and its sides, as in PSOL's code.",
+        choices=("corners", "xywh"),
     )
     bank: str = option("", "File of a bank that a cream run of this model left; empty: fits one.")
     augment: tuple[str, ...] = option(
@@ -78,7 +86,7 @@ class CreamRegressorRecipe(Recipe):
         if self.config.maps == _OWN:
             self.pipeline, self._cream = cream_pipeline(self.config)
         elif self._ddt is not None:
-            self.pipeline = Pipeline([self._ddt, MinMax(), FixedThreshold(0.0)])
+            self.pipeline = Pipeline([self._ddt, MaxNorm(), FixedThreshold(0.0)])
         else:
             self.pipeline = list(named_pipelines(self.config.maps).values())[-1]
         self._teacher: nn.Module | None = None
@@ -100,7 +108,7 @@ class CreamRegressorRecipe(Recipe):
                 raise InputError(f"bank={self.config.bank!r} goes with maps='cream', but maps is {self.config.maps!r}")
             self._cream.bank = ContextBank.load(self.config.bank, model)
         self._teacher = model
-        return BoxRegressor.of(model, **self.place)
+        return BoxRegressor.of(model, hidden=self.config.hidden, form=self.config.form, **self.place)
 
     def fast_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """Return the fresh layer's."""
@@ -119,8 +127,8 @@ class CreamRegressorRecipe(Recipe):
             self._cream.bank = self._fitted(trainer, self._teacher)
         if self._ddt is not None:
             self._find_common(self._ddt, trainer, self._teacher)
-        boxes = torch.zeros(len(trainer.data), 4, device=trainer.device)
-        for index, explanation in explained(trainer, self._teacher, self.pipeline, "Drawing boxes"):
+        boxes, size = torch.zeros(len(trainer.data), 4, device=trainer.device), self.config.teacher_size
+        for index, explanation in explained(trainer, self._teacher, self.pipeline, "Drawing boxes", size):
             if explanation.box is not None:
                 height, width = explanation.map.shape
                 boxes[index] = (explanation.box.cpu() / torch.tensor([width, height, width, height])).to(boxes)
@@ -136,7 +144,10 @@ class CreamRegressorRecipe(Recipe):
         assert self._boxes is not None
         target = trainer.boxes_of(batch, self._boxes[batch.indices]).to(batch.images)
         known = (target[:, 2:] > target[:, :2]).all(1)
-        errors = (trainer.model(batch.images).float() - target.float()).square().mean(1)
+        learnt = trainer.model(batch.images).float()
+        if self.config.form == "xywh":
+            target, learnt = (torch.cat([box[:, :2], box[:, 2:] - box[:, :2]], 1) for box in (target, learnt))
+        errors = (learnt - target.float()).square().mean(1)
         return {"loss": (errors * known).sum() / known.sum().clamp_min(1)}
 
     def validate(self, model: nn.Module, validation: Validation) -> dict[str, float]:
@@ -163,7 +174,7 @@ class CreamRegressorRecipe(Recipe):
         found: dict[int, tuple[Tensor, Tensor]] = {}
         for label in sorted({own[0] for own in trainer.data.labels}):
             members = [i for i, own in enumerate(trainer.data.labels) if own[0] == label]
-            batches = trainer.plain_batches(members)
+            batches = trainer.plain_batches(members, self.config.teacher_size)
             found[label] = principal_direction(
                 torch.cat([engine.forward(batch.images).activations.features.float().cpu() for batch in batches])
             )
@@ -175,7 +186,7 @@ class CreamRegressorRecipe(Recipe):
         """Return a bank of the training images as they are, the mean over all of each class."""
         steps = [CAM(), UnitFeatures()] if self.config.unit else [CAM()]
         engine, updates = Engine(teacher, [Pipeline(steps)], device=trainer.device), BankUpdates(trainer.classes)
-        for batch in trainer.plain_batches():
+        for batch in trainer.plain_batches(size=self.config.teacher_size):
             state = engine.maps(engine.forward(batch.images), batch.labels.cpu()[:, None])[0]
             updates.add_maps(state, torch.ones(len(batch.labels), 1, dtype=torch.bool), self.config.delta)
         gathered = gather_object([(updates.values, updates.counts)])

@@ -27,14 +27,14 @@ from camtools.training.config import TrainConfig, option
 from camtools.training.data import Batch
 from camtools.training.recipe import Recipe
 from camtools.training.trainer import Trainer
-from camtools_recipes.teacher import explained
+from camtools_recipes.teacher import TaughtConfig, explained
 
 _PAPER = "F-CAM, Belharbi et al., WACV 2022"
 _REACH = 2  # positions to each side that the colour term looks at
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderConfig(TrainConfig):
+class DecoderConfig(TaughtConfig):
     """Settings of `decoder`. The model to start with has to know the data's classes; it stays as it is."""
 
     optimizer: str = option("adamw", "What makes steps of gradients.", choices=("sgd", "adamw"))
@@ -135,7 +135,8 @@ class DecoderRecipe(Recipe):
         stages = _stages(self._watched, next(iter(trainer.plain_batches([0]))).images, self.config.stages)
         grid = stages[-1].shape[2:]
         maps = torch.zeros(len(trainer.data), *grid, device=trainer.device)
-        for index, found in explained(trainer, self._teacher, self._drawing, "Drawing maps"):
+        size = self.config.teacher_size
+        for index, found in explained(trainer, self._teacher, self._drawing, "Drawing maps", size):
             # Signed distance to the threshold, so that 0 is the object's edge whatever the pipeline.
             maps[index] = interpolate((found.map - found.threshold)[None, None].to(maps), grid, mode="area")[0, 0]
         self._maps = trainer.accelerator.reduce(maps, "sum").cpu().half()  # each process has drawn its own images' only

@@ -57,12 +57,15 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "adl": ("adl", _MEAN),
     "has": ("gap", {**_MEAN, "augment": (*_FLIPPED, "has"), "has_cell": 32}),
     "cutmix": ("gap", {**_MEAN, "augment": (*_FLIPPED, "cutmix")}),
-    "bas": ("bas", {}),
+    "bas": ("bas", _MEAN),
     "minmaxcam": ("minmaxcam", {"cache": None, "crr": 10.0, "frr": 10.0}),
     "i2c": ("i2c", _MEAN),
     "acol": ("acol", {"conv": 128}),  # of several convolutions, which cost what one of 1,024 does
     "spg": ("spg", {"conv": 128}),
-    "psol": ("cream_regressor", {"maps": "ddt", "augment": _FLIPPED}),
+    "psol": (
+        "cream_regressor",
+        {"maps": "ddt", "teacher_size": 448, "hidden": 512, "form": "xywh", "augment": _FLIPPED},
+    ),
     "cream_regressor": ("cream_regressor", {"augment": _FLIPPED, **_AS_IT_IS}),
     "regressor of best": ("cream_regressor", {"maps": "best", "augment": _FLIPPED, **_AS_IT_IS}),
     "decoder": ("decoder", {"epochs": 1, "lr": 6e-3, "stages": 2, "freeze": None, **_AS_IT_IS}),

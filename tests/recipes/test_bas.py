@@ -53,8 +53,14 @@ def test_the_background_moves_the_generator_alone():
 def test_maps_by_hand():
     step = HeadMaps().fitted(nn.ModuleDict({"head": head()}))
     state = State(features=F, labels=torch.tensor([[1, 0]]))
-    expected = torch.stack([torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 0.0])]).sigmoid()
-    torch.testing.assert_close(step(state).maps, expected[None, :, None])
+    torch.testing.assert_close(step(state).maps, torch.full((1, 2, 1, 2), 0.5))  # sigmoid(2) and sigmoid(-2)
+    highest = BAS(1, 2, width=1, top_k=1)
+    highest.load_state_dict(head().state_dict())
+    one = torch.tensor([2.0, 0.0]).sigmoid().expand(1, 2, 1, 2)  # class 0 has the highest score, whatever is asked for
+    torch.testing.assert_close(HeadMaps(highest)(state).maps, one)
+    torch.testing.assert_close(
+        head().foreground(F, torch.tensor([[1, 0]]))[0, :, 0], torch.tensor([[-2.0, 0], [2, 0]]).sigmoid()
+    )
     assert step.fitted(nn.Linear(1, 1)) is step and repr(step) == "HeadMaps(BAS)"
     with pytest.raises(PipelineError, match=r"the head of Linear makes no maps"):
         HeadMaps().fitted(nn.Linear(1, 1))
