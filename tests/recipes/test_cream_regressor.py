@@ -131,6 +131,45 @@ def test_boxes_of_what_images_share(monkeypatch):
     assert out.min() > -0.01 and out.max() <= 4  # the square, and less than a cell of 4 pixels around it
 
 
+def test_the_teacher_draws_at_a_size_of_its_own(bright, monkeypatch):
+    """A square of 8 x 8 of 32 pixels is 2 x 2 cells; at 64 it is 4 x 4, and a bilinear map ends where it does."""
+    sizes, original = [], Bright.forward
+    monkeypatch.setattr(Bright, "forward", lambda self, x: (sizes.append(tuple(x.shape[2:])), original(self, x))[1])
+    drawn = {}
+    before = CreamRegressorRecipe.before_training
+    monkeypatch.setattr(
+        CreamRegressorRecipe, "before_training", lambda self, t: (before(self, t), drawn.update(boxes=self._boxes))
+    )
+    options = {**config(teacher_size=64, input_size=32), **RUN}
+    camtools.finetune("cream_regressor", bright, Squares(16), epochs=1, **options)
+    expected = torch.tensor([Squares().box(i) for i in range(16)]) / SIDE
+    assert (64, 64) in sizes and (drawn["boxes"] - expected).abs().max() <= 1 / 64
+
+
+def test_a_hidden_layer_and_sides_in_place_of_corners(tmp_path):
+    """As PSOL's code has them: 1 -> hidden -> x0, y0, width, height."""
+    regressor = BoxRegressor.of(Fixed().eval(), hidden=3, form="xywh")
+    head = regressor.network.head
+    with torch.no_grad():
+        head.first.weight.fill_(-1.0)
+        head.first.bias.copy_(torch.tensor([-1.0, 0.0, 2.0]))
+        head.last.weight.zero_()
+        head.last.weight[:, 2] = torch.tensor([0.5, 0.0, 0.0, 0.0])
+        head.last.bias.copy_(torch.tensor([0.25, 0.5, 0.5, 0.75]).logit())
+        head.last.bias[0] = torch.tensor(0.25).logit() - 1.0
+    blank = torch.zeros(1, 3, 8, 16)  # hidden: 0, 0, 2; the last adds 0.5 * 2 to the first logit
+    torch.testing.assert_close(regressor(blank), torch.tensor([[0.25, 0.5, 0.75, 1.25]]))
+    found = regressor.boxes(Image.new("RGB", (40, 20)))
+    torch.testing.assert_close(found, torch.tensor([10.0, 10, 30, 20]))  # within the image
+    regressor.save(tmp_path / "r.safetensors")
+    again = BoxRegressor.load(tmp_path / "r.safetensors", Fixed())
+    assert again.network.outputs == "box xywh" and torch.equal(again(blank), regressor(blank))
+    with pytest.raises(InputError, match=r"form='circle': expected 'corners' or 'xywh'"):
+        BoxRegressor.of(Fixed(), form="circle")
+    with pytest.raises(InputError, match=r"hidden=-1: expected a whole number of at least 0"):
+        BoxRegressor.of(Fixed(), hidden=-1)
+
+
 def test_it_learns_the_boxes(bright):
     data, val = Squares(48), Squares(40)
     options = config(epochs=60, optimizer="adamw", lr=0.03, weight_decay=0.0, validate_every=60)
@@ -171,6 +210,9 @@ def test_the_error_is_the_mean_square_over_images_with_a_box(bright):
 
     batch = Batch(torch.zeros(2, 3, 8, 8), torch.tensor([0, 0]), torch.tensor([0, 1]))
     assert float(recipe.loss(Told, batch)["loss"]) == pytest.approx((0.25 + 1) / 4)
+    sides = CreamRegressorRecipe(CreamRegressorConfig.of({"augment": "none", "form": "xywh"}))
+    sides._boxes = torch.tensor([[0.5, 0.0, 1.0, 1.0]]).repeat(2, 1)  # sides .5 and 1; learnt 1 and 0, and 0 and 0
+    assert float(sides.loss(Told, batch)["loss"]) == pytest.approx((0.25 + 0 + 0.25 + 1 + 0.04 + 0.09 + 0.25 + 1) / 8)
 
 
 class Fixed(nn.Module):
