@@ -57,7 +57,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "adl": ("adl", _MEAN),
     "has": ("gap", {**_MEAN, "augment": (*_FLIPPED, "has"), "has_cell": 32}),
     "cutmix": ("gap", {**_MEAN, "augment": (*_FLIPPED, "cutmix")}),
-    "bas": ("bas", _MEAN),
+    "bas": ("bas", {}),
     "minmaxcam": ("minmaxcam", {"cache": None, "crr": 10.0, "frr": 10.0}),
     "i2c": ("i2c", _MEAN),
     "acol": ("acol", {"conv": 128}),  # of several convolutions, which cost what one of 1,024 does
