@@ -37,6 +37,7 @@ class BasConfig(TrainConfig):
         "Maps are the mean of those of so many classes, the ones with the highest scores.",
         source=f"{_CODE}; 80 with VGG16",
         least=1,
+        affects=False,
     )
     theta: float = option(0.5, "Boxes are drawn above this share of the map's maximum.", least=0, most=0.99)
 
