@@ -177,6 +177,7 @@ def _assembled(
             **{name: config[name] for name in ("source", "source_args", "output_stride")},
             dilate=config.get("dilate", True),
             cut=config.get("cut", False),
+            attention=tuple(config.get("attention", ())),
         )
         if origin.cut:
             take_out_after(body, origin.spec, CamModel(body).example())
