@@ -137,16 +137,16 @@ def test_batches_classes_and_threads():
     pixels = np.random.default_rng(0).integers(0, 255, (6, 48, 48, 3), dtype=np.uint8)
 
     def maps(image):
-        return camtools.explain(headed, image, pipeline="HeadMaps", target=[1, 4]).maps
+        return torch.stack([found.map for found in camtools.explain(headed, image, pipeline="HeadMaps", target=[1, 4])])
 
     alone = [maps(image) for image in pixels]
     assert not torch.allclose(alone[0][0], alone[0][1]) and not torch.allclose(alone[0][0], alone[1][0])
     with ThreadPoolExecutor(3) as pool:
         for one, other in zip(alone, pool.map(maps, pixels), strict=True):
             torch.testing.assert_close(one, other)
-    together = camtools.explain(headed, list(pixels), pipeline="HeadMaps", target=[1, 4])
+    together = camtools.explain(headed, list(pixels), pipeline="HeadMaps", target=[[1, 4]] * 6)
     for one, other in zip(alone, together, strict=True):
-        torch.testing.assert_close(one, other.maps, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(one, torch.stack([found.map for found in other]), atol=1e-4, rtol=1e-4)
 
 
 def test_swapping_again(headed):
@@ -165,7 +165,7 @@ def test_where_it_does_not_fit(headed):
         vit(class_token=False, global_pool="avg"),
         vit(global_pool="avg"),  # whose norm comes after the pooling
         timm.create_model("test_resnet").eval(),
-        tv.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=7).eval(),
+        tv.VisionTransformer(224, 32, 1, 2, 16, 32, num_classes=7).eval(),
         replace_head(vit(), GAP()),
     ):
         with pytest.raises(ModelError, match=rf"{type(model).__name__}: this head {wanted}"):
