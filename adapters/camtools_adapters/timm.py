@@ -13,6 +13,7 @@ from typing import Any
 
 import timm
 from timm.data import infer_imagenet_subset, resolve_model_data_config  # type: ignore[attr-defined]
+from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
 from camtools.classes.names import imagenet_names, imagenet_synsets
@@ -55,7 +56,11 @@ class TimmAdapter:
 
     def data_config(self, model: nn.Module) -> dict[str, Any]:
         """Return timm's own data config: input_size, interpolation, mean, std, crop_pct, crop_mode."""
-        return dict(resolve_model_data_config(model))
+        config = dict(resolve_model_data_config(model))
+        patches: Any = getattr(model, "patch_embed", None)
+        if getattr(patches, "strict_img_size", False) and getattr(patches, "img_size", None):
+            config["input_size"] = (config["input_size"][0], *patches.img_size)  # no other size can go in
+        return config
 
     def class_names(self, model: nn.Module) -> Sequence[str] | None:
         """Return the names of the ImageNet subset that the number of classes tells, None where it tells none."""
@@ -67,6 +72,15 @@ class TimmAdapter:
         name = config.get("architecture") if isinstance(config, dict) else getattr(config, "architecture", None)
         own = isinstance(name, str) and type(model).__module__.startswith("timm.")
         return f"timm/{name}" if own else None, {}
+
+    def class_attention(self, model: nn.Module) -> tuple[FeatureSpec, tuple[str, ...]] | None:
+        """Return where a ViT's patch tokens are after the last norm, and its attention layers; None without either."""
+        if not isinstance(model, VisionTransformer) or model.cls_token is None or isinstance(model.norm, nn.Identity):
+            return None
+        layers = {f"blocks.{index}.attn": getattr(block, "attn", None) for index, block in enumerate(model.blocks)}
+        if any(type(layer) is not Attention for layer in layers.values()):
+            return None
+        return FeatureSpec("norm", layout=Layout.NLC, prefix_tokens=model.num_prefix_tokens), tuple(layers)
 
     def strip(self, model: nn.Module) -> float:
         """Take out the functional dropout before the classifier, `model.drop_rate`, and return its probability."""

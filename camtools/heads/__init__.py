@@ -1,7 +1,7 @@
 """Heads: what stands between a classifier's last features and its scores; differentiable, for anyone's model.
 
 `replace_head` puts one into a classifier that people already have. The pooling heads (`GAP`, `TAP`, `WGAP`) keep its
-linear classifier; `Wildcat`, `ExCAM`, `BAS`, `ACoL` and `SPG` bring their own.
+linear classifier; `Wildcat`, `ExCAM`, `BAS`, `ACoL`, `SPG` and `TSCAM` bring their own.
 """
 
 from camtools.heads.acol import ACoL
@@ -14,6 +14,7 @@ from camtools.heads.pooling import GAP, TAP, WGAP, MapHead
 from camtools.heads.replace import replace_head
 from camtools.heads.saved import load_headed
 from camtools.heads.spg import SPG
+from camtools.heads.tscam import TSCAM
 from camtools.heads.wildcat import ClassWisePool, ExCAM, Wildcat, WildcatPool
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "GAP",
     "SPG",
     "TAP",
+    "TSCAM",
     "WGAP",
     "ACoL",
     "BoxRegressor",

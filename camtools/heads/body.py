@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from camtools.errors import ModelError
 from camtools.heads.headed import FeatureHook, Origin
-from camtools.model.adapter import find_adapter
+from camtools.model.adapter import FeatureSpec, find_adapter
 from camtools.model.guard import untouched
 
 
@@ -31,6 +31,18 @@ class BodyAdapter(Protocol):
 
         Returns:
             The probability of that dropout; 0 for none.
+        """
+
+
+@runtime_checkable
+class AttentionAdapter(Protocol):
+    """What an adapter may also do, for vision transformers whose class token's attention is read."""
+
+    def class_attention(self, model: nn.Module) -> tuple[FeatureSpec, tuple[str, ...]] | None:
+        """Return where the patch tokens are after the last norm, and the names of all attention layers.
+
+        The class token is the first. Each layer makes softmax(q · k / sqrt(d)) of what its `q_norm` and `k_norm`
+        return. None for any other model.
         """
 
 

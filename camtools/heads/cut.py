@@ -166,10 +166,17 @@ def _outer(names: set[str]) -> list[str]:
     return sorted(name for name in names if not _ancestors(name) & names)
 
 
+class _Nothing(nn.Identity):
+    """What takes the place of a module: its first argument goes on, masks and the like are dropped."""
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return input
+
+
 def _take_out(model: nn.Module, names: set[str]) -> None:
     """Put identities in the place of modules, whole containers at once; forward hooks stay."""
     for name in _outer(names):
-        identity = nn.Identity()
+        identity = _Nothing()
         for hooks in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
             setattr(identity, hooks, getattr(model.get_submodule(name), hooks))
         model.set_submodule(name, identity)

@@ -20,6 +20,7 @@ from camtools.heads.decoder import MapDecoder
 from camtools.heads.layers import HiddenLayer
 from camtools.heads.pooling import GAP, TAP, WGAP, MapHead
 from camtools.heads.spg import SPG
+from camtools.heads.tscam import TSCAM, ClassAttention
 from camtools.heads.wildcat import ExCAM, Wildcat
 from camtools.images.preprocess import Preprocess, Transform
 from camtools.model.adapter import FeatureSpec
@@ -34,7 +35,7 @@ FORMAT = 1
 PROBED = 64  # scores of the probe
 ACTIVATIONS = {"relu": torch.relu}
 OWN_HEADS: dict[str, Any] = {
-    kind.__name__: kind for kind in (GAP, TAP, WGAP, Wildcat, ExCAM, BAS, ACoL, SPG, HiddenLayer)
+    kind.__name__: kind for kind in (GAP, TAP, WGAP, Wildcat, ExCAM, BAS, ACoL, SPG, TSCAM, HiddenLayer)
 }
 
 
@@ -51,6 +52,7 @@ class Origin:
         output_stride: What the body was set to, or None.
         dilate: Whether kernels were dilated for it.
         cut: Whether all that ran behind F was taken out.
+        attention: Dotted names of the attention layers whose class token's attention is one more channel of F.
     """
 
     spec: FeatureSpec
@@ -61,6 +63,7 @@ class Origin:
     output_stride: int | None = None
     dilate: bool = True
     cut: bool = False
+    attention: tuple[str, ...] = ()
 
 
 class FeatureHook:
@@ -141,11 +144,13 @@ class HeadedModel(nn.Module):
         self.class_names = class_names
         self.outputs = "classes"
         self._hook = FeatureHook(origin.spec, origin.tail)
-        self._handle = self._hook.attach(body)
+        self._attention = ClassAttention()
+        self._handles = [self._hook.attach(body), *self._attention.attach(body, origin.attention)]
 
     def features(self, x: Tensor) -> Tensor:
         """Return F, (B, C, h, w), of model inputs, (B, 3, H, W); what the head pools."""
         spec = self.origin.spec
+        self._attention.rows = None  # gradient checkpointing runs the blocks again, after a forward
         try:
             self.body(x)
             captured = self._hook.value
@@ -153,6 +158,8 @@ class HeadedModel(nn.Module):
             self._hook.value = None
         if captured is None:
             raise ModelError(f"layer {spec.layer!r} did not run, so it gave no features. Give the model that was built")
+        if self.origin.attention:
+            captured = self._attention.joined(captured)
         f = to_nchw(captured, spec.layout, (x.shape[-2], x.shape[-1]), spec.prefix_tokens)
         features: Tensor = self.feature_map(self.neck(f if spec.activation is None else spec.activation(f)))
         return features
@@ -197,8 +204,9 @@ class HeadedModel(nn.Module):
             raise ModelError(str(error)) from error
 
     def release(self) -> nn.Module:
-        """Return the body without the hook, which leaves this model without features."""
-        self._handle.remove()
+        """Return the body without the hooks, which leaves this model without features."""
+        for handle in self._handles:
+            handle.remove()
         return self.body
 
     def _replicate_for_data_parallel(self) -> NoReturn:
@@ -256,6 +264,7 @@ def configuration(model: HeadedModel) -> dict[str, Any]:
         "output_stride": origin.output_stride,
         "dilate": origin.dilate,
         "cut": origin.cut,
+        "attention": origin.attention,
         "neck": None if first is None else [first.in_channels, first.out_channels],
         "features": place | {"layout": str(spec.layout), "activation": activation},
         "body_classifier": origin.classifier,

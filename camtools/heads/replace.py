@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from camtools.checks import whole
 from camtools.errors import CamtoolsError, ModelError
-from camtools.heads.body import BodyAdapter, strip
+from camtools.heads.body import AttentionAdapter, BodyAdapter, strip
 from camtools.heads.cut import cut_spec, take_out_after
 from camtools.heads.headed import HeadedModel, Origin, fresh_neck
 from camtools.heads.pooling import MapHead
@@ -52,7 +52,7 @@ def replace_head(
             and classifier; or a `MapHead` that makes logits itself, in place of pooling and classifier, or a module
             that says so by `makes_logits = True`, whose maps then are linearised. A class or
             function of (channels, classes) is called with the model's: `camtools.heads.Wildcat`,
-            `functools.partial(ExCAM, M=4)`.
+            `functools.partial(ExCAM, M=4)`. `camtools.heads.TSCAM` wants a vision transformer of timm's.
         classes: K; None keeps the model's. Another number gets a fresh classifier.
         keep_classifier: Whether a pooling keeps the model's own W and b where K stays the same.
         output_stride: 8, 16 or 32: pixels per cell of F, see `set_output_stride`; None leaves the model's.
@@ -95,7 +95,7 @@ def replace_head(
     inner, example, adapter = unwrapped(cam_model), cam_model.example(), cam_model.adapter
     with untouched(inner), torch.no_grad():
         own = cam_model.activations(example).logits.shape[1]
-    place = _place(cam_model, example, cut_after, conv)
+    place = _place(cam_model, example, cut_after, conv, getattr(getattr(head, "func", head), "reads_attention", False))
     count = own if classes is None else whole("classes", classes, error=ModelError)
     if class_names is None and count == own:
         told = adapter.class_names(inner)
@@ -144,24 +144,34 @@ class _Place:
         channels: Of what the head gets.
         ends: Whether what runs behind the features is left out, the classifier with it.
         neck: What stands between the features and the head, or None.
+        attention: Names of the attention layers whose class token's attention is one more channel.
     """
 
     spec: FeatureSpec
     channels: int
     ends: bool
     neck: nn.Module | None
+    attention: tuple[str, ...] = ()
 
 
-def _place(cam_model: CamModel, example: Tensor, cut_after: str | None, conv: int | None) -> _Place:
+def _place(cam_model: CamModel, example: Tensor, cut_after: str | None, conv: int | None, attention: bool) -> _Place:
     """Say where the head goes; see `replace_head` for `cut_after` and `conv`."""
     inner, decomposition = unwrapped(cam_model), cam_model.decomposition
     spec, channels, neck = cam_model.spec, decomposition.channels, None
     if isinstance(inner, HeadedModel):
-        neck = inner.neck
-        if cut_after is not None:
+        neck, channels = inner.neck, channels - bool(inner.origin.attention)
+    if attention:
+        if cut_after is not None or conv:
             raise ModelError(
-                f"cut_after={cut_after!r}: the model has another head already. Cut the model that it was put into"
+                f"cut_after={cut_after!r}, conv={conv!r}: this head reads the tokens after a transformer's last norm, "
+                "by its own convolution, expected neither. Leave them out"
             )
+        spec, layers = _class_attention(inner)
+        return _Place(spec, channels, True, None, layers)
+    if isinstance(inner, HeadedModel) and cut_after is not None:
+        raise ModelError(
+            f"cut_after={cut_after!r}: the model has another head already. Cut the model that it was put into"
+        )
     if cut_after is not None:
         spec, channels = cut_spec(inner, cut_after, example)
     elif conv is None and not decomposition.exact:
@@ -171,6 +181,21 @@ def _place(cam_model: CamModel, example: Tensor, cut_after: str | None, conv: in
         neck = fresh_neck(before, whole("conv", conv, error=ModelError)).to(example)
         channels = conv
     return _Place(spec, channels, bool(conv) or cut_after is not None or not decomposition.exact, neck)
+
+
+def _class_attention(inner: nn.Module) -> tuple[FeatureSpec, tuple[str, ...]]:
+    """Return where a vision transformer's patch tokens are, and which layers' attention goes with them."""
+    if isinstance(inner, HeadedModel) and inner.origin.attention:
+        return inner.origin.spec, inner.origin.attention
+    adapter = find_adapter(inner)
+    found = adapter.class_attention(inner) if isinstance(adapter, AttentionAdapter) else None
+    if found is None:
+        raise ModelError(
+            f"{type(inner).__name__}: this head reads a class token's attention and the patch tokens after the last "
+            "norm, expected a VisionTransformer of timm's, such as deit_small_patch16_224, with a class token and "
+            "global_pool='token', and no other head yet. Take such a model, or another head or recipe"
+        )
+    return found
 
 
 def _body(
@@ -184,7 +209,7 @@ def _body(
     inner, spec = unwrapped(cam_model), place.spec
     args = dict(source_args or {})
     if isinstance(inner, HeadedModel):
-        origin = replace(inner.origin, **stride)
+        origin = replace(inner.origin, attention=place.attention, **stride)
         if source is not None:
             origin = replace(origin, source=source, source_args=args)
         return inner.release(), origin, inner.drop.p if isinstance(inner.drop, nn.Dropout) else 0.0
@@ -200,6 +225,7 @@ def _body(
         source=source,
         source_args=args,
         cut=place.ends,
+        attention=place.attention,
         **stride,
     )
     if place.ends:

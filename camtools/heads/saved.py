@@ -158,7 +158,8 @@ def _body(config: Mapping[str, Any], path: str | Path) -> nn.Module:
             f"{path} wants {name} built with {', '.join(foreign)}, which a weights file may not set: expected none but "
             f"{', '.join(sorted(source.file_args)) or 'no arguments'}, with numbers, flags or single words. {way_out}"
         )
-    return find_source(name, args).empty().model
+    count = args.pop("num_classes", None)
+    return find_source(name, args).empty(count).model
 
 
 def _assembled(
@@ -177,6 +178,7 @@ def _assembled(
             **{name: config[name] for name in ("source", "source_args", "output_stride")},
             dilate=config.get("dilate", True),
             cut=config.get("cut", False),
+            attention=tuple(config.get("attention", ())),
         )
         if origin.cut:
             take_out_after(body, origin.spec, CamModel(body).example())

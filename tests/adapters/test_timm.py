@@ -191,6 +191,14 @@ def test_data_config_is_timms_own():
     assert wrap(model).example().shape == (1, 3, 160, 160)
 
 
+def test_the_input_size_a_transformer_was_built_for():
+    built = model_of("vit_tiny_patch16_224", img_size=(32, 48), patch_size=8, embed_dim=24, depth=1, num_heads=3)
+    assert ADAPTER.data_config(built)["input_size"] == (3, 32, 48)  # timm's own config says 224
+    assert wrap(built).maps(image(built)).shape == (1, 7, 4, 6)
+    free = model_of("test_vit", img_size=96, dynamic_img_size=True)
+    assert ADAPTER.data_config(free)["input_size"] == (3, 160, 160)
+
+
 def test_class_names():
     names = ADAPTER.class_names(model_of("test_resnet", num_classes=1000))
     assert len(names) == 1000 and names[0] == "tench" and names[281] == "tabby"

@@ -184,6 +184,13 @@ def test_a_forward_whose_rest_counts_its_images(resnet):
     torch.testing.assert_close(headed(X), model(X))
 
 
+def test_a_transformer_that_ends_before_its_class_token():
+    model = timm.create_model("test_vit", num_classes=5).eval()  # its blocks hand a mask to what is taken out
+    headed = replace_head(model, TAP(), conv=0)
+    torch.testing.assert_close(headed.features(X), wrap(model).features(X))
+    assert wrap(headed).decomposition.exact
+
+
 def test_a_fresh_classifier(resnet):
     fresh = replace_head(resnet, TAP(), keep_classifier=False)
     assert fresh.classifier.weight.shape == (1000, 96)
