@@ -41,7 +41,7 @@ def test_features_stand_side_by_side_and_the_first_runs_last():
 @pytest.fixture
 def twins():
     """A model of two networks, whose second one has other weights."""
-    first = replace_head(timm.create_model("test_resnet", num_classes=5), GAP(), output_stride=16, conv=6).eval()
+    first = replace_head(timm.create_model("test_resnet", num_classes=5), GAP(), conv=6).eval()
     second = copy.deepcopy(first)
     with torch.no_grad():
         for parameter in second.parameters():
