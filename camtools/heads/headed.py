@@ -21,6 +21,7 @@ from camtools.heads.layers import HiddenLayer
 from camtools.heads.pooling import GAP, TAP, WGAP, MapHead
 from camtools.heads.spg import SPG
 from camtools.heads.tscam import TSCAM, ClassAttention
+from camtools.heads.twin import Twin
 from camtools.heads.wildcat import ExCAM, Wildcat
 from camtools.images.preprocess import Preprocess, Transform
 from camtools.model.adapter import FeatureSpec
@@ -103,7 +104,7 @@ class HeadedModel(nn.Module):
     `preprocess`, `class_names`), so `camtools.explain`, `wrap` and `evaluate` take it as it is.
 
     Attributes:
-        body: The model up to F, its classifier taken out.
+        body: The model up to F, its classifier taken out; or a `Twin` of two.
         neck: A fresh convolution and ReLU on the body's features, or the identity.
         feature_map: The identity; its output is F, (B, C, h, w).
         head: The swapped module.
@@ -216,7 +217,7 @@ class HeadedModel(nn.Module):
         )
 
 
-def fresh_neck(channels: int, width: int) -> nn.Sequential:
+def fresh_neck(channels: int, width: int, dilation: int = 1) -> nn.Sequential:
     """Return the fresh layers that RCAM's and MinMaxCAM's VGG have before the pooling: 3 x 3 convolution and ReLU.
 
     Source: Bae et al., ECCV 2020; wsolevaluation (He initialisation).
@@ -224,8 +225,9 @@ def fresh_neck(channels: int, width: int) -> nn.Sequential:
     Args:
         channels: Of the body's features.
         width: Of its own output.
+        dilation: Where the output stride was changed after it was put in.
     """
-    conv = nn.Conv2d(channels, width, 3, padding=1)
+    conv = nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation)
     nn.init.kaiming_uniform_(conv.weight, nonlinearity="relu")
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
     return nn.Sequential(conv, nn.ReLU())
@@ -237,20 +239,12 @@ def configuration(model: HeadedModel) -> dict[str, Any]:
     Raises:
         ModelError: The features' place has a function before the pooling that cannot be written down.
     """
-    spec, origin, linear = model.origin.spec, model.origin, model.classifier
-    activation = next((name for name, function in ACTIVATIONS.items() if function is spec.activation), None)
-    if spec.activation is not None and activation is None:
-        raise ModelError(
-            f"the function {spec.activation!r} before the pooling cannot be written to a file: expected none, or "
-            "torch.relu. Save model.state_dict() and build the model in your own code"
-        )
+    origin, linear = model.origin, model.classifier
     classes = linear.out_features if linear is not None else None
     if getattr(model.head, "makes_logits", False):
         classes = getattr(model.head, "classes", None)
     if isinstance(model.head, MapHead):
         classes = model.head.weight.shape[0]
-    first: Any = None if isinstance(model.neck, nn.Identity) else model.neck[0]  # type: ignore[index]
-    place = {name: getattr(spec, name) for name in ("layer", "side", "prefix_tokens", "index")}
     head: Any = model.head
     kind, preprocess = type(head), model.preprocess
     if OWN_HEADS.get(kind.__name__) is kind:
@@ -265,10 +259,8 @@ def configuration(model: HeadedModel) -> dict[str, Any]:
         "dilate": origin.dilate,
         "cut": origin.cut,
         "attention": origin.attention,
-        "neck": None if first is None else [first.in_channels, first.out_channels],
-        "features": place | {"layout": str(spec.layout), "activation": activation},
-        "body_classifier": origin.classifier,
-        "tail": origin.tail,
+        **_features(model),
+        "twin": _features(model.body.first) if isinstance(model.body, Twin) else None,
         "head": how,
         "classifier": None if linear is None else [linear.in_features, linear.out_features, linear.bias is not None],
         "classes": classes,
@@ -279,6 +271,25 @@ def configuration(model: HeadedModel) -> dict[str, Any]:
         "outputs": model.outputs,
         "preprocess": asdict(preprocess) if isinstance(preprocess, Preprocess) else preprocess and "own",
         "probe": probe(model),
+    }
+
+
+def _features(model: HeadedModel) -> dict[str, Any]:
+    """Return where the features are in the body, and what stands between them and the head."""
+    spec, origin = model.origin.spec, model.origin
+    activation = next((name for name, function in ACTIVATIONS.items() if function is spec.activation), None)
+    if spec.activation is not None and activation is None:
+        raise ModelError(
+            f"the function {spec.activation!r} before the pooling cannot be written to a file: expected none, or "
+            "torch.relu. Save model.state_dict() and build the model in your own code"
+        )
+    first: Any = None if isinstance(model.neck, nn.Identity) else model.neck[0]  # type: ignore[index]
+    place = {name: getattr(spec, name) for name in ("layer", "side", "prefix_tokens", "index")}
+    return {
+        "neck": None if first is None else [first.in_channels, first.out_channels, first.dilation[0]],
+        "features": place | {"layout": str(spec.layout), "activation": activation},
+        "body_classifier": origin.classifier,
+        "tail": origin.tail,
     }
 
 

@@ -20,6 +20,7 @@ from camtools.heads.cut import take_out_after
 from camtools.heads.decoder import MapDecoder
 from camtools.heads.dropout import ADL
 from camtools.heads.headed import ACTIVATIONS, FORMAT, KEY, OWN_HEADS, HeadedModel, Origin, fresh_neck, probe
+from camtools.heads.twin import Twin
 from camtools.images.preprocess import Preprocess, Transform, as_transform
 from camtools.model.adapter import FeatureSpec
 from camtools.model.cam_model import CamModel, unwrapped
@@ -166,20 +167,11 @@ def _assembled(
     config: Mapping[str, Any], body: nn.Module, head: nn.Module, preprocess: Transform | None, path: str | Path
 ) -> HeadedModel:
     """Put a model of the saved form together, with whatever weights."""
-    body = unwrapped(body)
-    place = dict(config["features"])
-    place |= {"layout": Layout(place["layout"]), "activation": ACTIVATIONS.get(place["activation"])}
+    body, twin = unwrapped(body), config.get("twin")
     try:
         if config["output_stride"] is not None:
             body = set_output_stride(body, config["output_stride"], dilate=config.get("dilate", True))
-        origin = Origin(
-            FeatureSpec(**place),
-            config["body_classifier"],
-            **{name: config[name] for name in ("source", "source_args", "output_stride")},
-            dilate=config.get("dilate", True),
-            cut=config.get("cut", False),
-            attention=tuple(config.get("attention", ())),
-        )
+        origin = _origin(config, twin or config)
         if origin.cut:
             take_out_after(body, origin.spec, CamModel(body).example())
         origin, _ = strip(body, origin, CamModel(body).example())
@@ -187,9 +179,12 @@ def _assembled(
         raise WeightsError(
             f"{path} does not fit {type(body).__name__}: {error}. Pass the classifier that the head was put into"
         ) from error
+    if twin is not None:
+        first = HeadedModel(body, nn.Identity(), None, origin, neck=_neck(twin))
+        body, origin = Twin(first, copy.deepcopy(first)), _origin(config, config)
     linear = config["classifier"]
     classifier = None if linear is None else nn.Linear(linear[0], linear[1], bias=linear[2])
-    names, neck = config["class_names"], config.get("neck")
+    names = config["class_names"]
     built = HeadedModel(
         body,
         head,
@@ -198,12 +193,30 @@ def _assembled(
         dropout=config["dropout"],
         preprocess=preprocess,
         class_names=None if names is None else tuple(names),
-        neck=None if neck is None else fresh_neck(*neck),
+        neck=_neck(config),
     )
     if config.get("decoder") is not None:
         built.decoder = MapDecoder(**config["decoder"])
     built.outputs = config.get("outputs", "classes")
     return built.to(dtype=getattr(torch, config["dtype"]))
+
+
+def _origin(config: Mapping[str, Any], told: Mapping[str, Any]) -> Origin:
+    """Return how a body came about; `told` says where its features are: the configuration, or its "twin"."""
+    place = dict(told["features"])
+    place |= {"layout": Layout(place["layout"]), "activation": ACTIVATIONS.get(place["activation"])}
+    return Origin(
+        FeatureSpec(**place),
+        told["body_classifier"],
+        **{name: config[name] for name in ("source", "source_args", "output_stride")},
+        dilate=config.get("dilate", True),
+        cut=config.get("cut", False),
+        attention=tuple(config.get("attention", ())),
+    )
+
+
+def _neck(told: Mapping[str, Any]) -> nn.Module | None:
+    return None if told.get("neck") is None else fresh_neck(*told["neck"])
 
 
 def _head(config: Mapping[str, Any], given: nn.Module | None, path: str | Path) -> nn.Module:

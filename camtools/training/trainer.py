@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
 from camtools.errors import InputError, ModelError
+from camtools.heads.headed import HeadedModel
 from camtools.training.augment import cutmix, move_boxes, move_map, plain_transform, seeded, training_transform
 from camtools.training.config import TrainConfig
 from camtools.training.data import Batch, Images, Loader, TrainingSet
@@ -309,6 +310,9 @@ class Trainer:
         layer, whole = layer_of(self._whole, name), self._whole
         example = images.tensor(0, 0)[None].to(self.device)
         frozen = freeze(whole, layer, example)
+        for other in whole.children() if isinstance(whole, HeadedModel) else ():
+            if isinstance(other, HeadedModel):  # a second network, which learns beside the first
+                frozen += freeze(other, layer_of(other, name), example)
         if cache is None:
             return frozen, whole, images
         first, rest = split(whole.eval(), layer, example)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from camtools.errors import InputError
+from camtools.errors import InputError, ModelError
 from camtools.heads.dropout import ADL
+from camtools.heads.headed import HeadedModel
+from camtools.heads.twin import Twin
 from camtools.heads.wildcat import ExCAM, Wildcat
+from camtools.model.adapter import FeatureSpec
 from camtools.steps.wildcat_maps import READINGS
 from camtools.training.config import option
 from camtools.training.data import Batch, Labels
+from camtools.training.optimizer import head_parameters
 from camtools.training.recipe import captured
 from camtools.training.trainer import Trainer
 from camtools_recipes.wildcat import WildcatConfig, WildcatRecipe
 
-_SECOND = "second"  # the second classifier's place in the head, with ACoL
+_SECOND = "second"  # the second classifier's place with ACoL: in the head, or a whole network's beside it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +59,9 @@ class ExCamConfig(WildcatConfig):
     acol: str = option(
         "none",
         "A second classifier that sees the image, or its features, without what the first has; their maps are "
-        "averaged (3.8.2; Zhang et al., CVPR 2018).",
-        choices=("none", "image", "features"),
+        "averaged (3.8.2; Zhang et al., CVPR 2018). network: it is a second whole network, and sees the image. The "
+        "thesis trains the first one before it, here both learn in every step.",
+        choices=("none", "image", "features", "network"),
     )
 
 
@@ -72,8 +77,8 @@ class ExCamRecipe(WildcatRecipe):
 
     @property
     def needs_images(self) -> bool:  # type: ignore[override]
-        """Whether a step looks at images anew: with `acol="image"`."""
-        return bool(self.config.acol == "image")
+        """Whether a step looks at images anew: with `acol="image"` and `acol="network"`."""
+        return self.config.acol in ("image", "network")
 
     def check(self, labels: Labels, names: Sequence[str]) -> None:
         """Check that settings don't exclude each other."""
@@ -97,13 +102,27 @@ class ExCamRecipe(WildcatRecipe):
         return partial(plain, adl=ADL(config.adl_rate, config.adl_gamma, per_map=True))
 
     def build(self, model: nn.Module, classes: int | None) -> nn.Module:
-        """Put the head in the place of pooling and classifier; with ACoL, a second one in it."""
+        """Put the head in the place of pooling and classifier; with ACoL, a second one in it, or a second network.
+
+        Raises:
+            ModelError: With `acol="network"`, the model is made of two networks already.
+        """
         built = super().build(model, classes)
-        if self.config.acol != "none":
+        if self.config.acol == "network":
+            if isinstance(built.body, Twin):
+                raise ModelError("acol='network': the model is made of two networks already, expected one to start "
+                                 "with. Give the classifier that it was made of, or acol='image'")  # fmt: skip
+            built.add_module(_SECOND, super().build(model, classes))
+        elif self.config.acol != "none":
             head: Wildcat = built.head  # type: ignore[assignment]
             second = self.head()(head.channels, head.classes)
             head.add_module(_SECOND, second.to(head.conv.weight.device, head.conv.weight.dtype))
         return built
+
+    def fast_parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """Return what lies behind the feature map, of both networks where there are two."""
+        second = getattr(model, _SECOND, None)
+        return head_parameters(model) + ([] if second is None else head_parameters(second))
 
     def loss(self, trainer: Trainer, batch: Batch) -> dict[str, Tensor]:
         """Return the classification loss, plus the second classifier's, minus lambda times the exclusivity."""
@@ -118,22 +137,41 @@ class ExCamRecipe(WildcatRecipe):
         maps = outputs[0].unflatten(1, (-1, head.M))
         losses = self.losses_of(trainer, logits, batch.labels)
         if config.acol != "none":
-            erased = true_regions(maps.mean(2), batch.labels, config.delta)
-            if config.acol == "features":
-                rest = features[0] * ~erased[:, None]
-            else:
-                mask = nn.functional.interpolate(erased[:, None].float(), batch.images.shape[-2:]) > 0
-                rest = inner.features(batch.images * ~mask)  # type: ignore[operator]
-            second = self.losses_of(trainer, head.get_submodule(_SECOND)(rest).float(), batch.labels)["loss"]
+            others = self.second_logits(inner, batch, maps.mean(2), features[0])
+            second = self.losses_of(trainer, others.float(), batch.labels)["loss"]
             losses |= {"loss": losses["loss"] + second, "second": second.detach()}
         if config.exclusivity:
             apart = exclusivity(maps)
             losses |= {"loss": losses["loss"] - config.exclusivity * apart, "exclusivity": apart.detach()}
         return losses
 
+    def second_logits(self, inner: Any, batch: Batch, maps: Tensor, features: Tensor) -> Tensor:
+        """Return the second classifier's logits, (B, K), of what is left without the first one's regions.
+
+        Args:
+            inner: What is trained.
+            batch: Its images and labels.
+            maps: The first one's class maps, (B, K, h, w).
+            features: F, (B, C, h, w).
+        """
+        whole = self.config.acol == "network"
+        size = batch.images.shape[-2:]
+        erased = true_regions(maps, batch.labels, self.config.delta, size if whole else None)[:, None]
+        logits: Tensor
+        if whole:
+            logits = inner.second(batch.images * ~erased)
+        elif self.config.acol == "features":
+            logits = inner.head.second(features * ~erased)
+        else:
+            mask = nn.functional.interpolate(erased.float(), size) > 0
+            logits = inner.head.second(inner.features(batch.images * ~mask))
+        return logits
+
     def finished(self, model: nn.Module) -> nn.Module:
         """Return the model; with ACoL a copy with one head, whose maps are the mean of both."""
-        if hasattr(model.head, _SECOND):
+        if hasattr(model, _SECOND):
+            model = joined(model)  # type: ignore[arg-type]
+        elif hasattr(model.head, _SECOND):
             model = copy.deepcopy(model)
             merge(model.head)  # type: ignore[arg-type]
         return super().finished(model)
@@ -154,16 +192,41 @@ def exclusivity(maps: Tensor) -> Tensor:
     return 2 * maps.shape[2] * centred.square().sum((2, 3)).mean()
 
 
-def true_regions(maps: Tensor, labels: Tensor, delta: float) -> Tensor:
-    """Return where the sigmoid of any true class's map is above delta, (B, h, w) bool.
+def true_regions(maps: Tensor, labels: Tensor, delta: float, size: Sequence[int] | None = None) -> Tensor:
+    """Return where the sigmoid of any true class's map is above delta, (B, h, w) bool, or (B, H, W) with a `size`.
 
     Args:
         maps: Class maps, (B, K, h, w).
         labels: (B,) indices, or (B, K) shares, of which those above 0 are true.
-        delta: Threshold.
+        delta: Threshold, above 0.
+        size: (H, W) that the largest sigmoid is resized to before the threshold.
     """
     true = labels > 0 if labels.ndim == 2 else nn.functional.one_hot(labels, maps.shape[1]).bool()
-    return ((maps.detach().sigmoid() > delta) & true[..., None, None]).any(1)
+    found = (maps.detach().sigmoid() * true[..., None, None]).amax(1)
+    if size is not None:
+        found = nn.functional.interpolate(found[:, None].float(), tuple(size), mode="bilinear")[:, 0]
+    return found > delta
+
+
+def joined(model: HeadedModel) -> HeadedModel:
+    """Make one model of two trained networks, whose maps are the mean of both, map by map; the given one stays.
+
+    Features stand side by side, F = [F_A; F_B]; the head's weights are [W_A, W_B] / 2, its bias the mean.
+    """
+    first = copy.deepcopy(model)
+    second: Any = first.get_submodule(_SECOND)
+    delattr(first, _SECOND)
+    head: Any = first.head
+    conv, other = head.conv, second.head.conv
+    conv.weight = nn.Parameter(torch.cat([conv.weight.detach(), other.weight.detach()], 1) / 2)
+    conv.bias = nn.Parameter((conv.bias.detach() + other.bias.detach()) / 2)
+    head.channels = conv.in_channels = conv.weight.shape[1]
+    first.head = second.head = nn.Identity()
+    origin = replace(first.origin, spec=FeatureSpec("join"), tail="first")
+    made = HeadedModel(
+        Twin(first, second), head, None, origin, preprocess=first.preprocess, class_names=first.class_names
+    )
+    return made.train(model.training)
 
 
 def merge(head: Wildcat) -> None:
