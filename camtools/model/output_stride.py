@@ -153,7 +153,9 @@ def _densify(model: nn.Module, layer: _Layer, stride: int, dilate: bool) -> None
     factor, strided = layer.before // stride if dilate else 1, layer.after > layer.before
     if not dilate and not strided:
         return
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, DenseConv2d | DensePool2d):  # by an earlier call, for a coarser stride
+        module.window = module.window.denser(factor)
+    elif isinstance(module, nn.Conv2d):
         _densify_conv(model, layer, module, factor, strided)
     elif kind in (*_MAX_POOLS, *_AVG_POOLS):
         model.set_submodule(layer.name, DensePool2d(module, factor).train(module.training))
@@ -237,6 +239,12 @@ class _Window:
         self.dilation = _pair(getattr(layer, "dilation", 1))
         self.spread = (self.dilation[0] * factor, self.dilation[1] * factor)  # the dilation over the denser inputs
 
+    def denser(self, factor: int) -> _Window:
+        """Return the same over inputs that are `factor` times as dense again."""
+        made = copy.copy(self)
+        made.factor, made.spread = self.factor * factor, (self.spread[0] * factor, self.spread[1] * factor)
+        return made
+
     def pads(self, x: Tensor) -> list[int]:
         """Return left, right, top, bottom: first as the layer padded, times `factor`, then what keeps the size."""
         pads: list[int] = []
@@ -283,6 +291,7 @@ class DensePool2d(nn.Module):
     def __init__(self, pool: Any, factor: int) -> None:
         super().__init__()
         self.window = _Window(pool, factor, type(pool).__name__.endswith("Same"))
+        self.kernel_size = self.window.kernel
         self.largest = type(pool).__name__ in _MAX_POOLS
         self.count_pad = bool(getattr(pool, "count_include_pad", False)) and max(self.window.lead) > 0
 

@@ -54,6 +54,15 @@ def test_the_callers_model_stays_and_weights_keep_their_names():
     dense.load_state_dict(model.state_dict())
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "resnet18d", "tf_efficientnet_lite0"])
+def test_twice_is_as_once(name):
+    model, x = timm.create_model(name).eval(), torch.randn(1, 3, 96, 96)
+    once, between = set_output_stride(model, 8), set_output_stride(model, 16)
+    coarse = features(between, x)
+    torch.testing.assert_close(features(set_output_stride(between, 8), x), features(once, x))
+    torch.testing.assert_close(features(between, x), coarse, rtol=0, atol=0)  # left as it was
+
+
 def test_the_present_stride_changes_nothing():
     model, x = timm.create_model("test_resnet").eval(), torch.randn(1, 3, 160, 160)
     assert torch.equal(set_output_stride(model, 32)(x), model(x))
