@@ -235,3 +235,24 @@ def make_tiny() -> Callable[..., TinyNet]:
 def tiny(make_tiny: Callable[..., TinyNet]) -> TinyNet:
     """A `TinyNet` of 3 classes in eval mode."""
     return make_tiny()
+
+
+@pytest.fixture
+def ended_after_an_epoch() -> Callable[..., None]:
+    """Return `finetune` for a recipe object, which is ended once the first epoch's checkpoint is written."""
+
+    class Stop(Exception):
+        pass
+
+    def stops(trainer: Any) -> None:
+        if trainer.epoch == 1:
+            raise Stop
+
+    def run(recipe: Any, *args: Any, **options: Any) -> None:
+        import camtools  # late, as collecting tests needs none of it
+
+        recipe.after_epoch = stops
+        with pytest.raises(Stop):
+            camtools.finetune(recipe, *args, **options)
+
+    return run

@@ -68,8 +68,10 @@ class BAS(nn.Module):
             features: F, (B, C, h, w).
             labels: (B, K').
         """
-        highest = self(features).topk(min(self.top_k, self.classes))[1]
-        return self.foreground(features, highest).mean(1, keepdim=True).expand(-1, labels.shape[1], -1, -1)
+        maps = self.generator(features).sigmoid()
+        if self.top_k < self.classes:
+            maps = of_classes(maps, self(features).topk(self.top_k)[1])
+        return maps.mean(1, keepdim=True).expand(-1, labels.shape[1], -1, -1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits, (B, K), of F, (B, C, h, w)."""

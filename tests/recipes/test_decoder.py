@@ -93,20 +93,9 @@ def test_the_file_is_read_by_its_own_maps(run):
     torch.testing.assert_close(several[0].map, several[1].map)  # one object, whatever the class
 
 
-def test_killed_and_resumed_it_ends_with_the_same_weights(run, tmp_path):
+def test_killed_and_resumed_it_ends_with_the_same_weights(run, tmp_path, ended_after_an_epoch):
     data, model, options, _, whole = run
-
-    class Stop(Exception):
-        pass
-
-    def stops(trainer):
-        if trainer.epoch == 1:
-            raise Stop
-
-    recipe = DecoderRecipe(DecoderConfig(**options))
-    recipe.after_epoch = stops
-    with pytest.raises(Stop):
-        camtools.finetune(recipe, model, data, out=tmp_path, **RUN)
+    ended_after_an_epoch(DecoderRecipe(DecoderConfig(**options)), model, data, out=tmp_path, **RUN)
     again = DecoderRecipe(DecoderConfig(**options))
     again._drawing = None  # the maps are in the checkpoint
     resumed = camtools.finetune(again, model, data, out=tmp_path, resume=True, **RUN)

@@ -226,22 +226,12 @@ def test_a_frozen_part_is_that_of_both_networks(net):
         assert not torch.equal(network.blocks[0].conv1.weight, net.blocks[0].conv1.weight)
 
 
-def test_killed_and_resumed_two_networks_end_with_the_same_weights(net, tmp_path):
+def test_killed_and_resumed_two_networks_end_with_the_same_weights(net, tmp_path, ended_after_an_epoch):
     data = Scenes("train", 16, size=32, objects=(1, 2))
     settings = {**OPTIONS, "epochs": 2, "acol": "network", "dropout": "adl", "ema": 0.5}
     whole = camtools.finetune("excam", net, data, **settings)
     recipe = ExCamRecipe(ExCamConfig.of({k: v for k, v in settings.items() if k not in ("progress", "device")}))
-
-    class Stop(Exception):
-        pass
-
-    def stops(trainer):
-        if trainer.epoch == 1:  # the checkpoint of the first epoch has been written
-            raise Stop
-
-    recipe.after_epoch = stops
-    with pytest.raises(Stop):
-        camtools.finetune(recipe, net, data, out=tmp_path, progress=False, device="cpu")
+    ended_after_an_epoch(recipe, net, data, out=tmp_path, progress=False, device="cpu")
     resumed = camtools.finetune("excam", net, data, out=tmp_path, resume=True, **settings)
     assert resumed.history == whole.history
     assert all(torch.equal(value, resumed.model.state_dict()[key]) for key, value in whole.model.state_dict().items())
