@@ -130,7 +130,11 @@ class TrainConfig:
     has_drop: float = option(0.5, "Share of cells it hides.", source="Singh and Lee, ICCV 2017", least=0, most=1)
     cutmix_alpha: float = option(1.0, "Of CutMix's Beta distribution.", source="Yun et al., ICCV 2019", least=1e-3)
     seed: int = option(0, "Of everything random.", least=0)
-    mixed_precision: str = option("no", "Type of the forward's numbers.", choices=("no", "bf16", "fp16"))
+    mixed_precision: str = option(
+        "auto",
+        "Type of the forward's numbers; auto: bf16 on a CPU that computes in it, no (float32) elsewhere.",
+        choices=("auto", "no", "bf16", "fp16"),
+    )
     accumulate: int = option(1, "Batches whose gradients make one step.", least=1)
     compile: bool = option(False, "Whether torch.compile makes the model faster.")
     workers: int | None = option(

@@ -146,6 +146,7 @@ class _Finetuning:
             "device": accelerator.device.type,
             "validation": None if val is None else val.fingerprint(),
             **self.config.affecting(),
+            "mixed_precision": accelerator.mixed_precision,
         }
         with seeded(self.config.seed, _BUILDING):
             built = recipe.build(network, fit.fresh)
@@ -224,7 +225,7 @@ class _Finetuning:
             self._say(f"going on after epoch {self.trainer.epoch}, batch {self.trainer.batch}")
         elif resume:
             self._say(f"{self.folder.path} holds no run yet: one begins")
-        self.folder.write_settings({**self.settings, **self.config.to_dict()})
+        self.folder.write_settings({**self.config.to_dict(), **self.settings})
         self.accelerator.wait_for_everyone()
 
     def _epoch(self, logs: Logs) -> None:
@@ -308,7 +309,7 @@ class _Finetuning:
         if paths:
             self._say(f"best epoch {self.best['epoch']}: {paths['best']}")
         self.accelerator.wait_for_everyone()
-        settings = {**self.settings, **self.config.to_dict()}
+        settings = {**self.config.to_dict(), **self.settings}
         pipeline = list(read_pipelines(self.recipe.name, self.recipe.pipeline).values())[-1]
         return FinetuneResult(model, self.history, self.best["epoch"], self.fit.names, settings, paths, pipeline)
 

@@ -25,6 +25,7 @@ from camtools.progress import progress_bar
 from camtools.training.data import Images
 
 FEATURES_FILE, ABOUT_FILE = "features.f16", "about.json"
+_TOLERANCE = 0.02  # of the largest feature: half precision, and what devices differ by
 
 
 def layer_of(model: nn.Module, layer: str) -> str:
@@ -153,17 +154,18 @@ def kept_features(
         shown: Whether to show a bar.
 
     Raises:
-        InputError: An image cannot be read, the file cannot be written, or another run is writing it.
+        InputError: An image cannot be read, the file cannot be written, another run is writing it, or it holds what
+            another network with these weights gave.
         ModelError: A feature is beyond half precision.
     """
     views, count = images.views, len(images.data)
     with torch.no_grad():
-        shape = features_of(first, layer, images.tensor(0, 0)[None].to(device)).shape[1:]
+        example = features_of(first, layer, images.tensor(0, 0)[None].to(device))[0].float().cpu()
     network = getattr(first, "network", first)  # a BoxRegressor's is frozen as a classifier's is
     told = {**about, "weights": weights_hash(network), "layer": layer.removeprefix("network.")}
-    told |= {"views": views, "shape": list(shape)}
+    told |= {"views": views, "shape": list(example.shape)}
     own = folder / hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
-    path, row, total = own / FEATURES_FILE, 2 * shape.numel(), count * views
+    path, row, total = own / FEATURES_FILE, 2 * example.numel(), count * views
     if not (path.exists() and path.stat().st_size == row * total):
         with locked(own), progress_bar(total, "Keeping frozen features", shown) as advance:
             write_json(told, own / ABOUT_FILE)
@@ -188,4 +190,11 @@ def kept_features(
                     f"{path} cannot be written: {error.strerror or error}. It takes {row * total / 1e9:.1f} GB: make "
                     "room, lower views, or name another folder (cache=)"
                 ) from error
-    return KeptFeatures(images, np.memmap(path, np.float16, "r", shape=(count, views, *shape)))
+    kept = np.memmap(path, np.float16, "r", shape=(count, views, *example.shape))
+    difference = (torch.from_numpy(kept[0, 0].astype(np.float32)) - example).abs().max()
+    if difference > _TOLERANCE * example.abs().max().clamp_min(1):  # the same weights, another activation
+        raise InputError(
+            f"{path} holds other features than {layer!r} gives now, by {difference:.3g} on the first image, though the "
+            "weights are the same: expected the network it was made with. Remove that folder, or name another (cache=)"
+        )
+    return KeptFeatures(images, kept)

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from camtools.errors import InputError, ModelError
 from camtools.heads.headed import HeadedModel
+from camtools.model.device import has_bf16
 from camtools.training.augment import cutmix, move_boxes, move_map, plain_transform, seeded, training_transform
 from camtools.training.config import TrainConfig
 from camtools.training.data import Batch, Images, Loader, TrainingSet
@@ -355,7 +356,8 @@ def accelerated(mixed_precision: str, device: str | None) -> Iterator[Accelerato
     """Give an accelerator; what `accelerate` remembers of it is forgotten afterwards, unless the caller uses it too.
 
     Args:
-        mixed_precision: "no", "bf16" or "fp16".
+        mixed_precision: "no", "bf16", "fp16"; "auto" for the caller's own accelerator's, or bf16 on a CPU that computes
+            in it, else no.
         device: "cpu"; None, "auto" or "cuda" for a GPU where there is one.
 
     Raises:
@@ -367,9 +369,13 @@ def accelerated(mixed_precision: str, device: str | None) -> Iterator[Accelerato
     if device not in (None, "auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise InputError(f"device={device!r}: expected cpu, or cuda or auto with a GPU. Say cpu")
     shared, began = is_initialized(), bool(PartialState._shared_state)
+    precision: str | None = mixed_precision
+    if mixed_precision == "auto":
+        on_cpu = device == "cpu" or not torch.cuda.is_available()
+        precision = None if shared else "bf16" if on_cpu and has_bf16(torch.device("cpu")) else "no"
     try:
         try:
-            accelerator = Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu")
+            accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
         except ValueError as error:
             raise InputError(
                 f"mixed_precision={mixed_precision!r} cannot be had here: {error}. Say no, or change the caller's own"

@@ -118,7 +118,7 @@ def test_the_bank_in_the_file_is_the_one_recomputed(net, tmp_path, monkeypatch):
         return original(self, trainer, batch)
 
     monkeypatch.setattr(Recipe, "loss", watch)
-    result = camtools.finetune("cream", net, data, out=tmp_path, **OPTIONS, **RUN)
+    result = camtools.finetune("cream", net, data, out=tmp_path, **OPTIONS, **RUN, mixed_precision="no")
     values = {part: {} for part in ("foreground", "background")}
     for features, weight, labels in seen:
         for f, label in zip(features, labels.tolist(), strict=True):

@@ -80,8 +80,9 @@ def test_workers_and_processes_of_reading_change_nothing(net, colours, plain, op
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(net, colours, plain, options):
     net.bn, net.drop = nn.Identity(), nn.Identity()  # both see the batch
-    whole = camtools.finetune(plain(batch_size=8), net, colours(), **options).model.state_dict()
-    parts = camtools.finetune(plain(batch_size=4, accumulate=2), net, colours(), **options).model.state_dict()
+    whole = camtools.finetune(plain(batch_size=8, mixed_precision="no"), net, colours(), **options).model.state_dict()
+    halves = plain(batch_size=4, accumulate=2, mixed_precision="no")
+    parts = camtools.finetune(halves, net, colours(), **options).model.state_dict()
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value)
 
@@ -89,6 +90,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(net, colours, plain,
 def test_one_step_is_sgd_by_hand(net, colours, plain, options):
     net.drop = nn.Identity()
     config = {"epochs": 1, "augment": (), "momentum": 0.0, "weight_decay": 0.0, "head_lr_factor": 10.0, "lr": 0.01}
+    config["mixed_precision"] = "no"
     data = colours(6)
     found = camtools.finetune(plain(**config), net, data, **options).model
     x = torch.stack([options["transform"](camtools.images.read.read_image(data[i].image))[0] for i in range(6)])
@@ -132,8 +134,34 @@ def test_bf16_and_clipping_run_and_keep_float32_weights(net, colours, plain, opt
     result = camtools.finetune(plain(mixed_precision="bf16", clip_grad=1.0), net, colours(), colours(6), **options)
     assert {p.dtype for p in result.model.parameters()} == {torch.float32}
     assert result.model(torch.zeros(1, 3, 24, 24)).dtype == torch.float32
-    again = camtools.finetune(plain(), net, colours(), **options)  # accelerate forgot the precision
+    again = camtools.finetune(plain(mixed_precision="no"), net, colours(), **options)  # accelerate forgot the precision
     assert again.settings["mixed_precision"] == "no"
+
+
+@pytest.mark.parametrize(("has", "found"), [(True, "bf16"), (False, "no")])
+def test_the_precision_is_the_processors(net, colours, plain, options, monkeypatch, tmp_path, has, found):
+    monkeypatch.setattr("camtools.training.trainer.has_bf16", lambda device: has)
+    result = camtools.finetune(plain(epochs=1), net, colours(), **options, out=tmp_path)
+    assert result.settings["mixed_precision"] == found
+    asked = camtools.finetune(plain(epochs=1, mixed_precision=found), net, colours(), **options)
+    assert all(torch.equal(a, b) for a, b in zip(result.model.parameters(), asked.model.parameters(), strict=True))
+    monkeypatch.setattr("camtools.training.trainer.has_bf16", lambda device: not has)  # goes on on another machine
+    with pytest.raises(InputError, match=f"mixed_precision.*{found}"):
+        camtools.finetune(plain(epochs=1), net, colours(), **options, out=tmp_path, resume=True)
+    recipe = plain(epochs=1, mixed_precision=found)
+    camtools.finetune(recipe, net, colours(), **options, out=tmp_path, resume=True)
+
+
+def test_a_callers_accelerator_says_the_precision(net, colours, plain, options, monkeypatch):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    monkeypatch.setattr("camtools.training.trainer.has_bf16", lambda device: False)
+    Accelerator(mixed_precision="bf16", cpu=True)
+    try:
+        assert camtools.finetune(plain(epochs=1), net, colours(), **options).settings["mixed_precision"] == "bf16"
+    finally:
+        AcceleratorState._reset_state(True)
 
 
 def test_cutmix_and_label_smoothing_reach_the_loss(net, colours, plain, options):

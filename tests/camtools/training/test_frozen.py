@@ -50,6 +50,7 @@ def test_the_frozen_part_stays_and_the_rest_learns(deep, colours, options):
 
 @pytest.mark.parametrize("config", [{}, {"cut_after": "one", "conv": 7}, {"ema": 0.5}], ids=["rest", "cut", "ema"])
 def test_what_is_kept_trains_to_the_same_numbers(deep, colours, options, tmp_path, config):
+    config = {**config, "mixed_precision": "no"}
     kept = tuned(deep, colours(), options, cache=str(tmp_path), **config)
     ran = tuned(deep, colours(), options, cache=None, **config)
     for name, value in ran.model.state_dict().items():  # float16 has 11 bits
@@ -112,4 +113,13 @@ def test_what_cannot_be_frozen_or_kept_is_refused(deep, colours, options, tmp_pa
     with torch.no_grad():
         deep.one[1].bias.fill_(1e6)
     with pytest.raises(ModelError, match=r"the outputs of 'body\.one' are beyond half precision"):
+        tuned(deep, colours(), options, cache=str(tmp_path))
+
+
+def test_features_of_another_activation_are_refused(deep, colours, options, tmp_path):
+    tuned(deep, colours(), options, cache=str(tmp_path))
+    deep.one[2] = nn.Identity()  # the same weights
+    with pytest.raises(
+        InputError, match=r"features\.f16 holds other features than 'body\.one' gives now, by [\d.]+ on"
+    ):
         tuned(deep, colours(), options, cache=str(tmp_path))

@@ -11,7 +11,12 @@ import camtools
 from camtools.datasets.scenes import Scenes
 
 WORDS = ["--model", "scenes", "--data", "scenes:train?n=16", "--epochs", "2", "--device", "cpu"]
-SETTINGS = {"freeze_bn": True, "lr": 0.01, "input_size": 64}  # statistics of half a batch would be others
+SETTINGS = {
+    "freeze_bn": True,
+    "lr": 0.01,
+    "input_size": 64,
+    "mixed_precision": "no",
+}  # statistics of half a batch would be others
 RECIPES = {"gap": {}, "acol": {"conv": 8, "lr": 0.001}}  # the second's loss does not come through trainer.model
 SCRIPT = """
 import os, sys
