@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,7 +28,7 @@ from camtools.images.preprocess import Preprocess, Transform
 from camtools.model.adapter import FeatureSpec
 from camtools.model.cam_model import CamModel
 from camtools.model.decomposition import name_of
-from camtools.model.guard import call_eagerly, untouched
+from camtools.model.guard import call_eagerly, lock_of, untouched
 from camtools.model.layout import to_nchw
 from camtools.model.outputs import replace_tensor, tensors_in
 
@@ -149,18 +150,21 @@ class HeadedModel(nn.Module):
         self._handles = [self._hook.attach(body), *self._attention.attach(body, origin.attention)]
 
     def features(self, x: Tensor) -> Tensor:
-        """Return F, (B, C, h, w), of model inputs, (B, 3, H, W); what the head pools."""
+        """Return F, (B, C, h, w), of model inputs, (B, 3, H, W); what the head pools. Threads take turns."""
         spec = self.origin.spec
-        self._attention.rows = None  # gradient checkpointing runs the blocks again, after a forward
-        try:
-            self.body(x)
-            captured = self._hook.value
-        finally:
-            self._hook.value = None
-        if captured is None:
-            raise ModelError(f"layer {spec.layer!r} did not run, so it gave no features. Give the model that was built")
-        if self.origin.attention:
-            captured = self._attention.joined(captured)
+        with nullcontext() if torch.compiler.is_compiling() else lock_of(self):  # the hooks hold one forward's
+            self._attention.rows = None  # gradient checkpointing runs the blocks again, after a forward
+            try:
+                self.body(x)
+                captured = self._hook.value
+            finally:
+                self._hook.value = None
+            if captured is None:
+                raise ModelError(
+                    f"layer {spec.layer!r} did not run, so it gave no features. Give the model that was built"
+                )
+            if self.origin.attention:
+                captured = self._attention.joined(captured)
         f = to_nchw(captured, spec.layout, (x.shape[-2], x.shape[-1]), spec.prefix_tokens)
         features: Tensor = self.feature_map(self.neck(f if spec.activation is None else spec.activation(f)))
         return features

@@ -1,6 +1,8 @@
 import copy
 import functools
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -41,6 +43,24 @@ def test_the_models_own_classifier_follows_the_pooling(resnet, head):
 
 def test_the_same_pooling_gives_the_same_logits(resnet):
     torch.testing.assert_close(replace_head(resnet, GAP())(X), resnet(X), rtol=0, atol=1e-6)
+
+
+def test_threads_take_turns(resnet):
+    headed = replace_head(resnet, TAP())
+    inputs = [X[:1], X[1:]]
+    alone = [headed(x) for x in inputs]
+    last = headed.body.get_submodule(headed.origin.spec.layer)
+    last.register_forward_hook(lambda *_: time.sleep(0.05))  # F is there, and the other thread may run
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(headed, inputs))
+    assert not torch.allclose(*alone)
+    torch.testing.assert_close(together, alone)
+
+
+def test_it_compiles_as_one_graph(resnet):
+    headed = replace_head(resnet, TAP())
+    compiled = torch.compile(headed, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(X), headed(X))
 
 
 def test_the_callers_model_stays_as_it_was(resnet):
