@@ -61,7 +61,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "minmaxcam": ("minmaxcam", {"cache": None, "crr": 10.0, "frr": 10.0}),
     "i2c": ("i2c", _MEAN),
     "acol": ("acol", {"conv": 128}),  # of several convolutions, which cost what one of 1,024 does
-    "spg": ("spg", {"conv": 128}),
+    "spg": ("spg", {"conv": 128, "optimizer": "adamw", "lr": 1e-4}),  # SGD does not start five fresh convolutions
     "psol": (
         "cream_regressor",
         {"maps": "ddt", "teacher_size": 448, "hidden": 512, "form": "xywh", "augment": _FLIPPED},
