@@ -20,19 +20,20 @@ class Affinity(Step):
 
         M'_i = sum_j a_ij M_j / sum_j a_ij,    a_ij = max(cos(g_i, g_j), 0) ** power,
 
-    on the finest of these stages' grids, which has to have at most `cells` positions, else the next coarser one. The
-    map comes in min-max normalised, interpolated bicubically and clamped to [0, 1]; what goes out lies in [0, 1], with
-    less contrast. So a map with its peak on a head spreads over the body that looks like it, and what spilled over the
-    edge falls to the ground's level. It costs no forward: the stages come with the one that made the map.
+    on the finest of these stages' grids, which has to have at most `cells` positions, else the next coarser one, in the
+    end that of F. The map comes in min-max normalised, interpolated bicubically and clamped to [0, 1]; what goes out
+    lies in [0, 1], with less contrast. So a map with its peak on a head spreads over the body that looks like it, and
+    what spilled over the edge falls to the ground's level. It costs no forward: the stages come with the one that made
+    the map.
 
     In a network that has one grid from end to end (vision transformers, mixers) the outputs of blocks at 3/4, 1/2 and
     1/4 of the depth take the place of stages, class tokens left out: the map keeps its grid and spreads over tokens
     that are alike.
 
-    Reads `State.pyramid` and `State.maps` (B, K', h, w); replaces `State.maps`, float32, (B, K', h', w'). Where
-    `State.pyramid` is empty, as in a network of a single layer, maps pass unchanged. A constant map, or one with a NaN
-    or an infinity in it or in its image's stages, becomes zeros. A position at which all features are zero is like no
-    other and keeps its value.
+    Reads `State.pyramid`, `State.maps` (B, K', h, w) and the size of `State.features`; replaces `State.maps`, float32,
+    (B, K', h', w'). Where `State.pyramid` is empty, as in a network of a single layer, maps pass unchanged. A constant
+    map, or one with a NaN or an infinity in it or in its image's stages, becomes zeros. A position at which all
+    features are zero is like no other and keeps its value.
 
     Source: the pixel correlation module of Wang et al., "Self-supervised Equivariant Attention Mechanism for Weakly
     Supervised Semantic Segmentation", CVPR 2020, section 3.3, which trains an embedding of the features for it and has
@@ -72,7 +73,8 @@ class Affinity(Step):
             return state
         self._check(maps, pyramid)
         fitting = [level.shape[2:] for level in pyramid if level.shape[2] * level.shape[3] <= self.cells]
-        grid = fitting[-1] if fitting else maps.shape[2:]
+        coarsest = maps if state.features is None else min(maps, state.features, key=lambda grid: grid.shape[2:])
+        grid = fitting[-1] if fitting else coarsest.shape[2:]
         units = torch.cat([_on_grid(level.float(), grid) for level in pyramid], 1).flatten(2)
         units = normalize(units, dim=1)  # the mean of the stages' cosines
         values = MinMax()(state.replace(maps=maps)).require("maps", self)

@@ -256,6 +256,16 @@ def test_single_cell_maps_become_zeros():
 # --- the grid -------------------------------------------------------------------------------------------------------
 
 
+def test_where_no_stage_has_room_a_finer_map_comes_to_the_grid_of_f():
+    """`best` makes a map on the stage's own grid; affinities of that many positions would take gigabytes."""
+    _, *pyramid = noise(grid=(40, 40), levels=1)
+    finer, features = torch.randn(3, 2, 80, 80), torch.randn(3, 4, 40, 40)
+    result = Affinity(levels=1)(State(maps=finer, features=features, pyramid=tuple(pyramid))).maps
+    small = upsampled(finer, (40, 40))
+    low, high = small.amin((2, 3), keepdim=True), small.amax((2, 3), keepdim=True)
+    torch.testing.assert_close(result, run(small, *pyramid, levels=1) * (high - low) + low)
+
+
 @pytest.mark.parametrize(
     ("cells", "grid"),
     [

@@ -95,7 +95,9 @@ def test_equals_brute_force(classes, gaussian, bilateral, device):
     # moves the float64 result by 2e-4. So these are held to the limit over one iteration, and in float64 over ten.
     assert classes == 11 or difference(result, expected) <= 1e-4
     once = mean_field(unary.to(device), images.to(device), gaussian=gaussian, bilateral=bilateral, iterations=1)
-    assert difference(once, brute_force(unary, images, gaussian, bilateral, 1)) <= 2e-5
+    # Narrow kernels have the longest features. A GPU's fused attention rounds them to within 3e-5 (an H100), not 8e-6.
+    limit = 2e-5 if device == "cpu" else 5e-5
+    assert difference(once, brute_force(unary, images, gaussian, bilateral, 1)) <= limit
     exact = mean_field(unary.double().to(device), images.to(device).double(), gaussian=gaussian, bilateral=bilateral)
     assert exact.dtype == torch.float64 and difference(exact, expected) <= 1e-9
 
