@@ -23,8 +23,8 @@ class Activations:
         logits: The model's own class scores, (B, K).
         features: F as (B, C, h, w).
         decomposition: How the logits come from F.
-        pyramid: Outputs of the network's earlier stages, (B, C', h', w') each, coarse to fine, all finer than F;
-            detached, and only where they were asked for.
+        pyramid: Outputs of the network's earlier stages, (B, C', h', w') each, coarse to fine, finer than F or, where
+            strides were taken out, as fine; detached, and only where they were asked for.
         backward: From F back to those of them at which gradients were asked for.
         activation: What makes probabilities of the logits, as far as the model's output tells.
     """

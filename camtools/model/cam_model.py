@@ -349,8 +349,8 @@ class CamModel(nn.Module):
 
         def watch(probe: Tensor) -> tuple[LevelSpec, ...]:
             with untouched(model), torch.no_grad(), Observer(model, (probe.shape[2], probe.shape[3])) as observer:
-                grid = self._run(model, probe, check=False).decomposition.grid
-            return observer.pyramid(grid)
+                found = self._run(model, probe, check=False).decomposition
+            return observer.pyramid(found.grid, found.layer, found.side)
 
         if self._located is None or self._located.levels is None:
             levels, _ = self._looked(x, watch)

@@ -22,6 +22,7 @@ from camtools.model.cam_model import CamModel, unwrapped
 from camtools.model.decomposition import Decomposition
 from camtools.model.guard import untouched
 from camtools.model.outputs import tensors_in
+from camtools.model.pyramid import COARSER
 
 STRIDES = (8, 16, 32)
 _MAX_POOLS, _AVG_POOLS = ("MaxPool2d", "MaxPool2dSame"), ("AvgPool2d", "AvgPool2dSame")
@@ -35,7 +36,8 @@ def set_output_stride(
     Every convolution and pooling that works beyond that stride loses its stride, and kernels that expected coarser
     inputs are dilated by as much (the à-trous rule: Holschneider et al. 1989; Chen et al., DeepLab, 2015), so that each
     old feature recurs among the new ones, at every `old / stride`-th row and column. Layers that look at the
-    whole image (squeeze-and-excitation) see more cells, so there the features shift a little.
+    whole image (squeeze-and-excitation) see more cells, so there the features shift a little. What camtools takes for
+    the network's stages (`Activations.pyramid`) stays the same.
 
     Args:
         model: A convolutional classifier; left as it was. A `CamModel` gives its own idea of where F is.
@@ -72,8 +74,13 @@ def set_output_stride(
             f"{present if present in STRIDES else 'a smaller one'}"
         )
     spec = cam_model.spec
+    for module in dense.modules():
+        if hasattr(module, COARSER):  # taken out before
+            setattr(module, COARSER, getattr(module, COARSER) * present // stride)
     for layer in _layers(dense, x):
         _densify(dense, layer, stride, dilate)
+        if layer.after > max(layer.before, stride):
+            setattr(dense.get_submodule(layer.name), COARSER, layer.after // stride)
     try:
         after = CamModel(dense, spec, cam_model.adapter).locate(x)
     except CamtoolsError:

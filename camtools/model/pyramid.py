@@ -16,6 +16,8 @@ from camtools.model.outputs import replace_tensor, tensors_in
 
 _MOST_PREFIX_TOKENS = 16
 _FINER = 1.5  # least ratio of sides between one stage's grid and the next; stages usually differ by 2
+COARSER = "camtools_coarser"
+"""Attribute of a layer whose stride was taken out: how many times as coarse its output was when all had theirs."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class LevelSpec:
         index: Which of several tensors, counted as in `FeatureSpec`.
         grid: Rows and columns for the input it was found with.
         prefix_tokens: How many tokens come before the positions.
+        coarser: How many times as coarse the grid would be if no stride had been taken out before it.
     """
 
     layer: str
@@ -35,6 +38,12 @@ class LevelSpec:
     index: int
     grid: tuple[int, int]
     prefix_tokens: int = 0
+    coarser: int = 1
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Rows and columns of the grid that it would be on if no stride had been taken out."""
+        return self.grid[0] / self.coarser, self.grid[1] / self.coarser
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,8 @@ class Observer:
         self._seen: list[LevelSpec] = []
         self._tokens: list[tuple[str, int]] = []  # modules that return a sequence of tokens, and how many
         self._entered: dict[str, int] = {}  # positions of what a module was last called with
+        self._coarser = 1  # of the layers that ran so far, the most
+        self._passed: dict[tuple[str, str], int] = {}  # the same at a module's input and output
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Observer:
@@ -162,8 +173,11 @@ class Observer:
         for handle in self._handles:
             handle.remove()
 
-    def pyramid(self, grid: tuple[int, int]) -> tuple[LevelSpec, ...]:
-        """Return the last tensor of every resolution finer than a grid, coarse to fine; of one that has none, blocks.
+    def pyramid(self, grid: tuple[int, int], layer: str = "", side: str = "output") -> tuple[LevelSpec, ...]:
+        """Return the last tensor of every resolution finer than that of F, coarse to fine; where all are one, blocks.
+
+        Where strides were taken out (`set_output_stride`, or a network that is built with dilations) the resolutions
+        count that there were with them: so stages are the same, and two of them can be on one grid.
 
         A network's stages are modules nearer to its root than what they are built of. So of two resolutions too much
         alike to be two stages the one with the less deeply nested module stays; and of a resolution's tensors those
@@ -171,12 +185,16 @@ class Observer:
 
         Args:
             grid: Rows and columns of F.
+            layer: Dotted name of the layer whose tensor F is.
+            side: Whether it is that layer's "input" or "output".
         """
-        least: dict[tuple[int, int], int] = {}
+        coarser = self._passed.get((layer, side), self._coarser)
+        own = grid[0] / coarser, grid[1] / coarser
+        least: dict[tuple[float, float], int] = {}
         for stage in self._seen:
-            if _ratio(stage.grid, grid) >= _FINER:
-                least[stage.grid] = min(_depth(stage), least.get(stage.grid, _depth(stage)))
-        sizes: list[tuple[int, int]] = []
+            if _ratio(stage.size, own) >= _FINER:
+                least[stage.size] = min(_depth(stage), least.get(stage.size, _depth(stage)))
+        sizes: list[tuple[float, float]] = []
         for size in sorted(least, key=lambda size: (least[size], size)):
             if all(max(_ratio(size, other), _ratio(other, size)) >= _FINER for other in sizes):
                 sizes.append(size)
@@ -184,7 +202,7 @@ class Observer:
         deepest = 0
         for size in sorted(sizes):
             deepest = max(deepest, least[size])
-            found.append([stage for stage in self._seen if stage.grid == size and _depth(stage) <= deepest][-1])
+            found.append([stage for stage in self._seen if stage.size == size and _depth(stage) <= deepest][-1])
         return tuple(found) or self._blocks(grid)
 
     def _blocks(self, grid: tuple[int, int]) -> tuple[LevelSpec, ...]:
@@ -211,11 +229,15 @@ class Observer:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             positions = [_positions(tensor, self._size) for tensor in tensors_in((args, kwargs))]
             self._entered[name] = max(positions, default=0)
+            if self._entered[name] >= self._size[0] * self._size[1]:  # the image: a network begins
+                self._coarser = 1
+            self._coarser = self._passed[name, "input"] = max(self._coarser, _coarser(module))
 
         return hook
 
     def _watcher(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self._passed[name, "output"] = self._coarser
             if isinstance(output, Tensor) and output.dim() == 3 and len(output) == 1 and output.is_floating_point():
                 self._tokens.append((name, output.shape[1]))
             for index, tensor in enumerate(tensors_in(output)):
@@ -223,7 +245,8 @@ class Observer:
                 if layout is not None:
                     rows = tensor.shape[2:] if layout is Layout.NCHW else tensor.shape[1:3]
                     if self._made_of_as_many(name, int(rows[0] * rows[1])):
-                        self._seen.append(LevelSpec(name, layout, index, (int(rows[0]), int(rows[1]))))
+                        size = int(rows[0]), int(rows[1])
+                        self._seen.append(LevelSpec(name, layout, index, size, coarser=self._coarser))
 
         return hook
 
@@ -255,9 +278,20 @@ def _positions(tensor: Tensor, input_size: tuple[int, int]) -> int:
     return tensor.shape[1] if tensor.dim() == 3 else 0
 
 
+def _coarser(module: nn.Module) -> int:
+    """Return how many times as coarse a layer's output would be with all strides; 1 where nothing tells.
+
+    Besides the mark of `set_output_stride`, kernels dilated by 2, 4 or 8 tell: what comes before them lost its stride.
+    """
+    marked = int(getattr(module, COARSER, 1))
+    if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and max(module.dilation) in (2, 4, 8):
+        return max(marked, max(module.dilation))
+    return marked
+
+
 def _depth(stage: LevelSpec) -> int:
     return stage.layer.count(".")
 
 
-def _ratio(fine: tuple[int, int], coarse: tuple[int, int]) -> float:
+def _ratio(fine: tuple[float, float], coarse: tuple[float, float]) -> float:
     return min(fine[0] / coarse[0], fine[1] / coarse[1])

@@ -49,8 +49,8 @@ class State:
             None where no step split the masks.
         resize: Takes maps (B, K', h, w) from the feature grid to the original images' pixels, (B, K', H, W).
             None leaves them at feature resolution.
-        stages: Outputs of the network's earlier stages, (B, C', h', w') each, coarse to fine, all finer than F; empty
-            where it has none.
+        stages: Outputs of the network's earlier stages, (B, C', h', w') each, coarse to fine, finer than F or as fine
+            (`Activations.pyramid`); empty where it has none.
         labels: Which class each map is of, (B, K') int64, on any device; for steps on the feature grid.
         backward: From the features back to the coarsest of `pyramid`; for map steps.
     """
