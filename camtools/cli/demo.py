@@ -39,7 +39,9 @@ def demo(
 
     Exit codes: 0 done, 2 wrong use, 130 interrupted.
     """
-    from camtools.errors import WeightsError
+    from PIL import Image
+
+    from camtools.errors import InputError, WeightsError
 
     if web:
         from camtools.cli.web import serve
@@ -52,6 +54,8 @@ def demo(
         names = [name.strip() for name in pipelines.split(",") if name.strip()]
         if not names:
             raise typer.BadParameter("expected names such as cam,fast", param_hint="--pipelines")
+        if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+            raise InputError(f"{out} cannot be written: expected the name of an image file, such as demo.png")
         beside = out.with_name(f"{out.stem}-scenes{out.suffix}")
         try:
             _save(_photos(names), out)

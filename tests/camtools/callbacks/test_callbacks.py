@@ -83,12 +83,16 @@ def test_a_figure_shows_the_model_as_it_is(photos):
 
 def test_an_accelerator_and_its_tracker(panel, tmp_path):
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
-    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path)
-    accelerator.init_trackers("run")
-    send_image(accelerator, "a", panel, 3)
-    send_image(accelerator.get_tracker("tensorboard"), "a", panel, 4)
-    accelerator.end_training()
+    try:
+        accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path)
+        accelerator.init_trackers("run")
+        send_image(accelerator, "a", panel, 3)
+        send_image(accelerator.get_tracker("tensorboard"), "a", panel, 4)
+        accelerator.end_training()
+    finally:
+        AcceleratorState._reset_state(True)  # else it is the one that the tests after this train with
     found = logged(tmp_path, "a")
     assert [step for step, _ in found] == [3, 4]
     assert all(np.array_equal(image, np.asarray(panel)) for _, image in found)

@@ -56,7 +56,8 @@ def test_other_pipelines_and_seeds_without_the_extra(tmp_path, monkeypatch):
     [
         (("--pipelines", "cam,grad"), "There is no pipeline 'grad'"),
         (("--pipelines", " ,"), "--pipelines"),
-        (("--out", "{tmp}/demo.xyz"), "demo.xyz cannot be written"),
+        (("--out", "{tmp}/demo.xyz"), "demo.xyz cannot be written: expected the name of an image file, such as demo"),
+        (("--out", "{tmp}/demo"), "demo cannot be written: expected the name of an image file, such as demo.png"),
         (("--out", "{tmp}/file/demo.png"), "demo.png cannot be written"),
     ],
 )
