@@ -18,6 +18,7 @@ from camtools.errors import InputError
 from camtools.heads.box_regressor import BoxRegressor
 from camtools.pipeline.pipeline import Pipeline
 from camtools.pipeline.text import named_pipelines
+from camtools.progress import progress_bar
 from camtools.steps.cam import CAM
 from camtools.steps.cream import CREAM, UnitFeatures
 from camtools.steps.ddt import DDT, principal_direction
@@ -172,12 +173,14 @@ class CreamRegressorRecipe(Recipe):
             raise InputError("maps='ddt' looks at all images of a class in one process, but there are several")
         engine = Engine(teacher, [Pipeline([CAM()])], device=trainer.device)
         found: dict[int, tuple[Tensor, Tensor]] = {}
-        for label in sorted({own[0] for own in trainer.data.labels}):
-            members = [i for i, own in enumerate(trainer.data.labels) if own[0] == label]
-            batches = trainer.plain_batches(members, self.config.teacher_size)
-            found[label] = principal_direction(
-                torch.cat([engine.forward(batch.images).activations.features.float().cpu() for batch in batches])
-            )
+        with progress_bar(len(trainer.data), "Looking for what classes share") as advance:
+            for label in sorted({own[0] for own in trainer.data.labels}):
+                members = [i for i, own in enumerate(trainer.data.labels) if own[0] == label]
+                batches = trainer.plain_batches(members, self.config.teacher_size)
+                found[label] = principal_direction(
+                    torch.cat([engine.forward(batch.images).activations.features.float().cpu() for batch in batches])
+                )
+                advance(len(members))
         step.mean, step.vectors = (torch.zeros(trainer.classes, len(found[min(found)][0])) for _ in range(2))
         for label, (mean, vector) in found.items():
             step.mean[label], step.vectors[label] = mean, vector
