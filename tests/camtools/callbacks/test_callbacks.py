@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -35,6 +36,14 @@ def logged(folder: Path, tag: str = "explanations") -> list[tuple[int, np.ndarra
                 for event in reader.Images(tag)
             ]
     return sorted(found, key=lambda pair: pair[0])
+
+
+@pytest.fixture(autouse=True)
+def _forgotten() -> Iterator[None]:
+    """Let no test's accelerator, or that of a library's trainer, be the one that later tests train with."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
 
 
 @pytest.fixture
@@ -83,16 +92,12 @@ def test_a_figure_shows_the_model_as_it_is(photos):
 
 def test_an_accelerator_and_its_tracker(panel, tmp_path):
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
 
-    try:
-        accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path)
-        accelerator.init_trackers("run")
-        send_image(accelerator, "a", panel, 3)
-        send_image(accelerator.get_tracker("tensorboard"), "a", panel, 4)
-        accelerator.end_training()
-    finally:
-        AcceleratorState._reset_state(True)  # else it is the one that the tests after this train with
+    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path)
+    accelerator.init_trackers("run")
+    send_image(accelerator, "a", panel, 3)
+    send_image(accelerator.get_tracker("tensorboard"), "a", panel, 4)
+    accelerator.end_training()
     found = logged(tmp_path, "a")
     assert [step for step, _ in found] == [3, 4]
     assert all(np.array_equal(image, np.asarray(panel)) for _, image in found)
