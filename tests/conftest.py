@@ -25,6 +25,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("YOLO_OFFLINE", "true")  # of ultralytics, which asks the network and writes settings otherwise
 os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.gettempdir())
 REPO = Path(__file__).resolve().parent.parent
+if "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
+    torch.set_num_threads(1)  # a test's tensors are small, and every core has a worker
 typer.testing._get_command = functools.cache(typer.testing._get_command)  # else each run builds all commands anew
 
 # Of the fuzz tests; here, because `--hypothesis-profile` is read before their own folder is.
