@@ -73,8 +73,8 @@ class Affinity(Step):
             return state
         self._check(maps, pyramid)
         fitting = [level.shape[2:] for level in pyramid if level.shape[2] * level.shape[3] <= self.cells]
-        coarsest = maps if state.features is None else min(maps, state.features, key=lambda grid: grid.shape[2:])
-        grid = fitting[-1] if fitting else coarsest.shape[2:]
+        own = maps.shape[2:] if state.features is None else min(maps.shape[2:], state.features.shape[2:])
+        grid = fitting[-1] if fitting else own
         units = torch.cat([_on_grid(level.float(), grid) for level in pyramid], 1).flatten(2)
         units = normalize(units, dim=1)  # the mean of the stages' cosines
         values = MinMax()(state.replace(maps=maps)).require("maps", self)
